@@ -1,0 +1,75 @@
+"""The parts of a recipe that stages take as arguments: one strategy, one threshold, one training phase, the trainer.
+
+They stand on floor 0 so that a stage and the recipe (floor 3) speak of the same thing without seeing each other.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from milonga.core.records import Record
+
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
+Difference = Annotated[float, Field(ge=-2.0, le=2.0)]
+
+
+class Strategy(Record):
+    """One way to make candidates (§4.1.1): whose words, how many denoising steps, which guidance.
+
+    `words="caption"` asks for one clip per entry of `steps`, all from the prompt's own words; `"perturbed"` and
+    `"temporal"` ask for one clip of the own words and one for each of up to `count` wrong captions, with `steps[0]`;
+    `"temporal"` only for prompts with a temporal word (τ2).
+    """
+
+    name: str = Field(min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    guidance: float = Field(ge=0.0, allow_inf_nan=False)
+    words: Literal["caption", "perturbed", "temporal"] = "caption"
+    count: int = Field(default=0, ge=0)
+
+
+class Threshold(Record):
+    """What a pair must meet by one scorer (§4.1.2), in cosine similarity.
+
+    The winner scores at least `alpha` and the loser at least `beta`; their difference lies within `delta_low` and
+    `delta_high`.
+    """
+
+    scorer: str = Field(min_length=1)
+    alpha: Cosine
+    beta: Cosine
+    delta_low: Difference
+    delta_high: Difference
+
+
+class Phase(Record):
+    """One phase of training: a loss, for how many epochs, its β, and its rate (None: the settings' rate)."""
+
+    loss: str = Field(min_length=1)
+    epochs: int = Field(ge=1)
+    beta: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    learning_rate: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+
+
+class Settings(Record):
+    """How the trainer steps, whatever the loss; `ema` is a decay and 0 turns it off.
+
+    `anchor` weighs the plain denoising loss on real clips beside the preference loss, `snr_gamma` is min-SNR
+    weighting (None: off), and `keep` is how many checkpoints stay on disk.
+    """
+
+    batch_size: int = Field(default=16, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0.0, allow_inf_nan=False)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["linear", "constant"] = "linear"
+    weight_decay: float = Field(default=1e-2, ge=0.0, allow_inf_nan=False)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    timesteps: Literal["uniform", "high-noise"] = "uniform"
+    shared_noise: bool = True
+    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    anchor: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    snr_gamma: float | None = Field(default=None, gt=0.0)
+    checkpoint_every: int = Field(default=100, ge=1)
+    keep: int = Field(default=2, ge=1)
