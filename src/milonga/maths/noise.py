@@ -1,0 +1,91 @@
+"""The forward process (Eq. 3), what a U-Net is asked to predict from it, and every draw of noise and timestep.
+
+All draws come from CPU generators named by what they are for, never from the global stream: a run that resumes, or a
+clip that is made in another batch, sees exactly the same numbers.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from milonga.core.ids import derive_seed
+
+Prediction = Literal["v_prediction", "epsilon"]
+Timesteps = Literal["uniform", "high-noise"]
+
+
+def seeded(seed: int, *parts: object) -> torch.Generator:
+    """A CPU generator whose stream depends on `seed` and on every one of `parts`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *parts))
+
+
+def add_noise(x: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noisy latents √ᾱ·x + √(1−ᾱ)·noise (Eq. 3, whose printed (1−ᾱ) lacks the root).
+
+    x, noise: (B, ...); alpha_bar: (B,), each item's ᾱ at its own timestep.
+    """
+    signal, spread = _rates(alpha_bar, x)
+    return signal * x + spread * noise
+
+
+def velocity(x: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The v-prediction target √ᾱ·noise − √(1−ᾱ)·x (Salimans & Ho 2022); shapes as in `add_noise`."""
+    signal, spread = _rates(alpha_bar, x)
+    return signal * noise - spread * x
+
+
+def target(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction) -> Tensor:
+    """What the U-Net should answer: the noise itself (Eq. 4) or the velocity (what Tango's checkpoints predict).
+
+    Raises ValueError for any other `prediction`.
+    """
+    if prediction == "epsilon":
+        return noise
+    if prediction == "v_prediction":
+        return velocity(x, noise, alpha_bar)
+    raise ValueError(f"prediction must be 'v_prediction' or 'epsilon', not {prediction!r}")
+
+
+def timesteps(kind: Timesteps, count: int, total: int, generator: torch.Generator) -> Tensor:
+    """`count` timesteps in 0 … total−1, int64, shape (count,).
+
+    "uniform": every step alike (Eq. 4, n ~ U). "high-noise": ⌊total·(1 − ¾u²)⌋ with u uniform, never below a quarter
+    of the way: the layout of sounds in time is decided at high noise. Raises ValueError for another `kind`.
+    """
+    if kind == "uniform":
+        return torch.randint(total, (count,), generator=generator)
+    if kind == "high-noise":
+        u = torch.rand(count, generator=generator, dtype=torch.float64)
+        return (total * (1 - 0.75 * u * u)).long().clamp(max=total - 1)
+    raise ValueError(f"timesteps must be 'uniform' or 'high-noise', not {kind!r}")
+
+
+def signal_to_noise(alpha_bar: Tensor) -> Tensor:
+    """SNR = ᾱ / (1 − ᾱ), any shape; 0 where ᾱ is 0 (zero terminal SNR), infinite where it is 1."""
+    return alpha_bar / (1 - alpha_bar)
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction: Prediction) -> Tensor:
+    """The Min-SNR weight of an error (Hang et al. 2023): min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v.
+
+    The released Tango code uses the ε form on its v errors. Finite at SNR 0 and ∞.
+    """
+    if prediction == "epsilon":
+        return (gamma / snr).clamp(max=1.0)
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
+def clip_noise(seeds: Sequence[int], shape: Sequence[int], step: int) -> Tensor:
+    """Standard normal noise (len(seeds), *shape) for one sampling step, float32 on the CPU.
+
+    Each clip's noise is drawn from its own seed and the step's index, so it is the same alone or in any batch.
+    """
+    return torch.stack([torch.randn(tuple(shape), generator=seeded(seed, "clip", step)) for seed in seeds])
+
+
+def _rates(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1−ᾱ), shaped to multiply `like` item by item, in its type and on its device."""
+    alpha = alpha_bar.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
+    return alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype)

@@ -1,0 +1,102 @@
+"""The forward process and its draws: laws that must hold for any input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milonga.maths.noise import (
+    add_noise,
+    clip_noise,
+    min_snr_weight,
+    seeded,
+    signal_to_noise,
+    target,
+    timesteps,
+    velocity,
+)
+
+alphas = st.floats(0.0, 1.0)
+
+
+def latents(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 2, 8, 3, 4, generator=generator).double().unbind(0)  # type: ignore[return-value]
+
+
+@settings(deadline=None)
+@given(alphas, alphas)
+def test_clean_latents_and_noise_come_back_from_noisy_latents_and_velocity(a: float, b: float) -> None:
+    x, noise = latents()
+    alpha = torch.tensor([a, b], dtype=torch.float64)
+    noisy, v = add_noise(x, noise, alpha), velocity(x, noise, alpha)
+    signal, spread = (r.sqrt().reshape(-1, 1, 1, 1) for r in (alpha, 1 - alpha))
+    torch.testing.assert_close(signal * noisy - spread * v, x)
+    torch.testing.assert_close(spread * noisy + signal * v, noise)
+
+
+def test_no_noise_at_alpha_one_and_only_noise_at_alpha_zero() -> None:
+    x, noise = latents()
+    noisy = add_noise(x, noise, torch.tensor([1.0, 0.0]))
+    assert torch.equal(noisy[0], x[0])
+    assert torch.equal(noisy[1], noise[1])
+
+
+def test_target_is_the_noise_or_the_velocity() -> None:
+    x, noise = latents()
+    alpha = torch.tensor([0.3, 0.9])
+    assert target(x, noise, alpha, "epsilon") is noise
+    assert torch.equal(target(x, noise, alpha, "v_prediction"), velocity(x, noise, alpha))
+    with pytest.raises(ValueError, match="sample"):
+        target(x, noise, alpha, "sample")  # type: ignore[arg-type]
+
+
+def test_uniform_timesteps_reach_both_ends_and_have_the_mean_of_a_uniform() -> None:
+    drawn = timesteps("uniform", 20_000, 1000, seeded(1))
+    assert drawn.min() < 5
+    assert drawn.max() > 994
+    assert drawn.max() < 1000
+    assert abs(drawn.double().mean() - 499.5) < 8
+
+
+def test_high_noise_timesteps_lie_in_the_upper_three_quarters_with_mean_three_quarters() -> None:
+    drawn = timesteps("high-noise", 20_000, 1000, seeded(1))
+    assert 250 <= drawn.min() < 260
+    assert drawn.max() == 999
+    assert abs(drawn.double().mean() - 749.5) < 6  # E[1 - 3/4 u^2] = 3/4
+
+
+def test_an_unknown_way_to_draw_timesteps_is_refused() -> None:
+    with pytest.raises(ValueError, match="high-noise"):
+        timesteps("sometimes", 1, 10, seeded(1))  # type: ignore[arg-type]
+
+
+@settings(deadline=None)
+@given(st.floats(0.0, 1.0, exclude_max=True), st.floats(0.5, 20.0))
+def test_min_snr_weights_are_the_papers_in_both_forms(alpha: float, gamma: float) -> None:
+    snr = signal_to_noise(torch.tensor(alpha, dtype=torch.float64))
+    low = min(float(snr), gamma)
+    assert float(min_snr_weight(snr, gamma, "v_prediction")) == pytest.approx(low / (float(snr) + 1))
+    expected = low / float(snr) if snr > 0 else 1.0
+    assert float(min_snr_weight(snr, gamma, "epsilon")) == pytest.approx(expected)
+
+
+def test_min_snr_weights_are_finite_at_infinite_snr() -> None:
+    snr = signal_to_noise(torch.tensor([1.0]))
+    assert float(min_snr_weight(snr, 5.0, "epsilon")) == 0.0
+    assert float(min_snr_weight(snr, 5.0, "v_prediction")) == 0.0
+
+
+def test_a_clips_noise_is_its_own_alone_or_in_a_batch() -> None:
+    batch = clip_noise([3, 2**62, 11], (8, 4, 5), step=2)
+    assert batch.shape == (3, 8, 4, 5)
+    assert torch.equal(batch[1:2], clip_noise([2**62], (8, 4, 5), step=2))
+    assert not torch.equal(batch, clip_noise([3, 2**62, 11], (8, 4, 5), step=3))
+    assert abs(float(batch.std()) - 1) < 0.1
+
+
+def test_draws_leave_the_global_stream_alone() -> None:
+    before = torch.random.get_rng_state()
+    clip_noise([1], (2, 2), 0)
+    timesteps("high-noise", 4, 10, seeded(5, "t"))
+    assert torch.equal(before, torch.random.get_rng_state())
