@@ -165,7 +165,7 @@ def _group(group: Sequence[str], way: str, counts: Mapping[str, int], rng: np.ra
     """Overlapping sounds as a clause ("c") or a noun phrase ("n")."""
     if len(group) == 1:
         return _sound(group[0], way, counts, rng)
-    shuffled = [group[i] for i in rng.permutation(len(group))]
+    shuffled = [str(label) for label in rng.permutation(list(group))]
     tables = (_TIGHT_CLAUSE, _TIGHT_NOUN) if tight else (_TOGETHER_CLAUSE, _TOGETHER_NOUN)
     template = _one_of(rng, tables["cn".index(way)][len(group)])
     return _fill(template, [_sayer((label,), counts, rng) for label in shuffled])

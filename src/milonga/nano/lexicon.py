@@ -212,7 +212,7 @@ VOICES: dict[str, Voice] = {
     "Helicopter": _voice(
         _one("a helicopter|a chopper", "fly|fly overhead|hover|pass overhead|whir"),
         _many("helicopter blades|helicopter rotors", "spin|whir|chop"),
-        nouns="a helicopter|the whirring of helicopter blades|helicopter blades|a hovering helicopter",
+        nouns="a helicopter|the whirring of helicopter blades|a hovering helicopter|helicopter rotors|rotor blades",
         adverbs="loudly|nearby|in the distance",
     ),
     "Bell": _voice(
@@ -239,7 +239,7 @@ VOICES: dict[str, Voice] = {
         _one("a keyboard|a computer keyboard", "click|clack|clatter"),
         _one("someone|a person", "type|type on a keyboard|type on a computer keyboard"),
         _many("keys on a keyboard|keyboard keys", "click|clack"),
-        nouns="typing on a keyboard|keyboard typing|the clacking of keys on a keyboard|the clicking of a keyboard|typing on a computer keyboard",
+        nouns="typing on a keyboard|the clicking of a keyboard|computer keyboard typing|keyboard clicks",
         adverbs="quickly|rapidly|steadily",
     ),
     "Knock": _voice(
