@@ -1,0 +1,28 @@
+"""Names made from content, and seeds made from names.
+
+An id is a hash of what a thing *is*, so the same request has the same id in every run, shard, batch and engine; a
+clip's seed is derived from the run's seed and that id, so no two requests share a noise by accident and no result
+depends on batch size, order or the moment of a crash.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def content_id(*parts: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `parts` written as canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def derive_seed(seed: int, *parts: Any) -> int:
+    """A 63-bit seed that depends on the run's `seed` and on every one of `parts` (non-negative, fits int64)."""
+    return int(content_id(seed, *parts), 16) >> 1
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex; read in blocks, so any size will do."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,83 @@
+"""The parts that a run is put together from, as Protocols: the smallest thing each stage asks for.
+
+A stage receives its parts as arguments; which class stands behind one is decided on the top floor (`app.registry`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from milonga.core.records import Clip, Event, Prompt, Request
+
+
+class Model(Protocol):
+    """Makes clips from requests."""
+
+    name: str
+    rate: int
+
+    def generate(self, requests: Sequence[Request]) -> list[Clip]:
+        """One clip per request, each from its own words, steps, guidance and seed, whatever else is in the batch."""
+        ...
+
+
+class Scorer(Protocol):
+    """Says how well a clip fits a text."""
+
+    name: str
+
+    def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
+        """Cosine similarities, shape (N,), of N clips with N texts; NaN where a clip cannot be judged."""
+        ...
+
+
+class Tagger(Protocol):
+    """Hears which events are in a clip, and when."""
+
+    name: str
+    classes: tuple[str, ...]
+
+    def hear(self, clips: Sequence[Clip]) -> list[list[Event]]:
+        """The events heard in each of N clips, sorted by onset."""
+        ...
+
+    def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) and class logits (N, K) of N clips."""
+        ...
+
+
+class TextEmbedder(Protocol):
+    """Places sentences in a space where near means alike."""
+
+    name: str
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """One unit-norm row per text, shape (N, D)."""
+        ...
+
+
+class Perturber(Protocol):
+    """Rewrites a caption into close but wrong ones."""
+
+    name: str
+
+    def perturb(self, prompt: Prompt, count: int, temporal: bool, seed: int) -> list[str]:
+        """Up to `count` distinct wrong captions of similar length; `temporal` asks for changes of order as well.
+
+        Fewer than `count` (even none) come back when the caption does not allow more; the caller records that.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Where sharded work runs."""
+
+    name: str
+
+    def run(self, work: Callable[[str], int], shards: Sequence[str]) -> Iterable[tuple[str, int]]:
+        """Calls `work(shard)` once for each shard and yields (shard, items done) as each finishes.
+
+        Order is not promised. An exception in any piece of work stops the rest and is raised to the caller.
+        """
+        ...

@@ -1,0 +1,172 @@
+"""The nouns: every record that Milonga's stages exchange and its run folder stores.
+
+Records are frozen and strict: a field that is not listed here does not exist. New information gets a typed field
+first, then the step that fills it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from milonga.core.ids import content_id, derive_seed
+
+# What a caption asks for, where that is known: groups in order of time; the sounds of one group overlap.
+# "a dog barks while it rains, then a bell" is (("Dog", "Rain"), ("Bell",)).
+Scene = tuple[tuple[str, ...], ...]
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Prompt(Record):
+    """A caption with an id, its source, its tags (`temporal`, `multi-concept`) and, where known, its scene."""
+
+    id: str
+    text: str
+    source: str
+    tags: tuple[str, ...] = ()
+    scene: Scene | None = None
+
+    @classmethod
+    def of(cls, text: str, source: str, tags: tuple[str, ...] = (), scene: Scene | None = None) -> "Prompt":
+        """A prompt whose id is the hash of its text: the same caption has the same id wherever it comes from."""
+        return cls(id=content_id(text), text=text, source=source, tags=tags, scene=scene)
+
+
+class Request(Record):
+    """One clip to make: the prompt it stands for and the words really used, which differ when they are perturbed.
+
+    One clip may serve several strategies (x_τ of strategies 2 and 3 is also a sample of strategy 1.2), so the id
+    leaves them out and `strategies` lists them.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    words: str
+    strategies: tuple[str, ...]
+    steps: int
+    guidance: float
+    number: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        run_seed: int,
+        prompt: Prompt,
+        words: str,
+        steps: int,
+        guidance: float,
+        number: int = 0,
+        strategies: tuple[str, ...] = (),
+    ) -> "Request":
+        """A request whose id is the hash of what it asks for, and whose seed derives from `run_seed` and that id."""
+        name = content_id(prompt.id, words, steps, guidance, number)
+        return cls(
+            id=name,
+            prompt_id=prompt.id,
+            prompt=prompt.text,
+            words=words,
+            strategies=strategies,
+            steps=steps,
+            guidance=guidance,
+            number=number,
+            seed=derive_seed(run_seed, name),
+        )
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the clip is made from the prompt's own words."""
+        return self.words == self.prompt
+
+
+class Candidate(Record):
+    """A request whose clip was made, with its scores against the prompt's own words, one per scorer (may be NaN)."""
+
+    request: Request
+    scores: dict[str, float]
+
+
+class Pair(Record):
+    """A winner and a loser for one prompt, with everything needed to make or judge them again.
+
+    `refused` is empty for a pair that is kept; otherwise it names the condition that refused it.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    strategy: str
+    chosen_id: str
+    rejected_id: str
+    chosen_words: str
+    rejected_words: str
+    chosen_steps: int
+    rejected_steps: int
+    chosen_seed: int
+    rejected_seed: int
+    chosen_scores: dict[str, float]
+    rejected_scores: dict[str, float]
+    refused: str = ""
+
+
+class Refusal(Record):
+    """Something that could not go on, at which stage, and why; the refused are kept."""
+
+    stage: str
+    id: str
+    reason: str
+
+
+class Event(Record):
+    """One sound heard or placed in a clip: its class, and when it begins and ends in seconds."""
+
+    label: str
+    onset: float
+    offset: float
+
+
+class Summary(Record):
+    """A metric's value for one system on one split, with its 95 % interval and the protocol that made it."""
+
+    system: str
+    split: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    protocol: str
+
+
+class Comparison(Record):
+    """Two systems over the same prompts: difference = a − b, its 95 % interval, and which is better (or neither)."""
+
+    split: str
+    metric: str
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+    better: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A mono waveform, float32 in [-1, 1] with shape (samples,), and its sampling rate in Hz."""
+
+    waveform: np.ndarray
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """The clip's length in seconds."""
+        return len(self.waveform) / self.rate

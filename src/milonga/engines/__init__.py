@@ -1,0 +1,1 @@
+"""Floor 2: where sharded work runs."""

@@ -1,0 +1,1 @@
+"""Floor 2: the listeners: text-audio similarity, taggers and embedders."""

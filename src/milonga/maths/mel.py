@@ -1,0 +1,82 @@
+"""The mel front end: one function for every log-mel picture in Milonga, told by a handful of settings.
+
+Tango's (FACTS §2): magnitude, Slaney mel, natural logarithm of at least 1e-5, time as rows. Listeners differ only in
+their settings. The DC part is never removed here; loudness is `normalise`'s business.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class MelSettings:
+    """A front end: rate and band edges in Hz, window, FFT and hop in samples, `power` 1 (magnitude) or 2."""
+
+    rate: int = 16000
+    fft: int = 1024
+    hop: int = 160
+    bands: int = 64
+    low: float = 0.0
+    high: float = 8000.0
+    power: float = 1.0
+    floor: float = 1e-5
+    decibels: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for a config file."""
+        return asdict(self)
+
+
+def hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
+    """Slaney's mel scale: linear below 1 kHz (200/3 Hz a mel), logarithmic above."""
+    return np.where(hertz < 1000, hertz * 3 / 200, 15 + np.log(np.maximum(hertz, 1e-9) / 1000) * 27 / np.log(6.4))
+
+
+def mel_to_hertz(mels: np.ndarray) -> np.ndarray:
+    """The inverse of `hertz_to_mel`."""
+    return np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
+
+
+@lru_cache(maxsize=16)
+def mel_matrix(settings: MelSettings) -> torch.Tensor:
+    """Triangular bands of equal area (Slaney's normalisation), shape (bands, fft/2+1), float32."""
+    edges = mel_to_hertz(np.linspace(*hertz_to_mel(np.array([settings.low, settings.high])), settings.bands + 2))
+    hertz = np.linspace(0, settings.rate / 2, settings.fft // 2 + 1)
+    rising = (hertz - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - hertz) / np.diff(edges)[1:, None]
+    triangles = np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
+    return torch.from_numpy(triangles.astype(np.float32))
+
+
+def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
+    """Log-mel pictures, shape (B, frames, bands), of waveforms (B, samples); frames = samples // hop.
+
+    Centred frames with reflected edges and a periodic Hann window; the last, surplus frame is cropped as the original
+    does. Values are clipped to [-1, 1] and NaN becomes 0 before the transform (FACTS §2, step 5).
+    """
+    waveforms = torch.nan_to_num(waveforms.clamp(-1, 1))
+    window = torch.hann_window(settings.fft, device=waveforms.device, dtype=waveforms.dtype)
+    spectrum = torch.stft(
+        waveforms, settings.fft, settings.hop, window=window, center=True, pad_mode="reflect", return_complex=True
+    ).abs()
+    matrix = mel_matrix(settings).to(spectrum)
+    mel = (matrix @ spectrum**settings.power).clamp(min=settings.floor)
+    picture = 10 * torch.log10(mel) if settings.decibels else torch.log(mel)
+    return picture[..., : waveforms.shape[-1] // settings.hop].transpose(-1, -2)
+
+
+def normalise(waveform: np.ndarray) -> np.ndarray:
+    """Removes the mean and brings the peak to 0.5 (FACTS §2, steps 2 and 4); silence stays silence, where the
+    original divides zero by zero."""
+    centred = waveform - waveform.mean()
+    peak = np.abs(centred).max()
+    return (centred / peak * 0.5 if peak > 0 else centred).astype(np.float32)
+
+
+def fit(waveform: np.ndarray, samples: int) -> np.ndarray:
+    """Crops or zero-pads a waveform at its end to `samples` samples (FACTS §2, step 3)."""
+    return np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))

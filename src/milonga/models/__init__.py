@@ -1,0 +1,1 @@
+"""Floor 2: the models that make clips from prompts."""

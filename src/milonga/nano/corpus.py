@@ -1,0 +1,115 @@
+"""The corpus that the nano weights are trained on: rendered scenes as log-mel pictures with frame-level truth.
+
+Cut into shards of safetensors, written aside and renamed: a shard that exists is finished, so rendering can be killed
+and started again. Captions are not stored: they are drawn anew from a clip's scene whenever it is used.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from milonga.core.ids import derive_seed
+from milonga.core.records import Scene
+from milonga.maths.mel import MelSettings, log_mel, normalise
+from milonga.nano.world import CLASSES, SECONDS, Sounding, draw_counts, draw_scene, render
+
+# One front end for all of nano; hop 256 makes 4.096 s exactly 256 frames, three halvings of which the VAE takes.
+MEL = MelSettings(hop=256)
+FRAMES = 256
+SHARD = 500
+# Truth is kept at a quarter of the mel's frame rate: 64 frames of 64 ms, the tagger's resolution.
+TRUTH_FRAMES = 64
+
+
+@dataclass
+class Corpus:
+    """Clips as tensors: mels (N, 256, 64) float16, truth (N, 64, classes) uint8, their scenes and counts."""
+
+    mels: torch.Tensor
+    truth: torch.Tensor
+    scenes: list[Scene]
+    counts: list[dict[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def part(self, start: int, stop: int) -> "Corpus":
+        """The clips from `start` up to `stop`."""
+        chosen = slice(start, stop)
+        return Corpus(self.mels[chosen], self.truth[chosen], self.scenes[chosen], self.counts[chosen])
+
+
+def sounding(seed: int, index: int) -> Sounding:
+    """Clip number `index` of the corpus with this seed: a scene drawn by chance, rendered."""
+    rng = np.random.default_rng(derive_seed(seed, "scene", index))
+    scene = draw_scene(rng)
+    return render(scene, derive_seed(seed, "clip", index), draw_counts(scene, rng))
+
+
+def frame_truth(clip: Sounding) -> np.ndarray:
+    """Which classes sound in which of 64 frames, shape (64, classes), uint8."""
+    centres = (np.arange(TRUTH_FRAMES) + 0.5) * SECONDS / TRUTH_FRAMES
+    truth = np.zeros((TRUTH_FRAMES, len(CLASSES)), dtype=np.uint8)
+    for event in clip.events:
+        truth[(centres >= event.onset) & (centres <= event.offset), CLASSES.index(event.label)] = 1
+    return truth
+
+
+def write_shard(path: Path, seed: int, first: int) -> None:
+    """Renders `SHARD` clips from number `first` on into one file, written aside and renamed."""
+    clips = [sounding(seed, first + offset) for offset in range(SHARD)]
+    waves = torch.from_numpy(np.stack([normalise(clip.clip.waveform) for clip in clips]))
+    mels = torch.cat([log_mel(part, MEL) for part in waves.split(50)]).half()
+    truth = torch.from_numpy(np.stack([frame_truth(clip) for clip in clips]))
+    scenes = json.dumps([[clip.scene, clip.counts] for clip in clips])
+    aside = path.with_suffix(f".part{os.getpid()}")
+    aside.write_bytes(save({"mels": mels, "truth": truth}, metadata={"scenes": scenes}))
+    aside.rename(path)
+
+
+def shard_paths(folder: Path, seed: int, clips: int) -> list[tuple[Path, int]]:
+    """Each shard's path and the number of its first clip, for a corpus of at least `clips` clips."""
+    return [(folder / f"{seed}-{first:06d}.safetensors", first) for first in range(0, clips, SHARD)]
+
+
+def build(folder: Path, seed: int, clips: int, done: Callable[[int], None]) -> None:
+    """Renders what is missing of a corpus; `done(n)` is told after each shard how many clips exist.
+
+    Several processes may work on one folder: each skips what another has finished, so at worst a shard is made twice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, first in shard_paths(folder, seed, clips):
+        if not path.exists():
+            write_shard(path, seed, first)
+        done(min(clips, first + SHARD))
+
+
+def read_shard(path: Path) -> tuple[torch.Tensor, torch.Tensor, list[tuple[Scene, dict[str, int]]]]:
+    """One shard's mels, truth, and (scene, counts) of every clip."""
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["scenes"])
+        rows = [(tuple(tuple(group) for group in scene), counts) for scene, counts in described]
+        return file.get_tensor("mels"), file.get_tensor("truth"), rows
+
+
+def load(folder: Path, seed: int, clips: int) -> Corpus:
+    """A rendered corpus as one `Corpus` of exactly `clips` clips.
+
+    Raises FileNotFoundError for a shard that `build` has not made.
+    """
+    shards = [read_shard(path) for path, _ in shard_paths(folder, seed, clips)]
+    rows = [row for shard in shards for row in shard[2]]
+    whole = Corpus(
+        torch.cat([shard[0] for shard in shards]),
+        torch.cat([shard[1] for shard in shards]),
+        [scene for scene, _ in rows],
+        [counts for _, counts in rows],
+    )
+    return whole.part(0, clips)

@@ -1,0 +1,1 @@
+"""Floor 2: rewriting a caption into close but wrong ones."""

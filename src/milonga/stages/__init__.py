@@ -1,0 +1,1 @@
+"""Floor 2: the paper, one verb per file."""
