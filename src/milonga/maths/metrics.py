@@ -1,0 +1,149 @@
+"""Metrics: functions of what was heard, over a set of clips or in one clip whose scene is known (§5.3). Numpy only.
+
+Over sets: Fréchet distance, KL divergence and inception score as the AudioLDM toolkit defines them, checked against its
+recorded numbers. Which features go in decides what comes out: the paper's FAD takes VGGish rows, KL and IS take PANNs
+logits. Of one clip: which of the events that its caption asks for are heard, and in what order.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from milonga.core.errors import DataError
+from milonga.core.records import Event, Scene
+
+KL_FLOOR = 1e-6  # the toolkit adds it to the generated probabilities only, and does not renormalise
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of two sets of feature rows (Na, D) and (Nb, D): |μa−μb|² + tr Σa + tr Σb − 2 tr (ΣaΣb)^½.
+
+    Exact also where rows are fewer than dimensions, and free of matrix roots: with Σ = RᵀR, the last trace is the sum
+    of the singular values of Ra·Rbᵀ, whose sides are min(N, D). Covariances are unbiased (N − 1). Its expectation
+    falls with N, so only equal N compare. Raises DataError for rows that are not finite, too few, or do not match.
+    """
+    a, b = _rows(a, "features"), _rows(b, "features")
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise DataError(f"a Fréchet distance needs two or more rows a side, equally wide, not {a.shape} and {b.shape}")
+    gap = a.mean(axis=0) - b.mean(axis=0)
+    root_a, root_b = _root(a), _root(b)
+    overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    distance = gap @ gap + np.square(root_a).sum() + np.square(root_b).sum() - 2 * overlap
+    return max(float(distance), 0.0)
+
+
+def kl_softmax(reference_logits: np.ndarray, generated_logits: np.ndarray) -> np.ndarray:
+    """KL(reference ‖ generated) per clip, in nats, shape (N,), from class logits (N, K).
+
+    Row i is the same clip in both. p = softmax(reference), q = softmax(generated) + 1e-6. The
+    published figure is the mean of these. Raises DataError for logits that are not finite or do not match.
+    """
+    reference, generated = _rows(reference_logits, "logits"), _rows(generated_logits, "logits")
+    if reference.shape != generated.shape:
+        raise DataError(f"reference logits {reference.shape} and generated logits {generated.shape} differ in shape")
+    log_p = _log_softmax(reference)
+    log_q = np.log(np.exp(_log_softmax(generated)) + KL_FLOOR)
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+
+
+def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
+    """Inception score of class logits (N, K): mean and standard deviation (ddof 0) over `splits` parts.
+
+    Each part scores exp(mean KL(p_i ‖ mean p)); clips are dealt to parts by the toolkit's permutation (seed 2020). No
+    part can score more than N/splits, so compare only equal N and splits. Raises DataError if there are fewer clips
+    than splits, or logits are not finite.
+    """
+    logits = _rows(logits, "logits")
+    if not 1 <= splits <= len(logits):
+        raise DataError(f"an inception score of {len(logits)} clips cannot have {splits} splits: lower the splits")
+    order = np.random.RandomState(seed).permutation(len(logits))
+    log_p = _log_softmax(logits[order])
+    edges = np.arange(splits + 1) * len(logits) // splits
+    scores = [_specificity(log_p[start:stop]) for start, stop in pairwise(edges)]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def presence(scene: Scene, events: Sequence[Event]) -> float:
+    """The share of the asked events that are heard, 0 to 1.
+
+    A class that is asked for k times counts k times and has to be heard k times. Raises DataError for an empty scene.
+    """
+    onsets = [onset for group in _onsets(scene, events) for onset in group]
+    return sum(onset is not None for onset in onsets) / len(onsets)
+
+
+def all_present(scene: Scene, events: Sequence[Event]) -> bool:
+    """Whether every asked event is heard, in whatever order."""
+    return presence(scene, events) == 1.0
+
+
+def extra(scene: Scene, events: Sequence[Event]) -> int:
+    """The number of classes heard that the scene does not ask for; hearing one of them often counts once."""
+    return len({event.label for event in events} - {label for group in scene for label in group})
+
+
+def order_heard(scene: Scene, events: Sequence[Event]) -> bool | None:
+    """Whether the events are heard in the asked order; None if some asked event is not heard at all.
+
+    Every event of a group must begin strictly before every event of the next. A class is placed where it is first
+    heard; one that is asked for again is placed, at its k-th mention, where it is heard for the k-th time (so a sound
+    that is heard in pieces can fail a scene that repeats it). A scene of one group is in order as soon as it is heard.
+    """
+    onsets = _onsets(scene, events)
+    placed = [[onset for onset in group if onset is not None] for group in onsets]
+    if sum(map(len, placed)) < sum(map(len, onsets)):
+        return None
+    return all(max(first) < min(then) for first, then in pairwise(placed))
+
+
+def in_order(scene: Scene, events: Sequence[Event]) -> bool:
+    """Whether all asked events are heard, and in the asked order: a missing event counts as wrong."""
+    return order_heard(scene, events) is True
+
+
+def correct(scene: Scene, events: Sequence[Event]) -> bool:
+    """Whether the clip is just what was asked: everything present, in order, and nothing else."""
+    return in_order(scene, events) and extra(scene, events) == 0
+
+
+def _onsets(scene: Scene, events: Sequence[Event]) -> list[list[float | None]]:
+    """For each group, the onset of each of its mentions in seconds: the k-th mention of a class has its k-th onset."""
+    if not scene or not all(scene):
+        raise DataError(f"a scene needs at least one event in every group, not {scene!r}")
+    heard: dict[str, list[float]] = {}
+    for event in sorted(events, key=lambda event: event.onset):
+        heard.setdefault(event.label, []).append(event.onset)
+    left = {label: iter(onsets) for label, onsets in heard.items()}
+    return [[next(left.get(label, iter(())), None) for label in group] for group in scene]
+
+
+def _rows(values: np.ndarray, what: str) -> np.ndarray:
+    """A float64 matrix (N, D) of finite numbers, or a DataError that says what is wrong with it."""
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or rows.size == 0:
+        raise DataError(f"{what} must be a matrix with one row per clip, not of shape {rows.shape}")
+    bad = int((~np.isfinite(rows)).any(axis=1).sum())
+    if bad:
+        raise DataError(f"{bad} of {len(rows)} rows of {what} are not finite: look for silent or broken clips")
+    return rows
+
+
+def _root(rows: np.ndarray) -> np.ndarray:
+    """R with RᵀR = the unbiased covariance of `rows` (N, D); at most D rows, by QR where N is larger."""
+    centred = (rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(rows) > rows.shape[1] else centred
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of each row, without overflow."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _specificity(log_p: np.ndarray) -> float:
+    """exp(mean KL(p_i ‖ mean p)) of log-probabilities (n, K): 1 if all clips are alike, up to min(n, K)."""
+    p = np.exp(log_p)
+    mean = p.mean(axis=0)
+    terms = np.where(p > 0, p * (log_p - np.log(np.where(mean > 0, mean, 1.0))), 0.0)
+    return float(np.exp(terms.sum(axis=1).mean()))
