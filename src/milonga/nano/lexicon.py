@@ -36,7 +36,7 @@ CLASSES: tuple[str, ...] = (
     "Applause",
 )
 
-_DOUBLING = {"hum", "run", "yap", "tap", "clap", "spin", "chop", "hit"}
+_DOUBLING = {"hum", "run", "yap", "tap", "clap", "spin", "chop", "hit", "whir", "rev"}
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ VOICES: dict[str, Voice] = {
         adverbs="loudly|steadily|smoothly|nearby",
     ),
     "Car horn": _voice(
-        _one("a car horn|a vehicle horn|a horn", "honk|beep|blow|blare"),
-        _one("a car|a vehicle", "honk|beep|honk its horn"),
+        _one("a car horn|a vehicle horn", "honk|beep|blow|blare"),
+        _one("a car|a vehicle|a horn", "honk|beep"),
         _many("car horns|cars", "honk"),
         nouns="the honking of a car horn|a honking horn|car horn honks|the beep of a car horn|a honking car",
         adverbs=_AFAR,
@@ -239,7 +239,7 @@ VOICES: dict[str, Voice] = {
         _one("a keyboard|a computer keyboard", "click|clack|clatter"),
         _one("someone|a person", "type|type on a keyboard|type on a computer keyboard"),
         _many("keys on a keyboard|keyboard keys", "click|clack"),
-        nouns="typing on a keyboard|the clicking of a keyboard|computer keyboard typing|keyboard clicks",
+        nouns="typing on a keyboard|keyboard typing|the clicking of a keyboard|computer keyboard typing|rapid typing",
         adverbs="quickly|rapidly|steadily",
     ),
     "Knock": _voice(
@@ -265,7 +265,7 @@ VOICES: dict[str, Voice] = {
     "Applause": _voice(
         _one("an audience|a crowd|a group of people", "applaud|clap"),
         _many("people|many people", "clap|applaud|clap their hands"),
-        nouns="applause|loud applause|the applause of a crowd|a round of applause|the clapping of an audience|clapping",
+        nouns="applause|loud applause|the applause of a crowd|a round of applause|the clapping of an audience",
         adverbs="loudly|enthusiastically|in the distance",
     ),
 }

@@ -1,0 +1,181 @@
+"""Reads captions that people wrote: the scene they ask for, where the small world knows all their sounds.
+
+A caption is cut at its connectives into segments; each segment must be exactly one known sound (`vocabulary`), and the
+connectives say which sounds overlap and which follow each other. Whatever does not fit this is not read at all:
+precision comes before recall. Limits: a sound that comes twice is not read, nor more than three sounds; "a barks while
+b sings, then c" is read as it stands, though a listener of the clip might say that b goes on.
+"""
+
+import csv
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from milonga.core.errors import DataError
+from milonga.core.records import Prompt, Scene
+from milonga.nano.vocabulary import FILLERS, KNOWN, lemmas
+
+# Connectives become signs: ">" then, "<" after, "&" together, "+" and, "," a bare comma. Order of the rules matters.
+_REWRITE: tuple[tuple[str, str], ...] = (
+    (r"\b(?:over|on|into|in|through|at) (?:a|the) (?:microphone|mic)\b|\bat the same time\b|\bsimultaneously\b", ""),
+    (r"\btick[- ]?toc?k(ing|s)?\b", r"ticktock"),
+    (r"\bas well as\b|\balong with\b|\baccompanied by\b|\balongside\b|\btogether with\b", " & "),
+    (r"\b(?:is |are )?(?:then )?(?:immediately |shortly |closely |quickly )?followed "
+     r"(?:shortly |closely |immediately |quickly )?(?:after )?(?:by|with)\b", " > "),
+    (r"\b(?:then|finally|lastly|before|prior to)\b", " > "),
+    (r"\b(?:shortly |right )?after\b", " < "),
+    (r"\b(?:while|whilst|as|with|over)\b", " & "),
+    (r"\band\b", " + "),
+    (r"[,;]", " , "),
+)  # fmt: skip
+_STRENGTH = ",+&<>"
+_PREFIX = re.compile(r"^(?:at )?(first|after|before|as|while|with)\b\s*")
+
+Segment = tuple[str, list[str]]
+
+
+def read_scene(text: str) -> Scene | None:
+    """The scene that a caption asks for, or None where a sound is unknown or the order is not plain."""
+    plain = re.sub(r"'s\b|['\".!]", "", text.lower()).strip()
+    found = _PREFIX.match(plain)
+    prefix = found[1] if found else ""
+    segments = _segments(plain[found.end() :] if found else plain)
+    if segments is None or _bare_horn_of_a_train(plain):
+        return None
+    ordered = _in_order(segments, prefix, background="background" in plain)
+    if ordered is None:
+        return None
+    groups = [_labels(group) for group in ordered]
+    scene = tuple(group for group in groups if group)
+    labels = [label for group in scene for label in group]
+    plain_order = len(scene) == len(ordered) and 1 <= len(labels) <= 3 and len(set(labels)) == len(labels)
+    return scene if plain_order else None
+
+
+def read_captions(path: Path) -> list[Prompt]:
+    """The captions of an AudioCaps table (a CSV with a column `caption`) whose scenes are known, each once, in order.
+
+    Raises DataError when the file is missing, empty, not UTF-8, has no column `caption`, or has a row without one.
+    """
+    first: dict[str, Prompt] = {}
+    for text in _captions(path):
+        scene = read_scene(text)
+        if scene is not None:
+            prompt = Prompt.of(text, source=path.name, scene=scene)
+            first.setdefault(prompt.id, prompt)
+    return list(first.values())
+
+
+def _captions(path: Path) -> Iterable[str]:
+    """The column `caption`, stripped, row by row."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            columns = table.fieldnames
+            if not columns:
+                raise DataError(f"{path}: the file is empty; it needs a header with a column `caption`")
+            if "caption" not in columns:
+                raise DataError(f"{path}: no column `caption` (it has: {', '.join(columns)}); rename or add it")
+            for row in table:
+                if not (row["caption"] or "").strip():
+                    raise DataError(f"{path}, line {table.line_num}: the caption is empty; fill or delete that row")
+                yield row["caption"].strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the table as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV table ({error}); check its quotes") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+
+
+def _bare_horn_of_a_train(plain: str) -> bool:
+    """A horn beside a train is most likely the train's, which this world does not have."""
+    return "train" in plain and re.search(r"(?<!car )(?<!vehicle )\bhorn", plain) is not None
+
+
+def _segments(plain: str) -> list[Segment] | None:
+    """(connective before it, its content words) for each segment; None where a word is not known at all."""
+    for pattern, sign in _REWRITE:
+        plain = re.sub(pattern, sign, plain)
+    segments: list[Segment] = []
+    for signs, words in re.findall(r"([,+&<>\s]*)([^,+&<>]+)", plain):
+        if not words.strip():
+            continue
+        content = [lemmas().get(word, "") for word in re.findall(r"[^\s-]+", words) if word not in FILLERS]
+        if not all(content):
+            return None
+        sign = max(signs.replace(" ", "") or ",", key=_STRENGTH.index) if segments else ""
+        if not content and sign in ("<", ">"):
+            return None  # "barks and then is quiet"
+        if content or not segments:
+            segments.append((sign, content))
+    return segments if segments and segments[0][1] else segments[1:] or None
+
+
+def _in_order(segments: list[Segment], prefix: str, background: bool) -> list[list[Segment]] | None:
+    """The segments as groups in order of time; None where the order is not plain."""
+    signs = [sign for sign, _ in segments[1:]]
+    sequence = prefix in ("first", "after", "before") or "<" in signs or ">" in signs
+    if sequence and background:
+        return None  # what is in the background may go on throughout
+    if prefix in ("after", "before"):
+        return _inverted(segments, prefix)
+    if prefix in ("as", "while", "with"):
+        return None if sequence else [segments]
+    if "," in signs and (sequence or signs[-1] == ","):
+        return None
+    if "<" in signs and (signs.count("<") > 1 or ">" in signs[: signs.index("<")]):
+        return None
+    groups = _cut(segments, "<>")
+    return [groups[1], groups[0], *groups[2:]] if "<" in signs else groups
+
+
+def _inverted(segments: list[Segment], prefix: str) -> list[list[Segment]] | None:
+    """ "After a, b then c" is a b c; "before c, a then b" is a b c; both need their one comma to be plain."""
+    signs = [sign for sign, _ in segments]
+    if signs.count(",") != 1 or "<" in signs or ">" in signs[: signs.index(",")]:
+        return None
+    first, *rest = _cut(segments, ",>")
+    return [first, *rest] if prefix == "after" else [*rest, first]
+
+
+def _cut(segments: list[Segment], signs: str) -> list[list[Segment]]:
+    """Groups of segments, a new one at each of `signs`."""
+    groups: list[list[Segment]] = []
+    for segment in segments:
+        if not groups or segment[0] in signs:
+            groups.append([])
+        groups[-1].append(segment)
+    return groups
+
+
+def _labels(group: list[Segment]) -> tuple[str, ...]:
+    """The sounds of segments that overlap; empty where one of them is not exactly one known sound."""
+    labels: list[str] = []
+    for place, (sign, words) in enumerate(group):
+        if place and labels and sign == "+" and _same_subject(labels[-1], words):
+            continue
+        follower = group[place + 1] if place + 1 < len(group) else ("", [])
+        fits = [label for label in KNOWN if _fits(label, words, follower[1] if follower[0] in ("+", ",") else [])]
+        if len(fits) != 1:
+            return ()
+        labels.append(fits[0])
+    return tuple(labels)
+
+
+def _same_subject(label: str, words: list[str]) -> bool:
+    """Whether these are only verbs that go on with the sound before: "birds chirp and tweet"."""
+    followers = {word for need in KNOWN[label].needs for part in need[1:] for word in part}
+    return bool(followers) and set(words) <= followers
+
+
+def _fits(label: str, words: list[str], borrowed: list[str]) -> bool:
+    """Whether the words are this sound, if need be with the verb of the next segment: "a man and a woman talk"."""
+    known, own = KNOWN[label], set(words)
+    if not own <= known.allowed:
+        return False
+    if any(all(own & part for part in need) for need in known.needs):
+        return True
+    return any(
+        own & need[0] and len(own - need[0]) <= 1 and set(borrowed) & need[1] for need in known.needs if len(need) == 2
+    )
