@@ -1,0 +1,199 @@
+"""Error bars: intervals for one system, and differences between two systems over the same prompts. All seeded.
+
+A value that could not be measured is NaN. NaN are dropped, pairwise where there are pairs, and `n` says how many values
+are left; if fewer than two are, that is a DataError that counts them. All intervals hold 95 %, over prompts: they say
+nothing about another training run.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from milonga.core.errors import DataError
+
+LEVEL = 0.95
+CHUNK = 512  # resamples in memory at once
+Statistic = Callable[..., float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval, from `n` measured clips."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a − b over `n` shared prompts with its 95 % interval, and the two-sided p of "no difference"."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    def better(self, higher: bool = True) -> Literal["a", "b", "neither"]:
+        """Which system is better by the interval, "neither" where it touches zero; `higher`: whether more is better."""
+        if self.low <= 0 <= self.high:
+            return "neither"
+        return "a" if (self.low > 0) == higher else "b"
+
+
+def bootstrap(values: np.ndarray, seed: int, resamples: int = 2000) -> Interval:
+    """The mean of per-clip values (N,) with its BCa bootstrap interval by clip.
+
+    BCa rather than percentile, because scores of clips are skewed (cosines pile up near the top) and BCa shifts for
+    that; for a mean it costs nothing. Values that are all alike give an interval of no width: for yes/no values, where
+    that is too sure, use `proportion`.
+    """
+    measured = _measured(np.asarray(values, dtype=np.float64))
+    low, high = _bca(measured, seed, resamples)
+    return Interval(float(measured.mean()), low, high, len(measured))
+
+
+def proportion(values: np.ndarray) -> Interval:
+    """The share of yes among yes/no values (N,) (1 and 0; NaN: not measured) with its Wilson interval.
+
+    It keeps its width when every clip says yes, where a bootstrap would claim certainty. Raises DataError for others.
+    """
+    from scipy.stats import binomtest
+
+    measured = _measured(np.asarray(values, dtype=np.float64))
+    if not np.isin(measured, (0.0, 1.0)).all():
+        raise DataError("a proportion needs values of 0 and 1 only: use bootstrap for graded values")
+    limits = binomtest(int(measured.sum()), len(measured)).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(measured.mean()), float(limits.low), float(limits.high), len(measured))
+
+
+def bootstrap_set(statistic: Statistic, rows: Sequence[np.ndarray], seed: int, resamples: int = 500) -> Interval:
+    """A metric of a whole set, such as FD or IS, with its interval: `statistic(*rows)`, each array (N, ...) by clip.
+
+    Row i of every array belongs to clip i, and all arrays are resampled together; keep what should stay fixed inside
+    `statistic`. Repeated rows bias such metrics (FD rises), so the resampled values serve for their spread alone: they
+    are centred on the value observed (basic interval), which is then for the metric *at this N*.
+    """
+    arrays = _aligned([rows])[0]
+    value = float(statistic(*arrays))
+    draws = np.array([statistic(*(array[index] for array in arrays)) for index in _indices(arrays, seed, resamples)])
+    low, high = _centred(value, draws)
+    return Interval(value, low, high, len(arrays[0]))
+
+
+def paired(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 10_000) -> Difference:
+    """Mean of a − b for two systems' values (N,) over the same prompts, with BCa interval and sign-flip p.
+
+    p is the share of random sign changes of the N differences whose mean is at least as far from zero (+1 on both
+    sides of the fraction, so never 0): exact if the two systems are alike, whatever the values' distribution.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise DataError(f"paired values must cover the same prompts, not {a.shape} and {b.shape}")
+    differences = _measured(a - b)
+    low, high = _bca(differences, seed, resamples)
+    p = _sign_flip(differences, seed, resamples)
+    return Difference(float(differences.mean()), low, high, p, len(differences))
+
+
+def paired_set(
+    statistic: Statistic, a_rows: Sequence[np.ndarray], b_rows: Sequence[np.ndarray], seed: int, resamples: int = 500
+) -> Difference:
+    """statistic(*a_rows) − statistic(*b_rows) over the same prompts, with its interval; each array is (N, ...) by clip.
+
+    FD: `paired_set(frechet_distance, (features_a, reference), (features_b, reference), seed)`; for several rows a clip
+    pass (N, rows, D) and flatten inside `statistic`. One draw of indices serves both systems and their references.
+    Interval as in `bootstrap_set`; p is the share of centred draws at least as far from zero as the difference.
+    """
+    a_arrays, b_arrays = _aligned([a_rows, b_rows])
+
+    def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+        return float(statistic(*a)) - float(statistic(*b))
+
+    value = difference(a_arrays, b_arrays)
+    draws = np.array(
+        [
+            difference([array[index] for array in a_arrays], [array[index] for array in b_arrays])
+            for index in _indices(a_arrays, seed, resamples)
+        ]
+    )
+    low, high = _centred(value, draws)
+    return Difference(value, low, high, _beyond(np.abs(draws - draws.mean()), abs(value)), len(a_arrays[0]))
+
+
+def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values, shape (K,), in the order given: hold below 0.05 those that survive K comparisons.
+
+    Raises DataError for a p that is no probability.
+    """
+    p = np.asarray(pvalues, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise DataError(f"p-values must lie between 0 and 1, not {p.tolist()}")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return adjusted
+
+
+def _measured(values: np.ndarray) -> np.ndarray:
+    """The values (N,) that are not NaN, or a DataError that counts those that are; infinities are refused."""
+    if values.ndim != 1 or np.isinf(values).any():
+        raise DataError(f"values must be one finite number (or NaN) per clip, not shape {values.shape} with infinities")
+    kept = values[~np.isnan(values)]
+    if len(kept) < 2:
+        raise DataError(f"an interval needs two measured clips: {len(values) - len(kept)} of {len(values)} are NaN")
+    return kept
+
+
+def _aligned(groups: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    """The same groups as arrays, after checking that all of them have one row per clip and no NaN."""
+    arrays = [[np.asarray(rows) for rows in group] for group in groups]
+    lengths = {len(array) for group in arrays for array in group}
+    if len(lengths) != 1 or min(lengths) < 2:
+        raise DataError(f"all rows of a set metric must cover the same two or more clips, not {sorted(lengths)}")
+    broken = sum(int(np.isnan(array).sum()) for group in arrays for array in group)
+    if broken:
+        raise DataError(f"rows of a set metric hold {broken} NaN: leave those clips out of every system first")
+    return arrays
+
+
+def _indices(arrays: Sequence[np.ndarray], seed: int, resamples: int) -> np.ndarray:
+    """`resamples` draws of N clips with replacement, shape (resamples, N)."""
+    return np.random.default_rng(seed).integers(len(arrays[0]), size=(resamples, len(arrays[0])))
+
+
+def _bca(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
+    """The BCa interval of the mean; a point where all values are alike, for which BCa is not defined."""
+    from scipy.stats import bootstrap as resample
+
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    generator = np.random.default_rng(seed)
+    result = resample((values,), np.mean, n_resamples=resamples, batch=CHUNK, confidence_level=LEVEL, rng=generator)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _centred(value: float, draws: np.ndarray) -> tuple[float, float]:
+    """The basic interval around `value` from the spread of `draws` about their own mean."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(draws - draws.mean(), (tail, 1 - tail))
+    return value - float(high), value - float(low)
+
+
+def _sign_flip(differences: np.ndarray, seed: int, resamples: int) -> float:
+    """Two-sided p of the mean under random signs of the differences (N,)."""
+    generator = np.random.default_rng(seed)
+    sums = [
+        generator.choice((-1.0, 1.0), size=(min(CHUNK, resamples - done), len(differences))) @ differences
+        for done in range(0, resamples, CHUNK)
+    ]
+    return _beyond(np.abs(np.concatenate(sums)), abs(float(differences.sum())))
+
+
+def _beyond(draws: np.ndarray, observed: float) -> float:
+    """(1 + draws at least as large as `observed`) / (1 + draws); ties lost to rounding still count as ties."""
+    return float(1 + (draws >= observed * (1 - 1e-12)).sum()) / (1 + len(draws))

@@ -1,0 +1,263 @@
+"""Error bars: closed forms, laws, agreement with scipy's exact tests, and real coverage over simulations."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, norm, permutation_test
+
+from milonga.core.errors import DataError
+from milonga.maths.metrics import frechet_distance
+from milonga.maths.statistics import (
+    Difference,
+    bootstrap,
+    bootstrap_set,
+    holm,
+    paired,
+    paired_set,
+    proportion,
+)
+
+values_of_clips = st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=30).map(np.array)
+seeds = st.integers(0, 2**63 - 1)
+NAN = float("nan")
+
+
+def covers(hits: int, trials: int, level: float = 0.95) -> bool:
+    """Whether `hits` of `trials` intervals is what a true coverage of `level` gives, but for one chance in 1000."""
+    return bool(binom.ppf(0.0005, trials, level) <= hits <= binom.ppf(0.9995, trials, level))
+
+
+def spread(rows: np.ndarray) -> float:
+    return float(rows.std(ddof=1))
+
+
+# -- intervals of one system
+
+
+@settings(deadline=None, max_examples=50)
+@given(values_of_clips, seeds)
+def test_an_interval_is_finite_around_its_value_and_repeats_with_its_seed(values: np.ndarray, seed: int) -> None:
+    interval = bootstrap(values, seed, resamples=200)
+    assert interval.low <= interval.value <= interval.high
+    assert values.min() <= interval.low
+    assert interval.high <= values.max()
+    assert interval.value == pytest.approx(values.mean())
+    assert bootstrap(values, seed, resamples=200) == interval
+
+
+def test_the_interval_of_a_normal_mean_is_the_textbook_one() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    interval = bootstrap(values, 1, resamples=5000)
+    half = 1.96 * values.std() / 20
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.08 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.08 * half)
+
+
+def test_values_that_were_not_measured_are_left_out_and_counted() -> None:
+    values = np.array([0.2, NAN, 0.4, 0.9, NAN])
+    assert bootstrap(values, 3) == bootstrap(values[[0, 2, 3]], 3)
+    assert bootstrap(values, 3).n == 3
+    with pytest.raises(DataError, match="4 of 5 are NaN"):
+        bootstrap(np.array([NAN, NAN, 1.0, NAN, NAN]), 3)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, 2)), np.array([1.0, np.inf, 2.0])])
+def test_values_that_are_no_vector_or_not_finite_are_refused(bad: np.ndarray) -> None:
+    with pytest.raises(DataError, match="one finite number"):
+        bootstrap(bad, 0)
+
+
+def test_values_all_alike_give_a_point_but_a_proportion_keeps_its_width() -> None:
+    always = np.ones(400)
+    assert (bootstrap(always, 0).low, bootstrap(always, 0).high) == (1.0, 1.0)
+    share = proportion(always)
+    assert share.value == share.high == 1.0
+    assert share.low == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)  # Wilson's closed form at n of n
+
+
+def test_a_proportion_is_wilsons_interval() -> None:
+    n, yes, z = 50, 37, norm.ppf(0.975)
+    share = proportion(np.array([1.0] * yes + [0.0] * (n - yes) + [NAN]))
+    centre = (yes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * np.sqrt(yes * (n - yes) / n + z * z / 4)
+    assert (share.low, share.high) == (pytest.approx(centre - half), pytest.approx(centre + half))
+    assert share.n == n
+    with pytest.raises(DataError, match="0 and 1 only"):
+        proportion(np.array([0.0, 0.5]))
+
+
+def test_a_set_interval_of_the_mean_agrees_with_the_interval_by_clip() -> None:
+    values = np.random.default_rng(5).normal(size=200)
+    by_set = bootstrap_set(lambda rows: rows.mean(), (values,), 1, resamples=2000)
+    by_clip = bootstrap(values, 2)
+    assert by_set.value == by_clip.value
+    assert by_set.low == pytest.approx(by_clip.low, abs=0.02)
+    assert by_set.high == pytest.approx(by_clip.high, abs=0.02)
+
+
+def test_a_set_interval_holds_its_value_although_resampling_raises_the_distance() -> None:
+    generator = np.random.default_rng(6)
+    generated, reference = generator.normal(size=(60, 12)), generator.normal(size=(60, 12))
+    interval = bootstrap_set(frechet_distance, (generated, reference), 1, resamples=200)
+    assert interval.low < interval.value < interval.high
+    index = generator.integers(60, size=60)
+    assert (
+        frechet_distance(generated[index], reference[index]) > interval.high
+    )  # a plain percentile interval would fail
+
+
+# -- differences
+
+
+@settings(deadline=None, max_examples=50)
+@given(values_of_clips, seeds)
+def test_a_difference_changes_sign_with_the_systems(values: np.ndarray, seed: int) -> None:
+    other = values[::-1] * 0.5
+    forth, back = paired(values, other, seed, resamples=100), paired(other, values, seed, resamples=100)
+    assert forth.value == pytest.approx(-back.value)
+    assert forth.p == back.p
+    assert 0 < forth.p <= 1
+    assert forth.low <= forth.value <= forth.high
+
+
+def test_no_difference_is_no_difference() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    assert paired(values, values, 0) == Difference(0.0, 0.0, 0.0, 1.0, 30)
+    same = paired_set(spread, (values,), (values,), 0, resamples=50)
+    assert same == Difference(0.0, 0.0, 0.0, 1.0, 30)
+    assert same.better() == "neither"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sign_flips_agree_with_the_exact_permutation_test(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    a, b = generator.integers(0, 3, (2, 9)).astype(float)  # integers: many ties
+    exact = permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", vectorized=False).pvalue
+    assert paired(a, b, seed, resamples=40_000).p == pytest.approx(exact, abs=0.012)
+
+
+def test_pairs_are_dropped_together() -> None:
+    a, b = np.array([1.0, NAN, 3.0, 4.0, 2.0]), np.array([0.5, 1.0, NAN, 1.0, 1.0])
+    kept = [0, 3, 4]
+    assert paired(a, b, 1) == paired(a[kept], b[kept], 1)
+    assert paired(a, b, 1).n == 3
+    with pytest.raises(DataError, match="same prompts"):
+        paired(a, b[:3], 1)
+
+
+def test_pairing_by_prompt_sees_what_two_separate_intervals_hide() -> None:
+    generator = np.random.default_rng(8)
+    hard = generator.normal(size=200)  # how hard each prompt is: common to both systems
+    a, b = hard + 0.05 + generator.normal(0, 0.1, 200), hard + generator.normal(0, 0.1, 200)
+    assert bootstrap(a, 0).low < bootstrap(b, 0).high
+    assert paired(a, b, 0).better() == "a"
+    assert paired(a, b, 0).better(higher=False) == "b"
+    assert paired(a, b, 0).p < 0.001
+
+
+def test_a_set_difference_uses_one_draw_of_clips_for_both_systems_and_their_references() -> None:
+    seen = []
+
+    def statistic(generated: np.ndarray, reference: np.ndarray) -> float:
+        seen.append((generated.copy(), reference.copy()))
+        return float(generated.mean() - reference.mean())
+
+    clips = np.arange(10.0)
+    result = paired_set(statistic, (clips + 5, clips), (clips + 3, clips), 4, resamples=20)
+    assert (result.value, result.low, result.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert len(seen) == 2 * 21
+    for (of_a, reference_a), (of_b, reference_b) in zip(seen[::2], seen[1::2], strict=True):
+        np.testing.assert_array_equal(reference_a, reference_b)
+        np.testing.assert_array_equal(of_a - 5, reference_a)
+        np.testing.assert_array_equal(of_b - 3, reference_b)
+    assert any((reference != clips).any() for _, reference in seen)
+
+
+def test_set_rows_that_do_not_match_or_hold_nan_are_refused() -> None:
+    rows = np.ones((4, 2))
+    with pytest.raises(DataError, match="same two or more clips"):
+        paired_set(frechet_distance, (rows, rows), (rows, rows[:3]), 0)
+    with pytest.raises(DataError, match="3 NaN"):
+        bootstrap_set(spread, (np.array([1.0, NAN, NAN, NAN]),), 0)
+
+
+@pytest.mark.parametrize(
+    ("difference", "higher", "lower"),
+    [((0.3, 0.1, 0.5), "a", "b"), ((-0.3, -0.5, -0.1), "b", "a"), ((0.1, -0.1, 0.3), "neither", "neither")],
+)
+def test_better_follows_the_interval(difference: tuple[float, float, float], higher: str, lower: str) -> None:
+    result = Difference(*difference, p=0.5, n=10)
+    assert (result.better(), result.better(higher=False)) == (higher, lower)
+
+
+# -- many comparisons
+
+
+def test_holm_is_the_step_down_of_the_textbook() -> None:
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.9, 0.8]), [1.0, 1.0])
+    assert holm([]).shape == (0,)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_holm_lies_between_no_correction_and_bonferroni_in_any_order(p: list[float], random) -> None:
+    adjusted = holm(p)
+    assert (adjusted >= np.array(p)).all()
+    assert (adjusted <= np.minimum(1, np.array(p) * len(p)) + 1e-12).all()
+    order = list(range(len(p)))
+    random.shuffle(order)
+    np.testing.assert_array_equal(holm([p[i] for i in order]), adjusted[order])
+
+
+@pytest.mark.parametrize("bad", [[0.1, NAN], [1.2], [-0.1]])
+def test_holm_refuses_what_is_no_probability(bad: list[float]) -> None:
+    with pytest.raises(DataError, match="between 0 and 1"):
+        holm(bad)
+
+
+# -- do the intervals hold what they promise?
+
+
+def test_intervals_by_clip_cover_the_truth_on_skewed_scores() -> None:
+    generator = np.random.default_rng(42)
+    hits = 0
+    for trial in range(300):
+        interval = bootstrap(generator.beta(6, 2, 100), trial, resamples=500)
+        hits += interval.low <= 0.75 <= interval.high
+    assert covers(hits, 300), hits
+
+
+def test_paired_intervals_cover_the_truth_and_p_is_uniform_without_a_difference() -> None:
+    generator = np.random.default_rng(43)
+    hits, false_alarms = 0, 0
+    for trial in range(300):
+        hard = generator.normal(size=60)
+        a, b = hard + generator.normal(0, 0.5, 60), hard + generator.normal(0, 0.5, 60)
+        result = paired(a, b, trial, resamples=400)
+        hits += result.low <= 0 <= result.high
+        false_alarms += result.p < 0.05
+    assert covers(hits, 300), hits
+    assert covers(300 - false_alarms, 300), false_alarms
+
+
+@pytest.mark.slow
+def test_intervals_of_a_frechet_difference_cover_the_truth() -> None:
+    generator = np.random.default_rng(44)
+
+    def sets() -> list[np.ndarray]:
+        """Features of two systems and a reference over the same 100 clips; system a is the farther one."""
+        clip = generator.normal(size=(100, 8))
+        near, far = (clip * 0.7 + 0.7 * generator.normal(size=(100, 8)) for _ in range(2))
+        return [far * 1.3 + 0.2, near, clip]
+
+    def difference(a: np.ndarray, b: np.ndarray, reference: np.ndarray) -> float:
+        return frechet_distance(a, reference) - frechet_distance(b, reference)
+
+    truth = np.mean([difference(*sets()) for _ in range(4000)])
+    hits = 0
+    for trial in range(300):
+        a, b, reference = sets()
+        result = paired_set(frechet_distance, (a, reference), (b, reference), trial, resamples=200)
+        hits += result.low <= truth <= result.high
+    assert covers(hits, 300), hits
