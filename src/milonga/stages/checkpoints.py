@@ -1,0 +1,177 @@
+"""Checkpoints that are whole or absent: written aside, flushed, renamed, and checked before they are trusted.
+
+A checkpoint holds the U-Net, the optimizer's moments, the EMA, and the step. It holds no generator state by design:
+every draw is derived from the run's seed and the step or example it is for, so there is none to restore.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from milonga.core.errors import CheckpointError
+from milonga.core.ids import content_id, file_hash
+from milonga.core.store import write_json
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from diffusers.training_utils import EMAModel
+
+log = logging.getLogger(__name__)
+PARTIAL = ".partial"
+
+
+@dataclass
+class State:
+    """What training changes: the U-Net, its optimizer, its EMA (None: off), steps done, and losses skipped in a row."""
+
+    unet: "UNet2DConditionModel"
+    optimizer: Optimizer
+    ema: "EMAModel | None"
+    step: int = 0
+    skipped: int = 0
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of one training, in one folder, named by their step."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+
+    def save(self, state: State, note: dict[str, Any]) -> Path:
+        """Writes a checkpoint with a `note` (plain JSON values), then deletes all but the newest `keep`."""
+        path = self.folder / f"step-{state.step:08d}"
+        with aside(path) as part:
+            for name, tensors in _tensors(state).items():
+                _write_tensors(part / f"{name}.safetensors", tensors)
+            _describe(part, state, note)
+        for old in [p for p in self._paths() if p.name <= path.name][: -self._keep]:
+            shutil.rmtree(old)
+        return path
+
+    def load(self, state: State) -> dict[str, Any] | None:
+        """Puts the newest good checkpoint into `state` and returns its note; None when there is none.
+
+        A damaged one is passed over with a warning, and the one before it is tried.
+        """
+        for path in reversed(self._paths()):
+            try:
+                found = _checked(path)
+            except CheckpointError as error:
+                log.warning("%s; going back to the checkpoint before it", error)
+                continue
+            _restore(state, path, found)
+            return found["note"]
+        return None
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is good, or None."""
+        return next((path for path in reversed(self._paths()) if _is_good(path)), None)
+
+    def _paths(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != PARTIAL)
+
+
+@contextmanager
+def aside(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` to write into; when the block ends well it is flushed and takes `target`'s place.
+
+    Raises CheckpointError when the disk refuses; what was at `target` before is then still there.
+    """
+    part = target.with_name(target.name + PARTIAL)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        for file in part.rglob("*"):
+            _flush(file)
+        _flush(part)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        _flush(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror or error}; make room and run again") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _tensors(state: State) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file of a checkpoint, by name."""
+    named = dict(state.unet.named_parameters())
+    moments = {
+        f"{name}|{key}": value
+        for name, parameter in named.items()
+        for key, value in state.optimizer.state.get(parameter, {}).items()
+    }
+    files = {"unet": state.unet.state_dict(), "optimizer": moments}
+    if state.ema is not None:
+        files["ema"] = dict(zip(named, state.ema.shadow_params, strict=True))
+    return files
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _describe(part: Path, state: State, note: dict[str, Any]) -> None:
+    """Writes state.json: the counters, the note, each file's hash, and a seal over all of these."""
+    files = {file.name: file_hash(file) for file in sorted(part.glob("*.safetensors"))}
+    averaged = 0 if state.ema is None else state.ema.optimization_step
+    found = {"step": state.step, "skipped": state.skipped, "averaged": averaged, "note": note, "files": files}
+    write_json(part / "state.json", found | {"seal": content_id(found)})
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The contents of state.json, when it and all files it lists are as they were written; else CheckpointError."""
+    try:
+        found = json.loads((path / "state.json").read_bytes())
+        good = found.pop("seal") == content_id(found)
+        broken = [name for name, digest in found["files"].items() if file_hash(path / name) != digest]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({error})") from error
+    if not good or broken:
+        raise CheckpointError(f"checkpoint {path} is damaged ({', '.join(broken) or 'state.json'})")
+    return found
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        _checked(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _restore(state: State, path: Path, found: dict[str, Any]) -> None:
+    """Fills `state` from a checkpoint that has been checked."""
+    from safetensors.torch import load_file
+
+    named, device = dict(state.unet.named_parameters()), str(state.unet.device)
+    state.unet.load_state_dict(load_file(path / "unet.safetensors", device=device))
+    for full, value in load_file(path / "optimizer.safetensors", device=device).items():
+        name, key = full.rsplit("|", 1)
+        state.optimizer.state[named[name]][key] = value
+    if state.ema is not None:
+        shadow = load_file(path / "ema.safetensors", device=device)
+        state.ema.shadow_params = [shadow[name] for name in named]
+        state.ema.optimization_step = found["averaged"]
+    state.step, state.skipped = found["step"], found["skipped"]
+
+
+def _flush(path: Path) -> None:
+    """Asks the disk to keep a file or folder through a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,142 @@
+"""Denoising errors: the one place where latents are noised, shown to a U-Net, and its answer compared (Eqs 3, 4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milonga.core.errors import DataError
+from milonga.core.settings import Settings
+from milonga.maths.losses import Errors
+from milonga.maths.noise import (
+    Prediction,
+    add_noise,
+    min_snr_weight,
+    seeded,
+    signal_to_noise,
+    target,
+    timesteps,
+)
+from milonga.stages.latents import Batch
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+@dataclass
+class Trainable:
+    """A U-Net to train, its schedule's ᾱ (N,), what it predicts, and the encoded empty caption (1, L, D) and (1, L).
+
+    The empty caption is what guidance uses at inference, so it is also what caption dropout must put in.
+    """
+
+    unet: "UNet2DConditionModel"
+    alphas_cumprod: Tensor
+    prediction: Prediction
+    empty_states: Tensor
+    empty_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides for B examples: timesteps (B,), the winners' and the losers' noise (B, C, H, W), and whose
+    caption is dropped (B,) bool.
+    """
+
+    timesteps: Tensor
+    noise: Tensor
+    loser_noise: Tensor
+    dropped: Tensor
+
+
+def draw(shape: Sequence[int], keys: Sequence[tuple], seed: int, total: int, settings: Settings) -> Draws:
+    """The draws of examples with latents (C, H, W) = `shape`, each from its own stream, named by its key.
+
+    So an example's draws do not depend on the batch it is in. Winner and loser share a timestep; they share the noise
+    too (as the released code does) unless `settings.shared_noise` is off (Eq. 17).
+    """
+    streams = [seeded(seed, *key) for key in keys]
+    steps = torch.cat([timesteps(settings.timesteps, 1, total, stream) for stream in streams])
+    chances = torch.cat([torch.rand(1, generator=stream) for stream in streams])
+    noise = torch.stack([torch.randn(tuple(shape), generator=stream) for stream in streams])
+    other = noise
+    if not settings.shared_noise:
+        other = torch.stack([torch.randn(tuple(shape), generator=stream) for stream in streams])
+    return Draws(steps, noise, other, chances < settings.caption_dropout)
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """M noised latents with all that a U-Net is shown, what it should answer, and the weights of its errors (M,)."""
+
+    latents: Tensor
+    timesteps: Tensor
+    states: Tensor
+    mask: Tensor
+    target: Tensor
+    weights: Tensor | None
+
+    def errors(self, unet: "UNet2DConditionModel") -> Tensor:
+        """A U-Net's mean squared error on each (Eq. 4), weighted, float32, shape (M,)."""
+        answer = unet(
+            self.latents, self.timesteps, encoder_hidden_states=self.states, encoder_attention_mask=self.mask
+        ).sample
+        errors = (answer.float() - self.target.float()).pow(2).flatten(1).mean(1)
+        return errors if self.weights is None else errors * self.weights
+
+
+def noised(model: Trainable, batch: Batch, draws: Draws, losers: bool, gamma: float | None) -> Noisy:
+    """A batch as the U-Net sees it: winners, followed by losers when they are asked for, so that one pass does both.
+
+    A dropped caption is dropped for winner and loser alike. `gamma` turns Min-SNR weighting on. Raises DataError when
+    losers are asked for and the batch has none.
+    """
+    states, mask = _drop_captions(model, batch, draws.dropped)
+    x, noise, steps = batch.winner, draws.noise, draws.timesteps
+    if losers:
+        if batch.loser is None:
+            raise DataError("this loss compares winners with losers, but the examples have no losers: train on pairs")
+        x, noise = torch.cat([x, batch.loser]), torch.cat([noise, draws.loser_noise])
+        states, mask, steps = states.repeat(2, 1, 1), mask.repeat(2, 1), steps.repeat(2)
+    noise, alpha_bar = noise.to(x.device), model.alphas_cumprod[steps].to(x.device)
+    weights = None if gamma is None else min_snr_weight(signal_to_noise(alpha_bar), gamma, model.prediction)
+    wanted = target(x, noise, alpha_bar, model.prediction)
+    return Noisy(add_noise(x, noise, alpha_bar), steps.to(x.device), states, mask, wanted, weights)
+
+
+def with_reference(errors: Errors, noisy: Noisy, reference: "UNet2DConditionModel") -> Errors:
+    """The policy's errors, completed by those of a frozen reference on the same noisy latents (no gradient)."""
+    with torch.no_grad():
+        found = as_errors(noisy.errors(reference), errors.policy_loser is not None)
+    return replace(errors, reference_winner=found.policy_winner, reference_loser=found.policy_loser)
+
+
+def as_errors(errors: Tensor, losers: bool) -> Errors:
+    """The error vector of `Noisy.errors`, told apart into the policy's winners and losers."""
+    if not losers:
+        return Errors(errors)
+    return Errors(*errors.chunk(2))
+
+
+def _drop_captions(model: Trainable, batch: Batch, dropped: Tensor) -> tuple[Tensor, Tensor]:
+    """States and mask with the empty caption where it is dropped; both are padded to the longer of the two."""
+    if not dropped.any():
+        return batch.states, batch.mask
+    device = batch.states.device
+    length = max(batch.states.shape[1], model.empty_states.shape[1])
+    where = dropped.to(device)
+    states = torch.where(
+        where[:, None, None], _pad(model.empty_states.to(batch.states), length), _pad(batch.states, length)
+    )
+    mask = torch.where(where[:, None], _pad(model.empty_mask.to(device).bool(), length), _pad(batch.mask, length))
+    return states, mask
+
+
+def _pad(values: Tensor, length: int) -> Tensor:
+    """Zeros (or False) after the tokens (dimension 1), up to `length`."""
+    missing = length - values.shape[1]
+    if missing == 0:
+        return values
+    return torch.cat([values, values.new_zeros(values.shape[0], missing, *values.shape[2:])], dim=1)

@@ -1,0 +1,126 @@
+"""What the trainer trains on: latents of winners and losers with their encoded captions, held in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from milonga.core.errors import DataError
+from milonga.core.ids import derive_seed
+from milonga.maths.noise import seeded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples: scaled latents (B, C, H, W) of winners and losers (None: none), states (B, L, D), mask (B, L) bool.
+
+    A training example without a loser is simply a clip and its caption.
+    """
+
+    winner: Tensor
+    loser: Tensor | None
+    states: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        loser = None if self.loser is None else self.loser.to(device)
+        return Batch(self.winner.to(device), loser, self.states.to(device), self.mask.to(device))
+
+
+class Examples(Protocol):
+    """What the trainer asks of its data.
+
+    `epoch` counts the passes over the data from 0, through all phases: data that is sampled or augmented must depend
+    on nothing but the index and the epoch, or a resumed run would see other data.
+    """
+
+    anchors: int
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The examples with these indices, in this order."""
+        ...
+
+    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """Of the `anchors` real clips (0: none), those with these indices; losers play no part."""
+        ...
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A VAE's posterior over N clips: mean and log-variance (N, C, H, W), and the factor that scales its samples.
+
+    The original trains on samples, never on the mode (`FACTS`: autoencoder.py:126).
+    """
+
+    mean: Tensor
+    logvar: Tensor
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def sample(self, indices: Sequence[int], seed: int, epoch: int) -> Tensor:
+        """Scaled latents (B, C, H, W), float32; each clip's draw depends on (seed, index, epoch) alone."""
+        mean, logvar = self.mean[list(indices)].float(), self.logvar[list(indices)].float()
+        draws = [torch.randn(self.mean.shape[1:], generator=seeded(seed, "latent", i, epoch)) for i in indices]
+        return (mean + torch.exp(0.5 * logvar) * torch.stack(draws).to(mean.device)) * self.scale
+
+
+Latents = Tensor | Moments
+
+
+class PairExamples:
+    """N preference pairs (or, without losers, N captioned clips) whose tensors are held in memory.
+
+    Latents are scaled tensors (N, C, H, W) or `Moments` to sample from; states (N, L, D) and mask (N, L) are the
+    encoded captions. `anchors` are real clips for the anchor term. Raises DataError when the lengths differ.
+    """
+
+    def __init__(
+        self,
+        winner_latents: Latents,
+        loser_latents: Latents | None,
+        states: Tensor,
+        mask: Tensor,
+        anchors: "PairExamples | None" = None,
+        seed: int = 0,
+    ) -> None:
+        self._winner, self._loser, self._states, self._mask = winner_latents, loser_latents, states, mask.bool()
+        self._anchors, self._seed = anchors, seed
+        self.anchors = 0 if anchors is None else len(anchors)
+        parts = {"winners": winner_latents, "losers": loser_latents, "states": states, "masks": mask}
+        sizes = {name: len(part) for name, part in parts.items() if part is not None}
+        if len(set(sizes.values())) > 1:
+            raise DataError(
+                f"the parts of training examples differ in number ({sizes}): encode them from the same pairs"
+            )
+
+    def __len__(self) -> int:
+        return len(self._winner)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The pairs with these indices; where there are moments, sampled anew each epoch."""
+        rows = list(indices)
+        loser = None if self._loser is None else _take(self._loser, rows, self._seed, "loser", epoch)
+        winner = _take(self._winner, rows, self._seed, "winner", epoch)
+        return Batch(winner, loser, self._states[rows].float(), self._mask[rows])
+
+    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The real clips with these indices; DataError if there are none."""
+        if self._anchors is None:
+            raise DataError("these examples have no anchors: give real clips, or set anchor = 0 in the recipe")
+        return self._anchors.batch(indices, epoch)
+
+
+def _take(latents: Latents, rows: list[int], seed: int, role: str, epoch: int) -> Tensor:
+    """Rows of plain latents, or samples from moments; winner and loser have draws of their own."""
+    if isinstance(latents, Moments):
+        return latents.sample(rows, derive_seed(seed, role), epoch)
+    return latents[rows].float()

@@ -1,0 +1,84 @@
+"""What a training is asked to do: checked before it starts, and held to when it resumes."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from milonga.core.errors import DataError, RecipeError, StoreError
+from milonga.core.settings import Phase, Settings
+from milonga.core.store import read_json, write_json
+from milonga.maths.losses import LOSSES, LossSpec
+from milonga.stages.denoise import Trainable
+from milonga.stages.latents import Examples
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+def loss_spec(name: str) -> LossSpec:
+    """The loss of a phase; "ldm" (Eq. 4, on any clips) is what "sft" takes of winners. RecipeError when unknown."""
+    spec = LOSSES.get("sft" if name == "ldm" else name)
+    if spec is None:
+        raise RecipeError(f"no loss is called {name!r}: choose one of {', '.join(['ldm', *LOSSES])}")
+    return spec
+
+
+def check(examples: Examples, phases: Sequence[Phase], settings: Settings, heldout: Examples | None) -> None:
+    """Finds out before the first step what would otherwise fail in a later phase.
+
+    Raises RecipeError for a phase that cannot be, DataError for examples that do not have what the phases ask for.
+    """
+    if not phases:
+        raise RecipeError("training needs at least one phase, for example loss = 'sft', epochs = 1")
+    for phase in phases:
+        if loss_spec(phase.loss).needs_beta and phase.beta <= 0:
+            raise RecipeError(f"phase {phase.loss!r} needs a beta above zero (the paper has 2000)")
+    if len(examples) == 0:
+        raise DataError("there is nothing to train on: no pair was kept; lower the thresholds or make more candidates")
+    if settings.anchor > 0 and examples.anchors == 0:
+        raise DataError("anchor is above zero but there are no real clips to anchor to: give some, or set anchor = 0")
+    compared = [phase.loss for phase in phases if loss_spec(phase.loss).needs_loser]
+    if compared and examples.batch([0], 0).loser is None:
+        raise DataError(f"{compared[0]!r} compares winners with losers, but the examples have no losers: give pairs")
+    if heldout is not None and (len(heldout) == 0 or heldout.batch([0], 0).loser is None):
+        raise DataError("held-out examples must be pairs, and at least one: give some, or leave them out")
+
+
+def plan(
+    model: Trainable, examples: Examples, phases: Sequence[Phase], settings: Settings, seed: int
+) -> dict[str, Any]:
+    """All that decides the numbers of a training, as flat JSON values; how often it is saved does not."""
+    chosen = settings.model_dump(exclude={"checkpoint_every", "keep"})
+    facts = {"seed": seed, "examples": len(examples), "anchors": examples.anchors, "prediction": model.prediction}
+    facts |= {f"settings.{name}": value for name, value in chosen.items()}
+    for number, phase in enumerate(phases):
+        facts |= {f"phases.{number}.{name}": value for name, value in phase.model_dump().items()}
+    return facts | {"starting weights": _fingerprint(model.unet)}
+
+
+def claim(folder: Path, wanted: dict[str, Any]) -> None:
+    """Writes a plan into a new training's folder; StoreError, naming what differs, when it holds another one's."""
+    path = folder / "plan.json"
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    held = read_json(path)
+    for name in sorted(held.keys() | wanted.keys()):
+        if held.get(name) != json.loads(json.dumps(wanted.get(name))):
+            raise StoreError(
+                f"{folder} holds a training with {name} = {held.get(name)}, not {wanted.get(name)}: "
+                "choose another folder, or delete it to train anew"
+            )
+
+
+def _fingerprint(unet: "UNet2DConditionModel") -> str:
+    """A hash of a U-Net's weights: a training that resumed from other weights would have another reference."""
+    digest = sha256()
+    for name, tensor in unet.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""A training small enough to run anywhere: a U-Net of some 50,000 parameters on random pairs.
+
+Run as a program (`python tiny_training.py FOLDER KILL_AT WHERE`) it trains in FOLDER and kills itself with SIGKILL:
+after step KILL_AT ("step"), or while the checkpoint of that step lies beside its place ("checkpoint").
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from milonga.core.settings import Phase, Settings
+from milonga.maths.noise import seeded
+from milonga.stages import checkpoints
+from milonga.stages.latents import Moments, PairExamples
+from milonga.stages.train import Trainable, train
+
+PAIRS, SHAPE = 10, (2, 8, 4)
+PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=200.0, learning_rate=2e-3))
+SETTINGS = Settings(
+    batch_size=2,
+    accumulation=2,
+    learning_rate=1e-3,
+    warmup_steps=2,
+    timesteps="high-noise",
+    ema=0.9,
+    caption_dropout=0.3,
+    anchor=0.5,
+    checkpoint_every=3,
+)
+
+
+def model(seed: int = 0) -> Trainable:
+    """A tiny v-prediction U-Net whose weights depend on `seed`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=2,
+            out_channels=2,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            cross_attention_dim=8,
+            attention_head_dim=2,
+            norm_num_groups=4,
+            dropout=0.1,
+        )
+    empty = torch.randn(1, 1, 8, generator=seeded(seed, "empty"))
+    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.05, 100), 0)
+    return Trainable(unet, alphas, "v_prediction", empty, torch.ones(1, 1, dtype=torch.bool))
+
+
+def pairs(count: int = PAIRS, seed: int = 0, anchors: bool = True) -> PairExamples:
+    """Pairs whose winners and losers come from two different places, with three-token captions."""
+    stream = seeded(seed, "pairs")
+    winner, loser = torch.randn(2, count, *SHAPE, generator=stream).unbind(0)
+    states = torch.randn(count, 3, 8, generator=stream)
+    mask = torch.tensor([[True, True, True], [True, True, False]]).repeat(count, 1)[:count]
+    real = PairExamples(torch.randn(4, *SHAPE, generator=stream), None, states[:4], mask[:4]) if anchors else None
+    posterior = Moments(winner + 0.5, torch.full_like(winner, -3.0), scale=0.9)
+    return PairExamples(posterior, loser - 0.5, states, mask, real)
+
+
+def main(folder: Path, kill_at: int, where: str) -> None:
+    """Trains in `folder` until this process kills itself."""
+
+    def on_step(row: dict) -> None:
+        if where == "step" and row["step"] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    describe = checkpoints._describe
+
+    def die_writing(part: Path, state: checkpoints.State, note: dict) -> None:
+        if where == "checkpoint" and state.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        describe(part, state, note)
+
+    checkpoints._describe = die_writing
+    torch.set_num_threads(1)
+    train(model(), pairs(), PHASES, SETTINGS, 7, folder, on_step, heldout=pairs(5, 1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
