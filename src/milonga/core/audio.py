@@ -1,0 +1,121 @@
+"""Audio files and bytes: mono float clips in, 16-bit WAV or FLAC out, with what made them in the file's tags."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milonga.core.errors import AudioError
+from milonga.core.records import Clip
+from milonga.core.store import write_bytes
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+# libsndfile writes longer tags into a WAV but no longer finds them when it reads (seen from 8 kB on).
+WAV_TAG_BYTES = 4000
+
+
+def to_int16(waveform: np.ndarray) -> np.ndarray:
+    """16-bit samples of a float waveform (samples,), rounded to nearest; beyond ±1 is clipped, never wrapped.
+
+    Full scale is 32768, the value by which soundfile divides on reading, so 16-bit audio survives the round trip bit
+    for bit. Raises AudioError for NaN, infinity or another shape.
+    """
+    samples = np.asarray(waveform)
+    if samples.ndim != 1:
+        raise AudioError(f"a waveform has shape (samples,), not {samples.shape}: mix the channels first")
+    if not np.isfinite(samples).all():
+        raise AudioError("the waveform has NaN or infinite samples: it cannot be written")
+    return np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
+
+
+def read_audio(path: Path, rate: int | None = None) -> Clip:
+    """Reads a file as a mono clip (the mean of its channels), resampled to `rate` Hz by soxr HQ when given.
+
+    Raises AudioError when the file is missing, cannot be decoded, is empty or has samples that are not finite.
+    """
+    if not Path(path).is_file():
+        raise AudioError(f"{path}: no such audio file")
+    clip = _decode(path, str(path))
+    return clip if rate is None else resample(clip, rate)
+
+
+def resample(clip: Clip, rate: int) -> Clip:
+    """The clip at another sampling rate (Hz), by soxr HQ; the same clip when the rate is already right."""
+    import soxr
+
+    if rate == clip.rate:
+        return clip
+    return Clip(soxr.resample(clip.waveform, clip.rate, rate, quality="HQ").astype(np.float32), rate)
+
+
+def write_audio(path: Path, clip: Clip, comment: dict[str, str] | None = None) -> None:
+    """Writes a clip as 16-bit WAV or FLAC, by the suffix; `comment` goes into the file's tags (`read_tags`).
+
+    The entry `prompt`, where there is one, is also the file's title, so that players show it. Raises AudioError for
+    another suffix, an empty clip, samples that are not finite, or tags of more than 4000 bytes in a WAV.
+    """
+    kind = FORMATS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise AudioError(f"{path}: audio is written as .wav or .flac")
+    write_bytes(Path(path), _encode(clip, kind, comment or {}))
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """What `write_audio` put into the file's tags; empty when the file carries none of ours."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            held: Any = json.loads(file.comment or "{}")
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(f"{path}: cannot be read as audio ({error})") from error
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def flac_bytes(clip: Clip) -> bytes:
+    """A clip as the bytes of a 16-bit FLAC file; raises as `write_audio` does."""
+    return _encode(clip, "FLAC", {})
+
+
+def from_flac(data: bytes) -> Clip:
+    """The clip in the bytes of a FLAC (or WAV) file; AudioError when they cannot be decoded."""
+    return _decode(BytesIO(data), "audio bytes")
+
+
+def _encode(clip: Clip, kind: str, comment: dict[str, str]) -> bytes:
+    import soundfile
+
+    samples = to_int16(clip.waveform)
+    if not len(samples):
+        raise AudioError("the clip is empty: there is nothing to write")
+    buffer = BytesIO()
+    with soundfile.SoundFile(buffer, "w", clip.rate, 1, "PCM_16", format=kind) as file:
+        for tag, text in _tags(comment, kind).items():
+            setattr(file, tag, text)
+        file.write(samples)
+    return buffer.getvalue()
+
+
+def _tags(comment: dict[str, str], kind: str) -> dict[str, str]:
+    tags = {"comment": json.dumps(comment) if comment else "", "title": comment.get("prompt", "").replace("\0", "")}
+    if kind == "WAV" and sum(len(text.encode()) for text in tags.values()) > WAV_TAG_BYTES:
+        raise AudioError("the tags are too long for a .wav: shorten the prompt or write a .flac")
+    return {tag: text for tag, text in tags.items() if text}
+
+
+def _decode(source: Any, name: str) -> Clip:
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(f"{name}: cannot be read as audio ({error})") from error
+    if not len(samples):
+        raise AudioError(f"{name}: the audio is empty")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{name}: the audio has NaN or infinite samples")
+    return Clip(samples.mean(axis=1), rate)

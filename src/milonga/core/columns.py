@@ -1,0 +1,93 @@
+"""Records as Arrow columns: a table's schema from a record's types, and a table's rows as plain Python values."""
+
+import types
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+from milonga.core.records import Record
+
+if TYPE_CHECKING:
+    import pyarrow
+
+RECORD = b"milonga.record"
+
+
+def schema_of(kind: type[Record]) -> "pyarrow.Schema":
+    """The Arrow schema of a kind of record, with the kind's name in its metadata.
+
+    str, int (64 bits), float (64 bits) and bool are themselves; a tuple is a list, a nested record a struct,
+    `dict[str, float]` a map, a Literal a string, and `X | None` a nullable X. Raises TypeError for anything else.
+    """
+    import pyarrow as pa
+
+    fields = [pa.field(name, _arrow_type(field.annotation)) for name, field in kind.model_fields.items()]
+    return pa.schema(fields, metadata={RECORD: kind.__name__.encode()})
+
+
+def rows_to_table(rows: Sequence[dict[str, Any]], kind: type[Record]) -> "pyarrow.Table":
+    """A table of dumped records of one kind; no rows give an empty table with the same columns."""
+    import pyarrow as pa
+
+    schema = schema_of(kind)
+    arrays = [pa.array([_pack(row[field.name], field.type) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def plain(table: "pyarrow.Table") -> list[dict[str, Any]]:
+    """A table's rows as dicts, with maps as dicts."""
+    kinds = {field.name: field.type for field in table.schema}
+    return [{name: _unpack(value, kinds[name]) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def _arrow_type(kind: Any) -> "pyarrow.DataType":
+    import pyarrow as pa
+
+    simple = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    if kind in simple:
+        return simple[kind]
+    if isinstance(kind, type) and issubclass(kind, Record):
+        return pa.struct([pa.field(name, _arrow_type(f.annotation)) for name, f in kind.model_fields.items()])
+    return _generic_type(kind)
+
+
+def _generic_type(kind: Any) -> "pyarrow.DataType":
+    import pyarrow as pa
+
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple and inner[1:] == (...,):
+        return pa.list_(_arrow_type(inner[0]))
+    if origin is dict and inner[0] is str:
+        return pa.map_(pa.string(), _arrow_type(inner[1]))
+    if origin is Literal:
+        return pa.string()
+    if origin in (Union, types.UnionType) and type(None) in inner and len(inner) == 2:
+        return _arrow_type(inner[0] if inner[1] is type(None) else inner[1])
+    raise TypeError(f"{kind} has no column type")
+
+
+def _pack(value: Any, kind: "pyarrow.DataType") -> Any:
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if pa.types.is_map(kind):
+        return list(value.items())
+    if pa.types.is_struct(kind):
+        return {field.name: _pack(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [_pack(item, kind.value_type) for item in value]
+    return value
+
+
+def _unpack(value: Any, kind: "pyarrow.DataType") -> Any:
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if pa.types.is_map(kind):
+        return dict(value)
+    if pa.types.is_struct(kind):
+        return {field.name: _unpack(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [_unpack(item, kind.value_type) for item in value]
+    return value
