@@ -1,0 +1,93 @@
+"""Verdicts and claims: an interval says better, worse or nothing, seen from either side."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milonga.core.records import Comparison
+from milonga.stages.report_claim import claim
+from milonga.stages.report_numbers import MEASURES, compared, measures, ordered, turned, verdict
+
+NUMBERS = st.floats(-2, 2, allow_nan=False)
+
+
+def row(metric: str, low: float, high: float, better: str, a: str = "aligned", b: str = "base") -> Comparison:
+    middle = (low + high) / 2
+    return Comparison(
+        split="overall", metric=metric, a=a, b=b, difference=middle, low=low, high=high, p=0.5, n=400, better=better
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "better", "expected"),
+    [
+        ("clap", 0.01, 0.03, "a", "better"),
+        ("clap", 0.01, 0.03, "aligned", "better"),
+        ("clap", -0.03, -0.01, "b", "worse"),
+        ("fd", 0.1, 0.5, "b", "worse"),
+        ("fd", -0.5, -0.1, "a", "better"),
+        ("clap", -0.01, 0.03, "a", "undecided"),
+        ("clap", 0.0, 0.03, "a", "undecided"),
+        ("clap", 0.01, 0.03, "b", "undecided"),
+        ("clap", 0.01, 0.03, "neither", "undecided"),
+        ("clap", math.nan, 0.03, "a", "undecided"),
+        ("loudness", 0.01, 0.03, "a", "better"),
+        ("loudness", 0.01, 0.03, "b", "worse"),
+    ],
+)
+def test_a_verdict_needs_the_interval_and_the_record_to_agree(
+    metric: str, low: float, high: float, better: str, expected: str
+) -> None:
+    assert verdict(row(metric, low, high, better)) == expected
+
+
+@given(NUMBERS, NUMBERS, st.sampled_from([m.name for m in MEASURES]), st.sampled_from(["a", "b", "neither"]))
+def test_turning_round_turns_the_verdict(first: float, second: float, metric: str, better: str) -> None:
+    one = row(metric, min(first, second), max(first, second), better)
+    opposite = {"better": "worse", "worse": "better", "undecided": "undecided"}
+    assert verdict(turned(one)) == opposite[verdict(one)]
+    assert turned(turned(one)) == one
+
+
+def test_comparisons_are_found_whichever_way_they_were_written() -> None:
+    rows = [row("clap", 0.01, 0.03, "a"), row("fd", 0.1, 0.3, "a", a="base", b="aligned")]
+    found = compared(rows, "aligned", "base", "overall")
+    assert (found["fd"].a, found["fd"].low, found["fd"].better) == ("aligned", -0.3, "b")
+    assert compared(rows, "aligned", "base", "temporal") == {}
+
+
+def test_a_claim_tells_all_it_was_given() -> None:
+    rows = [row("order", -0.02, 0.05, "neither"), row("fd", 0.1, 0.5, "b"), row("clap", 0.01, 0.03, "a")]
+    made = claim({one.metric: one for one in rows})
+    assert made is not None
+    assert made.sentence == (
+        "On 400 captions, aligned fits its captions better than base: judge CLAP +0.020, 95 % interval "
+        "[+0.010, +0.030]; worse: FD +0.30 [+0.10, +0.50]; undecided: order right."
+    )
+    assert [len(made.having(which)) for which in ("better", "worse", "undecided")] == [1, 1, 1]
+
+
+def test_a_worse_or_undecided_lead_says_so() -> None:
+    worse, unclear = (
+        claim({"clap": row("clap", -0.03, -0.01, "b")}),
+        claim({"clap": row("clap", -0.03, 0.01, "neither")}),
+    )
+    assert worse is not None
+    assert "fits its captions worse than base" in worse.sentence
+    assert unclear is not None
+    assert "undecided whether" in unclear.sentence
+    assert claim({}) is None
+
+
+def test_shares_are_told_in_points_and_undefined_numbers_as_a_dash() -> None:
+    present = measures(["all_present"])[0]
+    assert present.value(0.823) == "82.3 %"
+    assert present.change(-0.043) == "−4.3 points"
+    assert present.interval(-0.01, 0.02, signed=True) == "[−1.0, +2.0]"
+    assert (present.value(math.nan), present.change(math.nan), present.interval(math.nan, 1.0)) == ("–", "–", "")
+
+
+def test_base_comes_first_and_the_real_clips_last() -> None:
+    assert ordered(["reference", "aligned", "sft", "base", "sft"]) == ["base", "sft", "aligned", "reference"]
