@@ -118,8 +118,9 @@ def test_a_recipe_by_name_by_path_by_run_folder_and_not_at_all(tmp_path):
 
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
-STRATEGIES = st.builds(Strategy, name=NAMES, steps=st.lists(st.integers(1, 500), min_size=1, max_size=4).map(tuple))
-PHASES = st.builds(Phase, loss=NAMES, beta=st.floats(0, 1e6))
+STEPS = st.lists(st.integers(1, 500), min_size=1, max_size=4).map(tuple)
+STRATEGIES = st.builds(Strategy, name=NAMES, steps=STEPS, guidance=st.floats(0, 1e9), count=st.integers(0, 9))
+PHASES = st.builds(Phase, loss=NAMES, epochs=st.integers(1, 9), beta=st.floats(0, 1e6), learning_rate=st.none())
 SYSTEMS = st.lists(st.sampled_from("abc"), unique=True).map(
     lambda names: [{"name": name, "phases": [{"loss": "sft", "epochs": 1}]} for name in names]
 )
