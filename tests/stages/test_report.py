@@ -65,7 +65,7 @@ def test_a_run_until_pair_has_its_pairs_and_says_what_is_missing(tmp_path: Path)
 
 def test_a_run_until_train_shows_its_curves(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path / "trained", until="train")).read_text(encoding="utf-8")
-    assert "Error above the reference" in page
+    assert "Error over reference" in page
     assert page.index(">sft</span></h3>") < page.index(">aligned</span></h3>")
     assert page.count("Not there yet.") == 4
 

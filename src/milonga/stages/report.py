@@ -44,7 +44,7 @@ def contents(material: Any) -> dict[str, Any]:
     from milonga.stages import report_tables as tables
     from milonga.stages.report_claim import claim
     from milonga.stages.report_gallery import REASONS, gallery
-    from milonga.stages.report_numbers import OVERALL, captions, compared, ordered
+    from milonga.stages.report_numbers import COLOURS, OVERALL, captions, compared, ordered
 
     compared_ones = [name for row in material.comparisons for name in (row.b, row.a)]
     systems = ordered(
@@ -59,7 +59,7 @@ def contents(material: Any) -> dict[str, Any]:
         "name": material.run.path.resolve().name,
         "subject": subject,
         "systems": systems,
-        "colours": {name: place for place, name in enumerate(systems)},
+        "colours": {name: place % COLOURS for place, name in enumerate(systems)},
         "claims": [found for found in claims if found],
         "headlines": [(captions(split), tables.headline(material, split, systems)) for split in splits],
         "pair_rows": tables.pair_rows(material),

@@ -5,7 +5,7 @@ Colours are CSS classes of the page, so that figures follow light and dark; ever
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -40,12 +40,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its name for the legend, its CSS class, and its points."""
+    """A curve: its name for the legend, its CSS class, its points, and whether it is noisy enough to be smoothed."""
 
     name: str
     style: str
     x: np.ndarray
     y: np.ndarray
+    noisy: bool = True
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -161,7 +162,7 @@ def curves(lines: Sequence[Line], phases: Sequence[tuple[int, str]], steps: int,
     edges = [start for start, _ in phases[1:]]
     for line in lines:
         for part in np.split(np.arange(len(line.x)), np.searchsorted(line.x, edges)):
-            body += _curve(frame, Line(line.name, line.style, line.x[part], line.y[part]))
+            body += _curve(frame, replace(line, x=line.x[part], y=line.y[part]))
     return svg(body, label)
 
 
@@ -169,9 +170,9 @@ def _curve(frame: Frame, line: Line) -> list[str]:
     """A curve of one phase: every step thin, if there are many, and their moving mean."""
     if not len(line.x):
         return []
-    smooth = _path(frame, line.x, smoothed(line.y, max(1, len(line.y) // 20)))
-    drawn = [f'<path class="curve {line.style}" d="{smooth}"/>']
-    if len(line.y) > 30:
+    width = max(1, len(line.y) // 20) if line.noisy else 1
+    drawn = [f'<path class="curve {line.style}" d="{_path(frame, line.x, smoothed(line.y, width))}"/>']
+    if width > 1:
         drawn.insert(0, f'<path class="curve faint {line.style}" d="{_path(frame, line.x, line.y)}"/>')
     return drawn
 
@@ -186,7 +187,7 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 def _finite(line: Line) -> Line:
     good = np.isfinite(line.x) & np.isfinite(line.y)
-    return Line(line.name, line.style, line.x[good], line.y[good])
+    return replace(line, x=line.x[good], y=line.y[good])
 
 
 def _range(values: np.ndarray, margin: float) -> tuple[float, float]:

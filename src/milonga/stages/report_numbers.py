@@ -10,6 +10,7 @@ from milonga.core.records import Comparison, Summary
 Verdict = Literal["better", "worse", "undecided"]
 MINUS = "−"
 OVERALL = "overall"
+COLOURS = 6  # how many systems the style sheet tells apart
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ MEASURES = (
     Measure("clap", "Judge CLAP", meaning="cosine similarity of caption and clip, by a CLAP that only judges"),
     Measure("all_present", "All events present", share=True, meaning="clips in which every event asked for is heard"),
     Measure("presence", "Events present", share=True, meaning="events asked for that are heard"),
-    Measure("extra", "Extra events", up=False, meaning="events heard per clip that nobody asked for"),
-    Measure("order", "Order right", share=True, meaning="events asked for in sequence that are heard in that order"),
+    Measure("extra", "Extra events", up=False, meaning="kinds of sound heard per clip that nobody asked for"),
+    Measure("order", "Order right", share=True, meaning="clips whose events are heard in the order asked for"),
     Measure("correct", "Fully correct", share=True, meaning="all present, in order, and nothing else"),
     Measure("fd", "FD", up=False, digits=2, meaning="Fréchet distance to the real clips, on the tagger's features"),
     Measure("kl", "KL", up=False, meaning="divergence of the tagger's posteriors from the real clip's"),

@@ -13,7 +13,7 @@ from milonga.core.settings import Threshold
 from milonga.stages.pair import refusals, table2, unfiltered
 from milonga.stages.report_figures import Line, curves, forest, histogram
 from milonga.stages.report_material import Material
-from milonga.stages.report_numbers import OVERALL, Measure, Verdict, compared, measures, ordered, told, verdict
+from milonga.stages.report_numbers import COLOURS, OVERALL, Measure, Verdict, compared, measures, ordered, told, verdict
 
 # The paper's tables by the splits that they are about; splits of other names follow in a table of their own.
 TABLES = (
@@ -134,7 +134,7 @@ def headline(material: Material, split: str, systems: Sequence[str]) -> list[Hea
     values = told(material.summaries, split)
     against = {name: compared(material.comparisons, name, "base", split) for name in systems if name != "base"}
     names = {metric for rows in against.values() for metric in rows}
-    colours = {name: place for place, name in enumerate(systems)}
+    colours = {name: place % COLOURS for place, name in enumerate(systems)}
     found = []
     for measure in measures(sorted(names)):
         rows = [(colours[name], rows[measure.name]) for name, rows in against.items() if measure.name in rows]
@@ -214,7 +214,7 @@ def _joined(parts: Sequence[tuple[float, ...]]) -> np.ndarray:
 
 CURVES = (
     ("Loss", (("loss", "loss", "c1"),)),
-    ("Error above the reference", (("delta_winner", "winner", "c1"), ("delta_loser", "loser", "c2"))),
+    ("Error over reference", (("delta_winner", "winner", "c1"), ("delta_loser", "loser", "c2"))),
     ("Margin", (("margin", "margin", "c1"),)),
     ("Pairs ranked right", (("accuracy", "training", "c1"), ("heldout_accuracy", "held out", "c2"))),
     ("Learning rate", (("lr", "rate", "c1"),)),
@@ -227,7 +227,7 @@ def training_curves(rows: Sequence[dict]) -> list[tuple[str, list[tuple[str, str
     phases = [(i + 1, str(row.get("phase", ""))) for i, row in enumerate(rows) if _begins(rows, i)]
     found = []
     for title, series in CURVES:
-        lines = [Line(name, style, steps, _column(rows, key)) for key, name, style in series]
+        lines = [Line(name, style, steps, _column(rows, key), noisy=key != "lr") for key, name, style in series]
         lines = [line for line in lines if np.isfinite(line.y).any()]
         figure = curves(lines, phases, len(rows), f"{title} over {len(rows)} steps")
         if figure is not None:
