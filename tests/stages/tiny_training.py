@@ -18,6 +18,9 @@ from milonga.stages import checkpoints
 from milonga.stages.latents import Moments, PairExamples
 from milonga.stages.train import Trainable, train
 
+# So small a network is fastest on one thread, and only equal numbers of threads give equal bits.
+torch.set_num_threads(1)
+
 PAIRS, SHAPE = 10, (2, 8, 4)
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=200.0, learning_rate=2e-3))
 SETTINGS = Settings(
@@ -81,7 +84,6 @@ def main(folder: Path, kill_at: int, where: str) -> None:
         describe(part, state, note)
 
     checkpoints._describe = die_writing
-    torch.set_num_threads(1)
     train(model(), pairs(), PHASES, SETTINGS, 7, folder, on_step, heldout=pairs(5, 1))
 
 
