@@ -30,8 +30,8 @@ class Curves:
         self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
-    def size(self) -> int:
-        """Bytes written so far, flushed to disk first: what a checkpoint has to remember."""
+    def flush(self) -> int:
+        """Puts all rows on disk; returns their bytes, which is what a checkpoint has to remember."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 

@@ -101,10 +101,10 @@ class _Training:
                 curves.write(row)
                 self._give_up_if_lost(row)
                 if self.state.step % self.settings.checkpoint_every == 0:
-                    self.checkpoints.save(self.state, {"phase": step.phase.loss, "curves": curves.size()})
+                    self.checkpoints.save(self.state, {"phase": step.phase.loss, "curves": curves.flush()})
                 if on_step is not None:
                     on_step(row)
-            curves.size()
+            curves.flush()
         finally:
             curves.close()
         self._finish()
