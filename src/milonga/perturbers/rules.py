@@ -1,0 +1,218 @@
+"""The rule perturber: close but wrong captions without a language model, the same for the same seed.
+
+It stands in for the paper's GPT-4 prompts (Table 1). Five kinds of change: another speaker, one sound replaced by one
+of its kin, one dropped, one added, and the order changed. Kinds take turns, so five captions are five kinds where the
+caption allows. Similar length (Table 1, "of similar length to the original caption") means here: the numbers of words
+differ by at most four or by half of the original's, whichever is more.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import permutations, zip_longest
+
+import numpy as np
+
+from milonga.core.records import Prompt
+from milonga.perturbers.phrases import (
+    SOUNDS,
+    Phrase,
+    Sound,
+    begins_with_participle,
+    is_clause,
+    joined,
+    lacks_subject,
+    phrases,
+    timeline,
+)
+
+_SPEAKERS: dict[str, tuple[str, ...]] = {
+    "man": ("woman", "child"),
+    "woman": ("man", "child"),
+    "boy": ("man", "woman"),
+    "girl": ("man", "woman"),
+    "child": ("man", "woman"),
+    "men": ("women", "children"),
+    "women": ("men", "children"),
+    "children": ("men", "women"),
+    "male": ("female",),
+    "female": ("male",),
+}
+_SPEAKER = re.compile(rf"\b({'|'.join(_SPEAKERS)})\b", re.IGNORECASE)
+
+_BINDING = ("before", "after", "while", "as")  # "before sneezing" has its subject elsewhere
+
+Change = Callable[[list[Phrase], np.random.Generator], Iterable[str]]
+
+
+class RulePerturber:
+    """Rewrites any English caption by rules; it needs neither a scene nor a network."""
+
+    name = "rules"
+
+    def perturb(self, prompt: Prompt, count: int, temporal: bool, seed: int) -> list[str]:
+        """Up to `count` distinct wrong captions of similar length, none equal to the prompt's.
+
+        With `temporal`, every one changes the order of events or the events of an ordered caption (Table 1, strategy
+        3). A caption without a word gives none.
+        """
+        found = phrases(prompt.text)
+        if not found:
+            return []
+        rng = np.random.default_rng(seed)
+        changes = (_reordered, _moved, _reordered, _added_in_time) if temporal else _CHANGES
+        fitting = [(text for text in change(found, rng) if similar_length(text, prompt.text)) for change in changes]
+        distinct: dict[str, str] = {}
+        for text in _in_turns(fitting):
+            if len(distinct) == count:
+                break
+            if _key(text) != _key(prompt.text):
+                distinct.setdefault(_key(text), text[0].upper() + text[1:])
+        return list(distinct.values())
+
+
+def similar_length(text: str, original: str) -> bool:
+    """Whether two captions' numbers of words differ by at most four, or by at most half of the original's."""
+    n = len(original.split())
+    return abs(len(text.split()) - n) <= max(4, n // 2)
+
+
+def _in_turns(changes: Iterable[Iterable[str]]) -> Iterator[str]:
+    """One caption of each kind of change, then a second of each, and so on."""
+    for row in zip_longest(*changes):
+        yield from (text for text in row if text)
+
+
+def _key(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def _another_speaker(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """ "A man speaks" -> "A woman speaks": one speaker changed, the rest left alone."""
+    text = joined(found)
+    for match in _shuffled(list(_SPEAKER.finditer(text)), rng):
+        for other in _shuffled(_SPEAKERS[match[1].lower()], rng):
+            yield text[: match.start()] + other + text[match.end() :]
+
+
+def _replaced(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """One phrase replaced by a sound of its kin first, then by any other that the caption does not hold."""
+    for place, sound in _crossed(found, rng):
+        yield _with_sound(found, place, sound)
+
+
+def _dropped(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """One phrase left out, connective and all; what would be left without a subject is not offered."""
+    if len(found) < 2:
+        return
+    for place in _shuffled(range(len(found)), rng):
+        rest = [*found[:place], *found[place + 1 :]]
+        # "After a, b": the "after" stays only where its comma does.
+        rest[0] = Phrase(found[0].link if any(one.link == "," for one in rest[1:]) else "", rest[0].text)
+        if not lacks_subject(rest[0].text) and rest[0].text:
+            yield joined(rest)
+
+
+def _added(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """One more sound, together with the rest or after it."""
+    text, clause = joined(found), is_clause(found[-1].text)
+    for sound in _absent(text, rng):
+        links = ("and", "while", "then") if clause else ("and", "followed by", "with")
+        yield f"{text} {_one_of(links, rng)} {sound.said(clause)}"
+
+
+def _reordered(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """The same events in another order of time; overlapping ones come one after the other."""
+    groups = timeline(found)
+    in_time = len(groups) > 1
+    if len(groups) == 1:
+        groups = [one.text for one in found]
+    bound = any(one.link in _BINDING and begins_with_participle(one.text) for one in found)
+    if bound or not 2 <= len(groups) <= 4 or any(lacks_subject(text) for text in groups):
+        return
+    orders = [order for order in permutations(groups) if list(order) != groups or not in_time]
+    for order in _shuffled(orders, rng):
+        yield from _sequences(order, rng)
+
+
+def _moved(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """Another order and another sound: strategy 3's captions are wrong in both ways (Table 1)."""
+    for place, sound in _crossed(found, rng):
+        changed = [*found]
+        changed[place] = Phrase(found[place].link, sound.said(_wants_clause(found[place])))
+        yield next(iter(_reordered(changed, rng)), joined(changed))
+
+
+def _added_in_time(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """A new event before or after what the caption tells."""
+    text, clause = joined(found), is_clause(found[-1].text)
+    for sound in _absent(text, rng):
+        if rng.random() < 0.5 and not found[0].link and not lacks_subject(text):
+            yield f"{sound.said(is_clause(found[0].text))}, then {text}"
+        else:
+            yield f"{text}, then {sound.said(True)}" if clause else f"{text}, followed by {sound.said(False)}"
+
+
+_CHANGES: tuple[Change, ...] = (_another_speaker, _replaced, _dropped, _added, _reordered, _replaced)
+
+
+def _sequences(order: tuple[str, ...], rng: np.random.Generator) -> Iterable[str]:
+    """Ways to say that phrases follow each other; "followed by" and "then" as the phrase after them allows."""
+    if len(order) == 2 and is_clause(order[1]):
+        first, second = order
+        yield from _shuffled(
+            [
+                f"{first} then {second}",
+                f"{first} before {second}",
+                f"{second} after {first}",
+                f"after {first}, {second}",
+            ],
+            rng,
+        )
+        return
+    text = order[0]
+    for phrase in order[1:]:
+        text += f" {_one_of(('then', 'before', 'and then') if is_clause(phrase) else ('followed by',), rng)} {phrase}"
+    yield text
+
+
+def _crossed(found: list[Phrase], rng: np.random.Generator) -> Iterator[tuple[int, Sound]]:
+    """(place, sound to put there), every place taking its turn, kin before strangers."""
+    whole = joined(found)
+    places = _shuffled(range(len(found)), rng)
+    queues = []
+    for place in places:
+        kin = {sound.kin for sound in SOUNDS if sound.keys.search(found[place].text)}
+        absent = _absent(whole, rng)
+        queues.append([(place, sound) for sound in sorted(absent, key=lambda sound: sound.kin not in kin)])
+    for row in zip_longest(*queues):
+        yield from (pair for pair in row if pair)
+
+
+def _with_sound(found: list[Phrase], place: int, sound: Sound) -> str:
+    new = Phrase(found[place].link, sound.said(_wants_clause(found[place])))
+    rest = found[place + 1 :]
+    if rest and lacks_subject(rest[0].text):
+        rest = rest[1:]  # "a man speaks and laughs": the second verb goes with its subject
+    return joined([*found[:place], new, *rest])
+
+
+def _wants_clause(phrase: Phrase) -> bool:
+    """Whether a clause fits in a phrase's place: after "while" always, after "followed by" never."""
+    if phrase.link in ("while", "as"):
+        return not begins_with_participle(phrase.text)
+    clause = is_clause(phrase.text) or lacks_subject(phrase.text)
+    return clause and phrase.link not in ("followed by", "with", "over")
+
+
+def _absent(text: str, rng: np.random.Generator) -> list[Sound]:
+    """The sounds that the text does not mention, shuffled."""
+    return _shuffled([sound for sound in SOUNDS if not sound.keys.search(text)], rng)
+
+
+def _shuffled(things, rng: np.random.Generator) -> list:
+    things = list(things)
+    return [things[i] for i in rng.permutation(len(things))]
+
+
+def _one_of(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]
