@@ -191,7 +191,7 @@ def test_training_leaves_the_global_random_stream_alone(tmp_path: Path) -> None:
 
 def test_watching_held_out_pairs_changes_no_number(tmp_path: Path) -> None:
     settings = PLAIN.model_copy(update={"ema": 0.9})
-    watched = run(tmp_path / "watched", [SFT, DPO], settings, heldout=tiny.pairs(3, 9))
+    watched = run(tmp_path / "watched", [SFT, DPO], settings, heldout=tiny.pairs(5, 9))
     alone = run(tmp_path / "alone", [SFT, DPO], settings)
     assert [row["loss"] for row in watched] == [row["loss"] for row in alone]
     assert [row["heldout_margin"] is None for row in watched] == [True, False, True, False]
