@@ -1,0 +1,139 @@
+"""The command `milonga`: thin doors onto the package. Results go to stdout, progress and errors to stderr.
+
+Exit 0: done; 1: a failure, told in one line; 2: wrong usage; 130: interrupted, and resumable.
+"""
+
+import functools
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from milonga.core.errors import MilongaError
+
+P = ParamSpec("P")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+_debug = {"on": False}
+
+
+def door(command: Callable[P, None]) -> Callable[P, None]:
+    """Tells a command's failures in one line and gives the exit status they stand for."""
+
+    @functools.wraps(command)
+    def told(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _say("interrupted; the same command goes on from here")
+            raise typer.Exit(130) from None
+        except MilongaError as error:
+            raise _failed(str(error)) from error
+        except typer.Exit:
+            raise
+        except Exception as error:  # told, not swallowed: a user wants the one line, --debug gives the rest
+            raise _failed(f"{type(error).__name__}: {error} (--debug shows where)") from error
+
+    return told
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("milonga"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of a failure.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Text-to-audio latent diffusion, aligned to preferences that it builds itself, measured with error bars."""
+    _debug["on"] = _debug["on"] or debug
+
+
+@app.command()
+@door
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to hear.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A model's name or folder.")] = "nano",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's own")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance.", show_default="the model's own")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same clips.", min=0)] = 0,
+    number: Annotated[int, typer.Option("-n", help="Clips of each prompt.")] = 1,
+    duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="as the model makes them")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
+) -> None:
+    """Make clips from prompts, and print where they are."""
+    from milonga.app import registry  # type: ignore[attr-defined]
+    from milonga.app.make import make
+
+    own_steps, own_guidance = registry.sampling(model)
+    steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
+    for path in make(registry.load(model), prompts, out, steps, guidance, seed, number, duration):
+        typer.echo(path)
+
+
+@app.command()
+@door
+def run(
+    recipe: Annotated[str, typer.Argument(help="A .toml file, or a shipped recipe's name such as smoke.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to do.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="The one stage to do.")] = None,
+    engine: Annotated[str, typer.Option(help="Where sharded work runs: local.")] = "local",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe.")
+    ] = None,
+) -> None:
+    """Do a recipe's stages in a run folder; run it again after a stop, and it goes on."""
+    from milonga.app import pipeline
+    from milonga.app.recipe import load_recipe
+
+    done = pipeline.run(load_recipe(recipe, changes or ()), out, until, only, pipeline.engine_named(engine))
+    report = done.path / "report.html"
+    typer.echo(report if report.exists() else done.path)
+
+
+@app.command()
+@door
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how far a run is."""
+    from milonga.app import status as state
+
+    rows = state.status(run)
+    typer.echo(state.as_json(rows) if as_json else state.as_table(rows))
+
+
+def main() -> None:
+    """The entry point; `--debug` counts wherever it stands, and SIGTERM is an interruption."""
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    _debug["on"] = "--debug" in arguments[:end]
+    signal.signal(signal.SIGTERM, _interrupt)
+    app([word for place, word in enumerate(arguments) if word != "--debug" or place > end], prog_name="milonga")
+
+
+def _failed(message: str) -> typer.Exit:
+    if _debug["on"]:
+        traceback.print_exc()
+    _say(" ".join(message.split()))
+    return typer.Exit(1)
+
+
+def _say(message: str) -> None:
+    typer.echo(f"milonga: {message}", err=True)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

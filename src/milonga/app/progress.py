@@ -1,0 +1,51 @@
+"""Progress on stderr: a bar where someone watches, a line every few seconds where a log is kept."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+EVERY = 5.0
+Advance = Callable[[int], None]
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
+@contextmanager
+def tracked(stage: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Gives a function that is told how many more of `total` items are done; shows speed and time left."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn(f"{stage:<9}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(stage, total=total, completed=done)
+            yield lambda count: progress.update(task, advance=count)
+    else:
+        yield _Lines(stage, total, done).advance
+
+
+class _Lines:
+    """At most one line every few seconds, and one at the end."""
+
+    def __init__(self, stage: str, total: int, done: int) -> None:
+        self.stage, self.total, self.begun, self.done = stage, total, done, done
+        self.start = self.told = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.told >= EVERY or self.done >= self.total:
+            self.told = now
+            print(self._line(now - self.start), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        speed = (self.done - self.begun) / max(seconds, 1e-9)
+        left = (self.total - self.done) / max(speed, 1e-9)
+        return f"{self.stage}: {self.done}/{self.total}, {speed:.1f}/s, {left:.0f} s left"

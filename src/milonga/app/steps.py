@@ -1,0 +1,210 @@
+"""The body of each stage of a run: read the stage before, call the stage's functions, write shards."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from milonga.app.context import Context, complete, cut, needed, shard_name
+from milonga.app.progress import Advance, tracked
+from milonga.app.recipe import System
+from milonga.core.audio import to_int16
+from milonga.core.clips import clip_table, clips_of
+from milonga.core.errors import AudioError, DataError
+from milonga.core.parts import Model
+from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
+from milonga.core.store import Shards
+
+ONE = shard_name(0, 1)
+
+
+def prompts(context: Context) -> None:
+    """The recipe's captions, each once, and of them the subset τ1 where clusters are asked for."""
+    table, shards = context.recipe.prompts, context.run.stage("prompts")
+    if shards.has(ONE):
+        return
+    found = list({one.id: one for source in table.sources for one in context.parts.prompt_source(source)}.values())
+    if table.clusters:
+        from milonga.stages.prompts import select
+
+        embedder = context.parts.text_embedder(table.embedder)
+        found = select(found, embedder, table.clusters, table.per_cluster, context.recipe.seed, table.nearest)
+    if not found:
+        raise DataError(f"{', '.join(table.sources)}: no captions; check prompts.sources")
+    shards.write_records(ONE, found, Prompt)
+
+
+def plan(context: Context) -> None:
+    """The requests of all strategies, in shards; what a perturber could not do is kept in refused/plan."""
+    from milonga.stages.plan import plan as planned
+
+    shards, table = context.run.stage("plan"), context.recipe.plan
+    if complete(shards):
+        return
+    found = needed(context, "prompts").read_records(Prompt)
+    perturber = context.parts.perturber(table.perturber)
+    requests, refusals = planned(found, table.strategies, perturber, context.recipe.seed)
+    context.run.stage("refused/plan").write_records(ONE, refusals, Refusal)
+    for name, part in cut(requests, table.shard).items():
+        if not shards.has(name):
+            shards.write_records(name, part, Request)
+
+
+def generate(context: Context) -> None:
+    """A clip for each request; clips that cannot be written (NaN) are kept by name in refused/generate."""
+    planned = needed(context, "plan")
+    sizes = {name: planned.rows(name) for name in planned.names()}
+
+    def work(name: str) -> int:
+        model = context.parts.load(context.recipe.models.model)
+        return make_clips(context, "generate", name, planned.read_records(Request, [name]), model)
+
+    context.over_shards("generate", sizes, work)
+
+
+def make_clips(context: Context, stage: str, name: str, requests: Sequence[Request], model: Model) -> int:
+    """Generates one shard of clips into `stage`; its refusals are written first, so that the shard vouches for both."""
+    from milonga.stages.generate import generate as generated
+
+    made, refused = [], []
+    for request, clip, latents in generated(requests, model, context.recipe.generate.batch):
+        try:
+            to_int16(clip.waveform)
+            made.append((request.id, clip, latents))
+        except AudioError as error:
+            refused.append(Refusal(stage=stage, id=request.id, reason=str(error)))
+    if refused:
+        context.run.stage(f"refused/{stage}").write_records(name, refused, Refusal)
+    ids, clips, latents = zip(*made, strict=True) if made else ((), (), ())
+    context.run.stage(stage).write_table(name, clip_table(ids, clips, latents))
+    return len(requests)
+
+
+def score(context: Context) -> None:
+    """Every scorer's similarity of each clip with its prompt's own words."""
+    planned, clips = needed(context, "plan"), needed(context, "generate")
+    sizes = {name: clips.rows(name) for name in clips.names()}
+
+    def work(name: str) -> int:
+        requests = {request.id: request for request in planned.read_records(Request, [name])}
+        candidates = _scored(context, requests, clips, name)
+        context.run.stage("score").write_records(name, candidates, Candidate)
+        return len(candidates)
+
+    context.over_shards("score", sizes, work)
+
+
+def pair(context: Context) -> None:
+    """Winners and losers from the stored scores; the refused are kept with their reasons."""
+    from milonga.stages.pair import pair as paired
+
+    if context.run.stage("pair").has(ONE):
+        return
+    table = context.recipe.pair
+    found = paired(needed(context, "score").read_records(Candidate), table.thresholds, table.rank_by)
+    context.run.stage("refused").write_records(ONE, [one for one in found if one.refused], Pair)
+    context.run.stage("pair").write_records(ONE, [one for one in found if not one.refused], Pair)
+
+
+def train(context: Context) -> None:
+    """Each system of the recipe from the base, by its phases; a finished one is left alone, a begun one resumed."""
+    systems = context.recipe.train.systems
+    left = [one for one in systems if not (context.run.path / "checkpoints" / one.name / "unet").exists()]
+    if not left:
+        return
+    pairs = needed(context, "pair").read_records(Pair)
+    if not pairs:
+        raise DataError(
+            f"{context.run.path}: no pair was kept, so there is nothing to train on; loosen pair.thresholds"
+        )
+    for system in left:
+        _train(context, system, pairs)
+
+
+def evaluate(context: Context) -> None:
+    """Clips of every system for the held-out prompts, all from the same seeds, and what the metrics say of them."""
+    from milonga.stages.evaluate import measure
+
+    if all((context.run.path / "metrics" / name).exists() for name in ("summary.json", "comparisons.json")):
+        return
+    table, names = context.recipe.evaluate, ["base", *(system.name for system in context.recipe.train.systems)]
+    shards = context.run.stage("evaluate/prompts")
+    if not shards.has(ONE):
+        shards.write_records(ONE, [p for source in table.prompts for p in context.parts.prompt_source(source)], Prompt)
+    prompts = shards.read_records(Prompt)
+    for name in names:
+        _perform(context, name, prompts)
+    models = context.recipe.models
+    judge, tagger = context.parts.scorer(models.judge), context.parts.tagger(models.tagger)
+    measure(context.run, names, judge, tagger, table.splits, table.resamples, context.recipe.seed)
+
+
+def report(context: Context) -> None:
+    """report.html, from whatever the run holds."""
+    from milonga.stages.report import write_report
+
+    write_report(context.run.path)
+
+
+def _scored(context: Context, requests: Mapping[str, Request], clips: Shards, name: str) -> list[Candidate]:
+    from milonga.stages.score import score as scored
+
+    heard = clips_of(clips.read_table(name, ["id", "audio"]))
+    scorers = [context.parts.scorer(one) for one in context.recipe.models.scorers]
+    texts = [requests[one].prompt for one in heard]
+    scores = scored(list(heard.values()), texts, scorers)
+    return [Candidate(request=requests[one], scores=row) for one, row in zip(heard, scores, strict=True)]
+
+
+def _train(context: Context, system: System, pairs: Sequence[Pair]) -> None:
+    from milonga.stages.train import train as trained
+
+    recipe, path = context.recipe, context.run.path
+    model = context.parts.trainable(recipe.models.model)
+    examples = context.parts.examples(recipe.models.model, context.run, pairs)
+    folder, curves = path / "checkpoints" / system.name, path / "metrics" / "training" / f"{system.name}.jsonl"
+    curves.parent.mkdir(parents=True, exist_ok=True)
+    with _steps_shown(f"train {system.name}") as on_step:
+        settings = recipe.train.settings()
+        trained(model, examples, system.phases, settings, recipe.seed, folder, on_step, curves=curves)
+
+
+@contextmanager
+def _steps_shown(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Progress of a training, whose number of steps is known from its first step on."""
+    with ExitStack() as stack:
+        shown: list[Advance] = []
+
+        def on_step(row: dict[str, Any]) -> None:
+            if not shown:
+                shown.append(stack.enter_context(tracked(label, row["total"], row["step"] - 1)))
+            shown[0](1)
+
+        yield on_step
+
+
+def _perform(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
+    """One system's clips for the held-out prompts; seeds come from the prompts, so all systems share them."""
+    recipe, stage = context.recipe, f"evaluate/{name}"
+    table = recipe.evaluate
+    requests = [Request.of(recipe.seed, one, one.text, table.steps, table.guidance) for one in prompts]
+    parts = cut(requests, recipe.plan.shard)
+    unet = context.run.path / "checkpoints" / name / "unet"
+
+    def work(shard: str) -> int:
+        base = recipe.models.model
+        model = context.parts.load(base) if name == "base" else context.parts.tuned(base, unet)
+        return make_clips(context, stage, shard, parts[shard], model)
+
+    context.over_shards(stage, {shard: len(part) for shard, part in parts.items()}, work)
+
+
+STEPS: dict[str, Callable[[Context], None]] = {
+    "prompts": prompts,
+    "plan": plan,
+    "generate": generate,
+    "score": score,
+    "pair": pair,
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+}
