@@ -179,7 +179,7 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as file:
             _claim(file, self.path)
-            for part in self.path.rglob(f"*{PART}"):
+            for part in [one for one in self.path.rglob(f"*{PART}") if one.is_file()]:
                 part.unlink(missing_ok=True)
             yield
             file.truncate(0)
