@@ -35,7 +35,9 @@ RECORDS = st.one_of(
     st.tuples(st.just(Prompt), st.lists(PROMPTS, max_size=5)),
     st.tuples(st.just(Candidate), st.lists(CANDIDATES, max_size=5)),
     st.tuples(st.just(Event), st.lists(st.builds(Event, onset=FLOATS, offset=FLOATS), max_size=5)),
-    st.tuples(st.just(Summary), st.lists(st.builds(Summary, value=FLOATS, low=FLOATS, high=FLOATS), max_size=2)),
+    st.tuples(
+        st.just(Summary), st.lists(st.builds(Summary, value=FLOATS, low=FLOATS, high=FLOATS, n=SEEDS), max_size=2)
+    ),
 )
 
 
