@@ -9,7 +9,7 @@ from milonga.app.progress import tracked
 from milonga.app.recipe import Recipe
 from milonga.core.errors import StoreError
 from milonga.core.parts import Engine, Model, Perturber, Scorer, Tagger, TextEmbedder
-from milonga.core.records import Pair, Prompt
+from milonga.core.records import Clip, Pair, Prompt
 from milonga.core.store import Run, Shards
 
 
@@ -26,12 +26,18 @@ class Parts(Protocol):
         """A model's U-Net and schedule as `stages.train` takes them (`Trainable`), with fresh weights each time."""
         ...
 
-    def examples(self, name: str, run: Run, pairs: Sequence[Pair]) -> Any:
-        """The pairs' latents and encoded captions (`stages.latents.Examples`), from the clips of a run."""
+    def examples(self, name: str, run: Run, pairs: Sequence[Pair], anchors: int = 0) -> Any:
+        """The pairs' latents and encoded captions (`stages.latents.Examples`), from the clips of a run, and as many
+        real clips as `anchors` says.
+        """
         ...
 
     def tuned(self, name: str, unet: Path) -> Model:
         """A model with its U-Net replaced by a trained one."""
+        ...
+
+    def reference(self, prompt: Prompt) -> Clip:
+        """A real clip of what a prompt asks for; DataError where there is none."""
         ...
 
     def fingerprint(self, name: str) -> str:

@@ -15,6 +15,7 @@ from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
 from milonga.core.store import Shards
 
 ONE = shard_name(0, 1)
+ANCHORS = 1000  # real clips that the anchor term draws from, where it is on
 
 
 def prompts(context: Context) -> None:
@@ -122,20 +123,24 @@ def train(context: Context) -> None:
 
 def evaluate(context: Context) -> None:
     """Clips of every system for the held-out prompts, all from the same seeds, and what the metrics say of them."""
-    from milonga.stages.evaluate import measure
+    from milonga.app.evaluation import heard_by_all, measure, perform, references
 
-    if all((context.run.path / "metrics" / name).exists() for name in ("summary.json", "comparisons.json")):
+    folder = context.run.path / "metrics"
+    if all((folder / name).exists() for name in ("summary.json", "comparisons.json")):
         return
-    table, names = context.recipe.evaluate, ["base", *(system.name for system in context.recipe.train.systems)]
     shards = context.run.stage("evaluate/prompts")
     if not shards.has(ONE):
-        shards.write_records(ONE, [p for source in table.prompts for p in context.parts.prompt_source(source)], Prompt)
+        sources = [context.parts.prompt_source(source) for source in context.recipe.evaluate.prompts]
+        found = {prompt.id: prompt for source in sources for prompt in source}
+        shards.write_records(ONE, list(found.values()), Prompt)
     prompts = shards.read_records(Prompt)
-    for name in names:
-        _perform(context, name, prompts)
-    models = context.recipe.models
-    judge, tagger = context.parts.scorer(models.judge), context.parts.tagger(models.tagger)
-    measure(context.run, names, judge, tagger, table.splits, table.resamples, context.recipe.seed)
+    systems = ["base", *(system.name for system in context.recipe.train.systems)]
+    for name in systems:
+        perform(context, name, prompts)
+    references(context, prompts)
+    for name in [*systems, "reference"]:
+        heard_by_all(context, name, prompts)
+    measure(context, systems, prompts)
 
 
 def report(context: Context) -> None:
@@ -151,7 +156,7 @@ def _scored(context: Context, requests: Mapping[str, Request], clips: Shards, na
     heard = clips_of(clips.read_table(name, ["id", "audio"]))
     scorers = [context.parts.scorer(one) for one in context.recipe.models.scorers]
     texts = [requests[one].prompt for one in heard]
-    scores = scored(list(heard.values()), texts, scorers)
+    scores = scored(list(heard.values()), texts, scorers, context.recipe.score.batch)
     return [Candidate(request=requests[one], scores=row) for one, row in zip(heard, scores, strict=True)]
 
 
@@ -160,7 +165,8 @@ def _train(context: Context, system: System, pairs: Sequence[Pair]) -> None:
 
     recipe, path = context.recipe, context.run.path
     model = context.parts.trainable(recipe.models.model)
-    examples = context.parts.examples(recipe.models.model, context.run, pairs)
+    anchors = ANCHORS if recipe.train.anchor > 0 else 0
+    examples = context.parts.examples(recipe.models.model, context.run, pairs, anchors)
     folder, curves = path / "checkpoints" / system.name, path / "metrics" / "training" / f"{system.name}.jsonl"
     curves.parent.mkdir(parents=True, exist_ok=True)
     with _steps_shown(f"train {system.name}") as on_step:
@@ -180,22 +186,6 @@ def _steps_shown(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
             shown[0](1)
 
         yield on_step
-
-
-def _perform(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
-    """One system's clips for the held-out prompts; seeds come from the prompts, so all systems share them."""
-    recipe, stage = context.recipe, f"evaluate/{name}"
-    table = recipe.evaluate
-    requests = [Request.of(recipe.seed, one, one.text, table.steps, table.guidance) for one in prompts]
-    parts = cut(requests, recipe.plan.shard)
-    unet = context.run.path / "checkpoints" / name / "unet"
-
-    def work(shard: str) -> int:
-        base = recipe.models.model
-        model = context.parts.load(base) if name == "base" else context.parts.tuned(base, unet)
-        return make_clips(context, stage, shard, parts[shard], model)
-
-    context.over_shards(stage, {shard: len(part) for shard, part in parts.items()}, work)
 
 
 STEPS: dict[str, Callable[[Context], None]] = {

@@ -1,11 +1,11 @@
 """The errors a user may meet, as one tree. Each is told in one line: what is wrong, and what to do.
 
-    MilongaError
-    ├── RecipeError       a recipe or an argument is wrong: unknown key, wrong type, value out of range
-    ├── StoreError        a run folder or shard is corrupt, foreign, busy, or does not fit its recipe
-    ├── AudioError        an audio file or waveform cannot be used
-    ├── CheckpointError   a model's files are missing, truncated, renamed or not what they claim to be
-    └── DataError         captions, metadata or pairs cannot be used
+MilongaError
+├── RecipeError       a recipe or an argument is wrong: unknown key, wrong type, value out of range
+├── StoreError        a run folder or shard is corrupt, foreign, busy, or does not fit its recipe
+├── AudioError        an audio file or waveform cannot be used
+├── CheckpointError   a model's files are missing, truncated, renamed or not what they claim to be
+└── DataError         captions, metadata or pairs cannot be used
 """
 
 

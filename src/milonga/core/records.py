@@ -161,10 +161,15 @@ class Comparison(Record):
 
 @dataclass(frozen=True)
 class Clip:
-    """A mono waveform, float32 in [-1, 1] with shape (samples,), and its sampling rate in Hz."""
+    """A mono waveform, float32 in [-1, 1] with shape (samples,), and its sampling rate in Hz.
+
+    A clip that a latent diffusion model made may carry its scaled latents, shape (C, T/r, F/r): training on them needs
+    no VAE and loses nothing to a round trip through the vocoder.
+    """
 
     waveform: np.ndarray
     rate: int
+    latents: np.ndarray | None = None
 
     @property
     def seconds(self) -> float:

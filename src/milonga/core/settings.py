@@ -65,7 +65,7 @@ class Settings(Record):
     schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = Field(default=1e-2, ge=0.0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
-    timesteps: Literal["uniform", "high-noise"] = "uniform"
+    timesteps: Literal["uniform", "biased", "high-noise"] = "uniform"
     shared_noise: bool = True
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
     caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)

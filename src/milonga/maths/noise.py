@@ -13,7 +13,7 @@ from torch import Tensor
 from milonga.core.ids import derive_seed
 
 Prediction = Literal["v_prediction", "epsilon"]
-Timesteps = Literal["uniform", "high-noise"]
+Timesteps = Literal["uniform", "biased", "high-noise"]
 
 
 def seeded(seed: int, *parts: object) -> torch.Generator:
@@ -51,15 +51,17 @@ def target(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction) 
 def timesteps(kind: Timesteps, count: int, total: int, generator: torch.Generator) -> Tensor:
     """`count` timesteps in 0 … total−1, int64, shape (count,).
 
-    "uniform": every step alike (Eq. 4, n ~ U). "high-noise": ⌊total·(1 − ¾u²)⌋ with u uniform, never below a quarter
-    of the way: the layout of sounds in time is decided at high noise. Raises ValueError for another `kind`.
+    With u uniform: "uniform", every step alike (Eq. 4, n ~ U); "biased", ⌊total·(1 − u²)⌋, all steps but the noisier
+    ones oftener; "high-noise", ⌊total·(1 − ¾u²)⌋, never below a quarter of the way. The layout of sounds in time is
+    decided at high noise. Raises ValueError for another `kind`.
     """
     if kind == "uniform":
         return torch.randint(total, (count,), generator=generator)
-    if kind == "high-noise":
-        u = torch.rand(count, generator=generator, dtype=torch.float64)
-        return (total * (1 - 0.75 * u * u)).long().clamp(max=total - 1)
-    raise ValueError(f"timesteps must be 'uniform' or 'high-noise', not {kind!r}")
+    reach = {"biased": 1.0, "high-noise": 0.75}
+    if kind not in reach:
+        raise ValueError(f"timesteps must be 'uniform', 'biased' or 'high-noise', not {kind!r}")
+    u = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (total * (1 - reach[kind] * u * u)).long().clamp(0, total - 1)
 
 
 def signal_to_noise(alpha_bar: Tensor) -> Tensor:

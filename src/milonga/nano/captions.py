@@ -138,6 +138,14 @@ def caption(scene: Scene, counts: Mapping[str, int] | None, rng: np.random.Gener
     return text[0].upper() + text[1:] + ("." if rng.random() < 0.1 else "")
 
 
+def caption_in(split: str, scene: Scene, counts: Mapping[str, int] | None, rng: np.random.Generator) -> str:
+    """A caption of `scene` that belongs to `split` ("train", "tune" or "test"): drawn anew until one does."""
+    while True:
+        text = caption(scene, counts, rng)
+        if split_of(text) == split:
+            return text
+
+
 def split_of(text: str) -> str:
     """ "train" (80 %), "tune" (10 %) or "test" (10 %), by the text's hash: no caption is ever in two splits.
 

@@ -50,7 +50,12 @@ def sounding(seed: int, index: int) -> Sounding:
     """Clip number `index` of the corpus with this seed: a scene drawn by chance, rendered."""
     rng = np.random.default_rng(derive_seed(seed, "scene", index))
     scene = draw_scene(rng)
-    return render(scene, derive_seed(seed, "clip", index), draw_counts(scene, rng))
+    return render(scene, clip_seed(seed, index), draw_counts(scene, rng))
+
+
+def clip_seed(seed: int, index: int) -> int:
+    """The seed that clip number `index` is rendered with."""
+    return derive_seed(seed, "clip", index)
 
 
 def frame_truth(clip: Sounding) -> np.ndarray:

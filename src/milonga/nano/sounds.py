@@ -12,11 +12,22 @@ from milonga.nano.synthesis import buzz, decay, fade, glide, noise, place, reson
 
 Sound = Callable[[np.random.Generator, int, int | None], np.ndarray]
 
-VOWELS = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410), (440, 1020, 2240))
+VOWELS = (
+    (730, 1090, 2440),
+    (270, 2290, 3010),
+    (300, 870, 2240),
+    (530, 1840, 2480),
+    (570, 840, 2410),
+    (440, 1020, 2240),
+)
 
 
 def repeat(
-    rng: np.random.Generator, samples: int, count: int | None, gap: tuple[float, float], single: Callable[[], np.ndarray]
+    rng: np.random.Generator,
+    samples: int,
+    count: int | None,
+    gap: tuple[float, float],
+    single: Callable[[], np.ndarray],
 ) -> np.ndarray:
     """Places `single()` again and again, `gap` seconds from start to start, `count` times or until the room is used.
 
@@ -37,7 +48,9 @@ def _speech(low: float, high: float, scale: float) -> Sound:
 
     def syllable(rng: np.random.Generator, pitch: float) -> np.ndarray:
         length = seconds(rng.uniform(0.11, 0.24))
-        source = buzz(rng, glide([pitch, pitch * rng.uniform(0.9, 1.25), pitch * rng.uniform(0.8, 1.0)], length), length)
+        source = buzz(
+            rng, glide([pitch, pitch * rng.uniform(0.9, 1.25), pitch * rng.uniform(0.8, 1.0)], length), length
+        )
         vowel = VOWELS[rng.integers(len(VOWELS))]
         voice = sum(
             (resonate(source, hertz * scale, 60 + 40 * place_) / (1 + place_) for place_, hertz in enumerate(vowel)),
@@ -94,7 +107,9 @@ def bird(rng: np.random.Generator, samples: int, count: int | None = None) -> np
     while start < samples:
         for _ in range(rng.integers(2, 6)):
             length = seconds(rng.uniform(0.04, 0.1))
-            chirp = fade(tone(glide(list(base * shape * rng.uniform(0.95, 1.05)), length), length, (1.0, 0.1)), 0.01, 0.02)
+            chirp = fade(
+                tone(glide(list(base * shape * rng.uniform(0.95, 1.05)), length), length, (1.0, 0.1)), 0.01, 0.02
+            )
             place(canvas, chirp * rng.uniform(0.6, 1.0), start)
             start += length + seconds(rng.uniform(0.02, 0.05))
         start += seconds(rng.uniform(0.1, 0.3))
@@ -107,7 +122,11 @@ def rooster(rng: np.random.Generator, samples: int, count: int | None = None) ->
 
     def crow() -> np.ndarray:
         calls = []
-        for length, points in ((0.12, [0.8, 1.0]), (0.14, [0.9, 1.1]), (rng.uniform(0.45, 0.65), [1.1, 1.35, 1.3, 0.8])):
+        for length, points in (
+            (0.12, [0.8, 1.0]),
+            (0.14, [0.9, 1.1]),
+            (rng.uniform(0.45, 0.65), [1.1, 1.35, 1.3, 0.8]),
+        ):
             size = seconds(length)
             voice = tone(glide([pitch * point for point in points], size), size, (0.6, 1.0, 0.9, 0.7, 0.5, 0.3))
             calls.append(fade(voice + 0.25 * noise(rng, size, 1500, 4500), 0.015, 0.04))

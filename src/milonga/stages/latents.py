@@ -1,6 +1,6 @@
 """What the trainer trains on: latents of winners and losers with their encoded captions, held in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,6 +117,36 @@ class PairExamples:
         if self._anchors is None:
             raise DataError("these examples have no anchors: give real clips, or set anchor = 0 in the recipe")
         return self._anchors.batch(indices, epoch)
+
+
+class CaptionedClips:
+    """N real clips whose captions may differ from epoch to epoch, for the LDM phase (Eq. 4).
+
+    `say(index, epoch)` gives a clip's caption; `encode(texts)` gives its states (B, L, D) and mask (B, L).
+    """
+
+    anchors = 0
+
+    def __init__(
+        self,
+        latents: Latents,
+        say: Callable[[int, int], str],
+        encode: Callable[[Sequence[str]], tuple[Tensor, Tensor]],
+        seed: int = 0,
+    ) -> None:
+        self._latents, self._say, self._encode, self._seed = latents, say, encode, seed
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The clips with these indices and this epoch's captions."""
+        states, mask = self._encode([self._say(index, epoch) for index in indices])
+        return Batch(_take(self._latents, list(indices), self._seed, "clip", epoch), None, states, mask)
+
+    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """Real clips have no anchors beside them: DataError."""
+        raise DataError("these examples are real clips themselves: set anchor = 0")
 
 
 def _take(latents: Latents, rows: list[int], seed: int, role: str, epoch: int) -> Tensor:

@@ -1,0 +1,259 @@
+"""Every part by its name: the weights that ship, or a folder that holds the same layout.
+
+Models and listeners are loaded once and kept; a model that is to be trained is loaded anew each time.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milonga.core.errors import CheckpointError, DataError, RecipeError
+from milonga.core.ids import content_id, derive_seed, file_hash
+from milonga.core.parts import Model, Perturber, Tagger, TextEmbedder
+from milonga.core.records import Clip, Pair, Prompt
+from milonga.core.store import Run
+
+if TYPE_CHECKING:
+    from milonga.listeners.clap import ClapScorer
+    from milonga.models.tango import TangoPipeline
+    from milonga.stages.denoise import Trainable
+    from milonga.stages.latents import PairExamples
+
+# The weights that ship with the package, each a folder under nano/weights.
+SHIPPED = {
+    "nano": "tango",
+    "nano-clap-a": "clap-a",
+    "nano-clap-b": "clap-b",
+    "nano-judge": "clap-judge",
+    "nano-tagger": "tagger",
+}
+LIMIT = 1000  # draws in a row that gave a caption already had, before a world source is called exhausted
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a part's weights: a name that ships, or a path.
+
+    Raises RecipeError naming the known names when it is neither.
+    """
+    if name in SHIPPED:
+        return Path(str(files("milonga.nano"))) / "weights" / SHIPPED[name]
+    if Path(name).is_dir():
+        return Path(name)
+    raise RecipeError(f"{name!r} is neither a folder nor one of {', '.join(SHIPPED)}")
+
+
+def fingerprint(name: str) -> str:
+    """A hash of all weights in a part's folder, without loading them.
+
+    Raises CheckpointError when there are none.
+    """
+    folder = folder_of(name)
+    weights = sorted(folder.rglob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(f"{folder} holds no .safetensors weights")
+    return content_id([[str(path.relative_to(folder)), file_hash(path)] for path in weights])
+
+
+def pipeline(name: str, unet: Path | None = None) -> "TangoPipeline":
+    """A freshly loaded pipeline in float32, its U-Net from another folder where one is given.
+
+    Raises CheckpointError naming the folder and what is wrong with it.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from milonga.models.tango import TangoPipeline
+
+    folder = folder_of(name)
+    try:
+        loaded = TangoPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        if unet is not None:
+            loaded.unet = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{unet or folder} holds no usable model: {str(error).splitlines()[0]}") from None
+    return loaded
+
+
+@lru_cache(maxsize=4)
+def load(name: str) -> Model:
+    """A model by its name or folder, ready to generate."""
+    from milonga.models.tango import TangoModel
+
+    return TangoModel(name, pipeline(name))
+
+
+@lru_cache(maxsize=4)
+def tuned(name: str, unet: Path) -> Model:
+    """A model with its U-Net replaced by a trained one."""
+    from milonga.models.tango import TangoModel
+
+    return TangoModel(unet.parent.name, pipeline(name, unet))
+
+
+def sampling(name: str) -> tuple[int, float]:
+    """The steps and the guidance that a model is best sampled with, read from its config.
+
+    Raises CheckpointError when there is no readable config.
+    """
+    path = folder_of(name) / "model_index.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path} is missing or no JSON: {path.parent} holds no model") from None
+    return config.get("steps", 200), config.get("guidance", 3.0)
+
+
+@lru_cache(maxsize=4)
+def scorer(name: str) -> "ClapScorer":
+    """A CLAP by its name or folder."""
+    from milonga.listeners.clap import load_clap
+
+    return load_clap(folder_of(name), name)
+
+
+@lru_cache(maxsize=2)
+def tagger(name: str) -> Tagger:
+    """A tagger by its name or folder."""
+    from milonga.listeners.tagger import load_tagger
+
+    return load_tagger(folder_of(name), name)
+
+
+def text_embedder(name: str) -> TextEmbedder:
+    """A sentence embedder by name; `tfidf-svd` needs no download."""
+    from milonga.stages.prompts import TfidfEmbedder
+
+    if name != TfidfEmbedder.name:
+        raise RecipeError(f"unknown text embedder {name!r}: choose {TfidfEmbedder.name}")
+    return TfidfEmbedder()
+
+
+def perturber(name: str) -> Perturber:
+    """A perturber by name; `rules` needs no language model."""
+    from milonga.perturbers.rules import RulePerturber
+
+    if name != RulePerturber.name:
+        raise RecipeError(f"unknown perturber {name!r}: choose {RulePerturber.name}")
+    return RulePerturber()
+
+
+def prompt_source(source: str) -> list[Prompt]:
+    """Captions by their source: `world:SPLIT:COUNT`, or `audiocaps:FILE[:COUNT]` for those the world can render.
+
+    Raises RecipeError for a source of another form, DataError for a file that cannot be used.
+    """
+    kind, _, rest = source.partition(":")
+    name, _, count = rest.rpartition(":") if rest.rpartition(":")[2].isdigit() else (rest, "", "")
+    if kind == "world" and name in ("train", "tune", "test") and count:
+        return world_prompts(name, int(count))
+    if kind == "audiocaps" and name:
+        return _audiocaps(Path(name), int(count) if count else None)
+    raise RecipeError(f"{source!r} is no source of captions: write world:train:600 or audiocaps:FILE.csv[:COUNT]")
+
+
+def world_prompts(split: str, count: int) -> list[Prompt]:
+    """The first `count` different captions of one split of the world: always the same ones."""
+    import numpy as np
+
+    from milonga.nano.captions import caption_in
+    from milonga.nano.world import draw_counts, draw_scene
+    from milonga.stages.prompts import tags_of
+
+    found: dict[str, Prompt] = {}
+    rng, repeats = np.random.default_rng(derive_seed(0, "world prompts", split)), 0
+    while len(found) < count and repeats < LIMIT:
+        scene = draw_scene(rng)
+        text = caption_in(split, scene, draw_counts(scene, rng), rng)
+        repeats = repeats + 1 if text in found else 0
+        found.setdefault(text, Prompt.of(text, f"world:{split}", tags_of(text, scene), scene))
+    return list(found.values())
+
+
+def _audiocaps(path: Path, count: int | None) -> list[Prompt]:
+    """Real captions whose every sound the world knows, tagged; of more than `count`, those with the smallest ids."""
+    from milonga.nano.reader import read_captions
+    from milonga.stages.prompts import tags_of
+
+    found = [one.model_copy(update={"tags": tags_of(one.text, one.scene)}) for one in read_captions(path)]
+    return found if count is None else sorted(found, key=lambda one: one.id)[:count]
+
+
+def reference(prompt: Prompt) -> Clip:
+    """A real clip of what a prompt asks for, rendered by the world.
+
+    Raises DataError for a prompt whose scene is not known.
+    """
+    from milonga.maths.mel import normalise
+    from milonga.nano.world import render
+
+    if prompt.scene is None:
+        raise DataError(f"{prompt.text!r}: the world does not know its sounds, so it has no real clip")
+    clip = render(prompt.scene, derive_seed(0, "reference", prompt.id)).clip
+    return Clip(normalise(clip.waveform), clip.rate)
+
+
+def trainable(name: str) -> "Trainable":
+    """A model's U-Net and schedule with fresh weights, for the trainer."""
+    from milonga.stages.denoise import Trainable
+
+    whole = pipeline(name)
+    states, mask = whole.encode_prompt([""])
+    schedule = whole.scheduler
+    return Trainable(whole.unet, schedule.alphas_cumprod, schedule.config.prediction_type, states, mask)
+
+
+def examples(name: str, run: Run, pairs: Sequence[Pair], anchors: int = 0) -> "PairExamples":
+    """The pairs' latents as they were sampled, with their encoded captions; and as many real clips for anchors."""
+    import numpy as np
+    import torch
+
+    from milonga.stages.latents import PairExamples
+
+    whole = pipeline(name)
+    shape = whole.latent_shape(whole.config.seconds)
+    packed = _latents(run, {one for pair in pairs for one in (pair.chosen_id, pair.rejected_id)})
+
+    def stacked(ids: list[str]) -> torch.Tensor:
+        rows = [np.frombuffer(packed[one], dtype=np.float16).reshape(shape) for one in ids]
+        return torch.from_numpy(np.stack(rows))
+
+    winners, losers = stacked([pair.chosen_id for pair in pairs]), stacked([pair.rejected_id for pair in pairs])
+    states, mask = whole.encode_prompt([pair.prompt for pair in pairs])
+    return PairExamples(winners, losers, states, mask, _anchors(whole, anchors) if anchors else None)
+
+
+def _latents(run: Run, wanted: set[str]) -> dict[str, bytes]:
+    """The stored latents of the clips with these ids.
+
+    Raises DataError when a clip has none: its model is no latent diffusion model.
+    """
+    shards, found = run.stage("generate"), {}
+    for shard in shards.names():
+        table = shards.read_table(shard, ["id", "latents"])
+        rows = zip(table["id"].to_pylist(), table["latents"].to_pylist(), strict=True)
+        found |= {one: latents for one, latents in rows if one in wanted}
+    missing = sorted(wanted - {one for one, latents in found.items() if latents is not None})
+    if missing:
+        raise DataError(f"{run.path}: clip {missing[0]} has no stored latents, so it cannot be trained on")
+    return found
+
+
+def _anchors(whole: "TangoPipeline", count: int) -> "PairExamples":
+    """Real clips of the world's training captions, through the VAE, with their encoded captions."""
+    import numpy as np
+    import torch
+
+    from milonga.maths.mel import log_mel
+    from milonga.nano.corpus import MEL
+    from milonga.stages.latents import Moments, PairExamples
+
+    prompts = world_prompts("train", count)
+    waves = torch.from_numpy(np.stack([reference(prompt).waveform for prompt in prompts]))
+    with torch.no_grad():
+        posteriors = [whole.vae.encode(log_mel(part, MEL).unsqueeze(1)).latent_dist for part in waves.split(16)]
+    mean, logvar = (torch.cat([getattr(one, part) for one in posteriors]) for part in ("mean", "logvar"))
+    states, mask = whole.encode_prompt([prompt.text for prompt in prompts])
+    return PairExamples(Moments(mean, logvar, whole.vae.config.scaling_factor), None, states, mask)

@@ -1,0 +1,94 @@
+"""The lessons of the three CLAPs: hear what a text asks for, and in which order (§4.1.2 asks for two, the third judges).
+
+A symmetric contrastive loss (Radford et al. 2021) over a batch in which each clip also meets two captions made to
+mislead: its own sounds in another order, and its scene with one sound replaced. Without them a CLAP is deaf to order
+(NANO.md). The three differ in seed, in the clips they learn from, and the judge in its width: it shares nothing with
+the two that rank.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
+
+from milonga.nano.captions import caption_in
+from milonga.nano.corpus import Corpus
+from milonga.nano.lesson import Lesson, Loss, generator
+from milonga.nano.train_tagger import louder_or_softer
+from milonga.nano.train_text import hard_negatives
+
+Features = Callable[[ClapModel, Tensor], Tensor]
+TextFeatures = Callable[[ClapModel, PreTrainedTokenizerFast, list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One CLAP: its lesson's seed, the slice of the corpus it learns from, and its width."""
+
+    name: str
+    seed: int
+    first: int
+    last: int
+    width: int
+
+
+CLAPS = (
+    Listener("clap-a", seed=11, first=0, last=12000, width=64),
+    Listener("clap-b", seed=12, first=12000, last=24000, width=64),
+    Listener("clap-judge", seed=13, first=24000, last=36000, width=72),
+)
+
+
+def lesson_of(listener: Listener) -> Lesson:
+    """How long each of them learns."""
+    return Lesson(listener.name, steps=1200, batch=48, rate=1e-3, warmup=60)
+
+
+def new_clap(listener: Listener, vocabulary: int, pad: int) -> ClapModel:
+    """An untrained ClapModel: a Swin of two stages over 16×16 patches, and a RoBERTa of three layers.
+
+    Positions in the text start large (initializer_range), without which order is learnt late or never.
+    """
+    text: dict[str, Any] = {
+        "vocab_size": vocabulary, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 256, "max_position_embeddings": 66, "hidden_dropout_prob": 0.0, "pad_token_id": pad,
+        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.05,
+    }  # fmt: skip
+    audio: dict[str, Any] = {
+        "spec_size": 128, "num_mel_bins": 64, "patch_size": 8, "patch_stride": [8, 8], "window_size": 8,
+        "patch_embeds_hidden_size": listener.width, "hidden_size": 2 * listener.width, "depths": [2, 2],
+        "num_attention_heads": [4, 8], "hidden_dropout_prob": 0.0, "drop_path_rate": 0.0, "num_classes": 1,
+    }  # fmt: skip
+    return ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=128, logit_scale_init_value=14.0))
+
+
+def clap_loss(
+    model: ClapModel,
+    tokenizer: PreTrainedTokenizerFast,
+    corpus: Corpus,
+    listener: Listener,
+    hear: Features,
+    read: TextFeatures,
+) -> Loss:
+    """The loss of a step; `hear` and `read` embed pictures and texts with the model, unit norm."""
+    lesson = lesson_of(listener)
+    right = torch.arange(lesson.batch)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = generator(listener.seed, lesson.name, step)
+        chosen = rng.integers(0, len(corpus), lesson.batch)
+        gain = torch.from_numpy(rng.uniform(-1.5, 1.0, (lesson.batch, 1, 1))).float()
+        scenes = [corpus.scenes[place] for place in chosen]
+        texts = [caption_in("train", corpus.scenes[place], corpus.counts[place], rng) for place in chosen]
+        texts += [caption_in("train", wrong, {}, rng) for scene in scenes for wrong in hard_negatives(scene, rng)]
+        sounds = hear(model, louder_or_softer(corpus.mels[chosen].float(), gain))
+        likeness = model.logit_scale_a.exp().clamp(max=50) * sounds @ read(model, tokenizer, texts).T
+        square = likeness[:, : lesson.batch]
+        value = (cross_entropy(likeness, right) + cross_entropy(square.T, right)) / 2
+        return {"loss": value, "accuracy": (likeness.argmax(dim=1) == right).float().mean()}
+
+    return loss
