@@ -1,0 +1,69 @@
+"""Milonga: sound from words by latent diffusion, aligned to preferences it builds itself, measured with error bars.
+
+Importing the package is instant: torch and its kin are imported when a name that needs them is used.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from milonga.app.recipe import Recipe
+    from milonga.core.store import Run
+    from milonga.models.tango import TangoPipeline
+
+    __version__: str
+
+__all__ = ["TangoPipeline", "__version__", "load", "run"]
+
+
+def load(name: str = "nano") -> "TangoPipeline":
+    """A pipeline by a model's name (`nano` ships) or the folder that holds it, in float32 on the CPU.
+
+    Raises RecipeError for a name that is neither, CheckpointError when the folder's weights cannot be used.
+    """
+    from milonga.app.registry import pipeline
+
+    return pipeline(name)
+
+
+def run(
+    recipe: "Recipe | str | Path",
+    out: Path | str | None = None,
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    engine: str = "local",
+    changes: Sequence[str] = (),
+) -> "Run":
+    """Does a recipe's stages in the run folder `out` (default runs/NAME), as the command `milonga run` does.
+
+    `recipe` is a file, a shipped recipe's name, or a `Recipe`; `changes` are `key=value` as after `--set` and need a
+    file or a name. Raises RecipeError for a recipe that is wrong, StoreError for a folder that does not fit it.
+    """
+    from milonga.app import pipeline
+    from milonga.app.recipe import Recipe, load_recipe
+    from milonga.core.errors import RecipeError
+
+    if isinstance(recipe, Recipe) and changes:
+        raise RecipeError("changes are for a recipe's file or name: make another Recipe with model_copy instead")
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
+    folder = None if out is None else Path(out)
+    return pipeline.run(chosen, folder, until, only, pipeline.engine_named(engine))
+
+
+def __getattr__(name: str) -> Any:
+    """The public names that are not functions here, looked up when they are first used (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("milonga")
+    if name == "TangoPipeline":
+        from milonga.models.tango import TangoPipeline
+
+        return TangoPipeline
+    raise AttributeError(f"module 'milonga' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,89 @@
+"""The public names: listed, there, and free until they are used."""
+
+import inspect
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import milonga
+from milonga.app.recipe import parse_recipe
+from milonga.core.errors import RecipeError
+
+RECIPE = """
+name = "public"
+[prompts]
+sources = ["world:train:3"]
+[plan]
+strategies = [{ name = "1.1", steps = [2], guidance = 1.0 }]
+"""
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+
+
+def test_the_public_names_are_these():
+    assert milonga.__all__ == ["TangoPipeline", "__version__", "load", "run"]
+    assert set(milonga.__all__) <= set(dir(milonga))
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = ("torch", "numpy", "pyarrow", "diffusers", "transformers", "sklearn", "scipy", "pydantic", "typer")
+    script = f"import milonga, sys, json; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
+    done = python("-c", script)
+    assert json.loads(done.stdout) == []
+
+
+def test_the_version_is_the_installed_one():
+    assert milonga.__version__ == version("milonga")
+
+
+def test_the_pipeline_is_the_class_that_models_define():
+    from milonga.models.tango import TangoPipeline
+
+    assert milonga.TangoPipeline is TangoPipeline
+
+
+def test_every_public_function_says_what_it_does():
+    for name in ("load", "run"):
+        function = getattr(milonga, name)
+        assert inspect.getdoc(function)
+        assert all(one.annotation is not one.empty for one in inspect.signature(function).parameters.values())
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'dance'"):
+        milonga.dance  # noqa: B018
+
+
+def test_load_refuses_a_name_that_is_no_model():
+    with pytest.raises(RecipeError, match=r"'tangoo' is neither a folder nor one of .*nano"):
+        milonga.load("tangoo")
+
+
+def test_run_takes_a_file_and_changes_and_gives_the_run_folder(tmp_path, monkeypatch):
+    from milonga.app import pipeline
+
+    asked = {}
+    monkeypatch.setattr(pipeline, "run", lambda recipe, out, *rest: asked.update(recipe=recipe, out=out, rest=rest))
+    file = tmp_path / "public.toml"
+    file.write_text(RECIPE)
+    milonga.run(file, tmp_path / "run", until="plan", changes=["seed=7"])
+    assert (asked["recipe"].seed, asked["out"], asked["rest"][:2]) == (7, tmp_path / "run", ("plan", None))
+
+
+def test_run_does_not_drop_changes_of_a_recipe_that_is_already_made():
+    with pytest.raises(RecipeError, match="model_copy"):
+        milonga.run(parse_recipe(RECIPE, "public.toml"), changes=["seed=7"])
+
+
+def test_run_refuses_a_stage_that_does_not_exist(tmp_path):
+    with pytest.raises(RecipeError, match="no stage 'dance'"):
+        milonga.run(parse_recipe(RECIPE, "public.toml"), tmp_path, only="dance")
+
+
+def test_the_module_is_the_command():
+    assert python("-m", "milonga", "--version").stdout.strip() == milonga.__version__
