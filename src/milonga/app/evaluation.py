@@ -1,4 +1,4 @@
-"""The evaluate step in parts: every system performs the held-out prompts, all are heard, and the numbers are written."""
+"""The evaluate step in parts: every system performs the held-out prompts, all are heard, the numbers are written."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""`TangoPipeline`: text in, sound out, as the paper's §3.1 draws it, from the stock parts of diffusers and transformers.
+"""`TangoPipeline`: text in, sound out, as the paper's §3.1 draws it, from stock parts of diffusers and transformers.
 
 How it departs from the original code (FACTS §4): every clip has a seed of its own and comes out the same alone or in a
 batch; `n` clips asked for are `n` clips returned; the duration is a parameter; the empty prompt is encoded once; output
@@ -141,7 +141,7 @@ class TangoPipeline(DiffusionPipeline):
         generator: Any = None,
         callback: StepCallback | None = None,
     ) -> torch.Tensor:
-        """Denoised, scaled latents (B, C, T/r, F/r) for B texts; every clip's noise comes from its own seed, on the CPU.
+        """Denoised, scaled latents (B, C, T/r, F/r) of B texts; every clip's noise comes from its own seed, on the CPU.
 
         Guidance at or below 1 runs the U-Net once a step (FACTS §4). Raises RecipeError when `steps` is below 1.
         """

@@ -1,4 +1,4 @@
-"""What was heard in a clip: its fit to the prompt by the judge, its events, and the tagger's features, as one record."""
+"""What was heard in a clip: its fit to the prompt by the judge, its events, the tagger's features, as one record."""
 
 from collections.abc import Sequence
 
