@@ -1,0 +1,35 @@
+# The four words of every day: make install, make demo, make test, make lint. Needs python3 >= 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: install demo test lint docs clean
+
+install: $(STAMP)
+
+# Done again only when pyproject.toml changed.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Milonga needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# Interrupted? The same command goes on from where it stopped.
+demo: install
+	$(BIN)/milonga run recipes/demo.toml --out runs/demo
+	@echo "Open the report in a browser: file://$(CURDIR)/runs/demo/report.html"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+docs: install
+	$(BIN)/python tests/cli_page.py > docs/cli.md
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
