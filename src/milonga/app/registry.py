@@ -4,11 +4,12 @@ Models and listeners are loaded once and kept; a model that is to be trained is 
 """
 
 import json
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from milonga.core.errors import CheckpointError, DataError, RecipeError
 from milonga.core.ids import content_id, derive_seed, file_hash
@@ -31,6 +32,22 @@ SHIPPED = {
     "nano-tagger": "tagger",
 }
 LIMIT = 1000  # draws in a row that gave a caption already had, before a world source is called exhausted
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def once(loader: Callable[P, T]) -> Callable[P, T]:
+    """Keeps the last four things a loader gave; threads that ask at the same time wait for one loading."""
+    kept, lock = lru_cache(maxsize=4)(loader), Lock()
+
+    @wraps(loader)
+    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
+        with lock:
+            return kept(*args, **kwargs)
+
+    return locked
 
 
 def folder_of(name: str) -> Path:
@@ -77,7 +94,7 @@ def pipeline(name: str, unet: Path | None = None) -> "TangoPipeline":
     return loaded
 
 
-@lru_cache(maxsize=4)
+@once
 def load(name: str) -> Model:
     """A model by its name or folder, ready to generate."""
     from milonga.models.tango import TangoModel
@@ -85,7 +102,7 @@ def load(name: str) -> Model:
     return TangoModel(name, pipeline(name))
 
 
-@lru_cache(maxsize=4)
+@once
 def tuned(name: str, unet: Path) -> Model:
     """A model with its U-Net replaced by a trained one."""
     from milonga.models.tango import TangoModel
@@ -106,7 +123,7 @@ def sampling(name: str) -> tuple[int, float]:
     return config.get("steps", 200), config.get("guidance", 3.0)
 
 
-@lru_cache(maxsize=4)
+@once
 def scorer(name: str) -> "ClapScorer":
     """A CLAP by its name or folder."""
     from milonga.listeners.clap import load_clap
@@ -114,7 +131,7 @@ def scorer(name: str) -> "ClapScorer":
     return load_clap(folder_of(name), name)
 
 
-@lru_cache(maxsize=2)
+@once
 def tagger(name: str) -> Tagger:
     """A tagger by its name or folder."""
     from milonga.listeners.tagger import load_tagger
@@ -213,7 +230,7 @@ def examples(name: str, run: Run, pairs: Sequence[Pair], anchors: int = 0) -> "P
     from milonga.stages.latents import PairExamples
 
     whole = pipeline(name)
-    shape = whole.latent_shape(whole.config.seconds)
+    shape = whole.latent_shape(whole.config["seconds"])
     packed = _latents(run, {one for pair in pairs for one in (pair.chosen_id, pair.rejected_id)})
 
     def stacked(ids: list[str]) -> torch.Tensor:

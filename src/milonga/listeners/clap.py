@@ -7,6 +7,7 @@ model's window is judged by its first window: the original crops at random, so i
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,14 +57,17 @@ def window(mels: torch.Tensor, frames: int) -> torch.Tensor:
 
 def text_features(model: ClapModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
     """Unit-norm text embeddings (N, D), with gradients where they are enabled."""
-    limit = model.config.text_config.max_position_embeddings - model.config.text_config.pad_token_id - 1
+    settings: Any = model.config.text_config
+    limit = settings.max_position_embeddings - settings.pad_token_id - 1
     tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    return model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
+    found: Any = model.get_text_features(tokens.input_ids, tokens.attention_mask)
+    return found.pooler_output
 
 
 def audio_features(model: ClapModel, mels: torch.Tensor) -> torch.Tensor:
     """Unit-norm audio embeddings (N, D) of pictures (N, frames, bands), with gradients where they are enabled."""
-    return model.get_audio_features(mels.unsqueeze(1)).pooler_output
+    found: Any = model.get_audio_features(mels.unsqueeze(1))
+    return found.pooler_output
 
 
 def save_clap(

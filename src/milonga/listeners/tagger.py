@@ -48,7 +48,7 @@ class FrameTagger(nn.Module):
         self.bn0 = nn.BatchNorm1d(bands)
         widths = [1, *channels]
         blocks = zip(widths[:-1], widths[1:], pools, strict=True)
-        self.blocks = nn.ModuleList(ConvBlock(inside, outside, tuple(pool)) for inside, outside, pool in blocks)
+        self.blocks = nn.ModuleList(ConvBlock(inside, outside, (pool[0], pool[1])) for inside, outside, pool in blocks)
         self.context = nn.Conv1d(channels[-1], channels[-1], 5, padding=2)
         self.answer = nn.Linear(channels[-1], classes)
 
@@ -74,7 +74,7 @@ def events_of(posterior: np.ndarray, classes: Sequence[str], seconds: float, thr
     half of that maximum or more to its last."""
     step = seconds / len(posterior)
     heard = []
-    for place in np.flatnonzero(posterior.max(axis=0) >= threshold):
+    for place in np.flatnonzero(posterior.max(axis=0) >= threshold).tolist():
         active = np.flatnonzero(posterior[:, place] >= 0.5 * posterior[:, place].max())
         heard.append(Event(label=classes[place], onset=active[0] * step, offset=(active[-1] + 1) * step))
     return sorted(heard, key=lambda event: (event.onset, event.label))

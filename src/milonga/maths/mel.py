@@ -44,7 +44,8 @@ def mel_to_hertz(mels: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=16)
 def mel_matrix(settings: MelSettings) -> torch.Tensor:
     """Triangular bands of equal area (Slaney's normalisation), shape (bands, fft/2+1), float32."""
-    edges = mel_to_hertz(np.linspace(*hertz_to_mel(np.array([settings.low, settings.high])), settings.bands + 2))
+    low, high = hertz_to_mel(np.array([settings.low, settings.high]))
+    edges = mel_to_hertz(np.linspace(low, high, settings.bands + 2))
     hertz = np.linspace(0, settings.rate / 2, settings.fft // 2 + 1)
     rising = (hertz - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - hertz) / np.diff(edges)[1:, None]

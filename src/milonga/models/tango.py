@@ -149,30 +149,31 @@ class TangoPipeline(DiffusionPipeline):
             raise RecipeError(f"steps must be at least 1, not {steps}")
         if seeds is not None:
             generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (len(words), *self.latent_shape(seconds or self.config.seconds))
+        shape = (len(words), *self.latent_shape(seconds or self.config["seconds"]))
         text = self._guided(words, negative) if guidance > 1 else self.encode_prompt(words)
-        if latents is None:
-            latents = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
+        made: Any = latents
+        if made is None:
+            made = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
         # A scheduler remembers where it is: with one for each call, threads may share a pipeline.
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         scheduler.set_timesteps(steps, device=self._execution_device)
-        latents = latents * scheduler.init_noise_sigma
+        made = made * scheduler.init_noise_sigma
         extra = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
-        with self.progress_bar(total=steps) as bar:
+        with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, step in enumerate(scheduler.timesteps):
-                answer = self._denoise(scheduler.scale_model_input(latents, step), step, text, guidance)
-                latents = scheduler.step(answer, step, latents, **extra).prev_sample
+                answer = self._denoise(scheduler.scale_model_input(made, step), step, text, guidance)
+                made = scheduler.step(answer, step, made, **extra).prev_sample
                 if callback is not None:
-                    latents = callback(self, number, step, {"latents": latents}).get("latents", latents)
+                    made = callback(self, number, step, {"latents": made}).get("latents", made)
                 bar.update()
-        return latents
+        return made
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
         """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`."""
         mel = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         waves = self.vocoder(mel.squeeze(1)).reshape(len(latents), -1)
-        return waves[:, : round((seconds or self.config.seconds) * self.rate)].float().cpu()
+        return waves[:, : round((seconds or self.config["seconds"]) * self.rate)].float().cpu()
 
     @torch.no_grad()
     def __call__(
@@ -204,13 +205,13 @@ class TangoPipeline(DiffusionPipeline):
         words = [text for text in prompts for _ in range(num_waveforms_per_prompt)]
         if seeds is not None and len(seeds) != len(words):
             raise RecipeError(f"{len(words)} clips need as many seeds, not {len(seeds)}")
-        steps = self.config.steps if num_inference_steps is None else num_inference_steps
-        guidance = self.config.guidance if guidance_scale is None else guidance_scale
+        steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
+        guidance = self.config["guidance"] if guidance_scale is None else guidance_scale
         made = self.sample(
             words, seeds, steps, guidance, audio_length_in_s, negative_prompt, latents, generator, callback_on_step_end
         )
         audios = made if output_type == "latent" else self.decode(made, audio_length_in_s)
-        result = audios.numpy() if output_type == "np" else audios
+        result: Any = audios.numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
         return AudioPipelineOutput(audios=result) if return_dict else (result,)
 
