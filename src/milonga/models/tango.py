@@ -143,13 +143,16 @@ class TangoPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Denoised, scaled latents (B, C, T/r, F/r) of B texts; every clip's noise comes from its own seed, on the CPU.
 
-        Guidance at or below 1 runs the U-Net once a step (FACTS §4). Raises RecipeError when `steps` is below 1.
+        Guidance at or below 1 runs the U-Net once a step (FACTS §4). Raises RecipeError when `steps` is below 1, or
+        given `latents` have another shape.
         """
         if steps < 1:
             raise RecipeError(f"steps must be at least 1, not {steps}")
+        shape = (len(words), *self.latent_shape(self.config["seconds"] if seconds is None else seconds))
+        if latents is not None and tuple(latents.shape) != shape:
+            raise RecipeError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
         if seeds is not None:
             generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (len(words), *self.latent_shape(seconds or self.config["seconds"]))
         text = self._guided(words, negative) if guidance > 1 else self.encode_prompt(words)
         made: Any = latents
         if made is None:
@@ -173,7 +176,8 @@ class TangoPipeline(DiffusionPipeline):
         """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`."""
         mel = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         waves = self.vocoder(mel.squeeze(1)).reshape(len(latents), -1)
-        return waves[:, : round((seconds or self.config["seconds"]) * self.rate)].float().cpu()
+        length = self.config["seconds"] if seconds is None else seconds
+        return waves[:, : round(length * self.rate)].float().cpu()
 
     @torch.no_grad()
     def __call__(
@@ -195,13 +199,15 @@ class TangoPipeline(DiffusionPipeline):
 
         Returns audios of shape (B·n, samples), the n of a prompt side by side; `output_type` "np", "pt" or "latent".
         `seeds` gives each of the B·n clips its own; else `generator` (one, or one a clip) decides.
-        Raises DataError for an empty prompt, RecipeError for a count of seeds that does not fit or an unknown output.
+        Raises DataError for an empty prompt, RecipeError for an unknown output or a count or length that does not fit.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
             raise DataError("the prompt is empty: say what should be heard, for example 'a dog barks'")
         if output_type not in ("np", "pt", "latent"):
             raise RecipeError(f"output_type must be 'np', 'pt' or 'latent', not {output_type!r}")
+        if num_waveforms_per_prompt < 1:
+            raise RecipeError(f"num_waveforms_per_prompt must be at least 1, not {num_waveforms_per_prompt}")
         words = [text for text in prompts for _ in range(num_waveforms_per_prompt)]
         if seeds is not None and len(seeds) != len(words):
             raise RecipeError(f"{len(words)} clips need as many seeds, not {len(seeds)}")
