@@ -71,11 +71,11 @@ def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
 
 
 def normalise(waveform: np.ndarray) -> np.ndarray:
-    """Removes the mean and brings the peak to 0.5 (FACTS §2, steps 2 and 4); silence stays silence, where the
-    original divides zero by zero."""
+    """Removes the mean and brings the peak to 0.5 (FACTS §2, steps 2 and 4); silence, also one with an offset, becomes
+    zeros, where the original divides zero by zero or blows up what rounding left."""
     centred = waveform - waveform.mean()
-    peak = np.abs(centred).max()
-    return (centred / peak * 0.5 if peak > 0 else centred).astype(np.float32)
+    peak, rounding = np.abs(centred).max(), 1e-6 * np.abs(waveform).max()
+    return (centred / peak * 0.5 if peak > rounding else np.zeros_like(centred)).astype(np.float32)
 
 
 def fit(waveform: np.ndarray, samples: int) -> np.ndarray:
