@@ -28,7 +28,8 @@ lint: install
 	$(BIN)/pyright
 
 docs: install
-	$(BIN)/python tests/cli_page.py > docs/cli.md
+	$(BIN)/python tests/cli_page.py > docs/cli.md.part
+	mv docs/cli.md.part docs/cli.md
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
