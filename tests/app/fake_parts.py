@@ -1,12 +1,9 @@
 """Parts that need no weights: a model that makes noise from seeds, scorers that read the words, and a small recipe."""
 
 import hashlib
-import importlib.util
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -104,23 +101,3 @@ class FakeParts:
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"no test should ask for {name}")
-
-
-def lend_stages() -> None:
-    """Stands in for the stages `generate` and `score` in a checkout that does not have them."""
-    for name, function in (("generate", _generate), ("score", _score)):
-        full = f"milonga.stages.{name}"
-        if full not in sys.modules and importlib.util.find_spec(full) is None:
-            module = ModuleType(full)
-            setattr(module, name, function)
-            sys.modules[full] = module
-
-
-def _generate(requests: Sequence[Request], model: NoiseModel, batch: int) -> Iterator[tuple[Request, Clip, None]]:
-    for request in requests:
-        yield request, model.generate([request])[0], None
-
-
-def _score(clips: Sequence[Clip], texts: Sequence[str], scorers: Sequence[LoudScorer]) -> list[dict[str, float]]:
-    columns = {scorer.name: scorer.score(clips, texts) for scorer in scorers}
-    return [{name: float(column[row]) for name, column in columns.items()} for row in range(len(clips))]

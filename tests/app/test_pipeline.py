@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_parts import RECIPE, FakeParts, NoiseModel, lend_stages
+from fake_parts import RECIPE, FakeParts, NoiseModel
 
 from milonga.app import pipeline
 from milonga.app.recipe import parse_recipe
@@ -18,7 +18,6 @@ from milonga.core.records import Candidate, Pair, Refusal, Request
 from milonga.core.store import Run, read_json
 from milonga.engines.local import LocalEngine
 
-lend_stages()
 THRESHOLD = 'pair.thresholds=[{scorer="one", alpha=0.5, beta=0.0, delta_low=0.0, delta_high=1.0}]'
 
 
@@ -39,7 +38,7 @@ def test_a_run_from_prompts_to_pairs(tmp_path):
     run = go(tmp_path)
     requests = run.stage("plan").read_records(Request)
     assert len(requests) == 10 * 4
-    assert [c.request.id for c in run.stage("score").read_records(Candidate)] == [request.id for request in requests]
+    assert {c.request.id: c.request for c in run.stage("score").read_records(Candidate)} == {r.id: r for r in requests}
     pairs = run.stage("pair").read_records(Pair) + run.stage("refused").read_records(Pair)
     assert len(pairs) == 10 * (1 + 2)
     assert {one.refused for one in run.stage("pair").read_records(Pair)} == {""}
@@ -166,10 +165,9 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from fake_parts import RECIPE, FakeParts, NoiseModel, lend_stages
+from fake_parts import RECIPE, FakeParts, NoiseModel
 from milonga.app import pipeline
 from milonga.app.recipe import parse_recipe
-lend_stages()
 parts = FakeParts(NoiseModel(Path(sys.argv[3]), slow=0.03))
 pipeline.run(parse_recipe(RECIPE, "fake.toml"), Path(sys.argv[2]), until="pair", parts=parts)
 """
