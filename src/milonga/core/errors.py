@@ -13,6 +13,11 @@ class MilongaError(Exception):
     """Base of all errors that Milonga raises on purpose; the command line prints it as one line and exits 1."""
 
 
+def brief(error: BaseException) -> str:
+    """Another library's error in one line: its kind and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
 class RecipeError(MilongaError):
     """A recipe or an argument is wrong: an unknown key, a wrong type, a value out of range."""
 

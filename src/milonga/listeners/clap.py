@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, ClapModel, PreTrainedTokenizerBase
 
-from milonga.core.errors import CheckpointError
+from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip
-from milonga.listeners.hearing import mels_of
+from milonga.listeners.hearing import heard_by
 from milonga.maths.mel import MelSettings
 
 
@@ -39,7 +40,8 @@ class ClapScorer:
     @torch.no_grad()
     def embed_clips(self, clips: Sequence[Clip]) -> np.ndarray:
         """Unit-norm rows, shape (N, D)."""
-        return audio_features(self.model, window(mels_of(clips, self.mel), self.frames)).numpy()
+        rows = heard_by(lambda mels: list(audio_features(self.model, window(mels, self.frames))), clips, self.mel)
+        return torch.stack(rows).numpy()
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
         """Cosine similarity of each clip with its text, shape (N,); each different text is encoded once."""
@@ -86,8 +88,15 @@ def load_clap(folder: Path, name: str) -> ClapScorer:
     """
     try:
         front = json.loads((folder / "front_end.json").read_text())
-        model = ClapModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        loaded: Any = ClapModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        model, told = loaded
+        if told["missing_keys"]:
+            raise ValueError(f"its weights lack {min(told['missing_keys'])}, which would be left to chance")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} holds no usable CLAP: {str(error).splitlines()[0]}") from None
-    return ClapScorer(name, model, tokenizer, MelSettings(**front["mel"]), front["frames"])
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError("its tokenizer is missing or knows no words")
+        return ClapScorer(name, model, tokenizer, MelSettings(**front["mel"]), front["frames"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
-from milonga.core.errors import CheckpointError
+from milonga.core.errors import CheckpointError, brief
 from milonga.core.ids import file_hash
 from milonga.core.records import Clip, Event
-from milonga.listeners.hearing import mels_of
+from milonga.listeners.hearing import heard_by
 from milonga.maths.mel import MelSettings
 
 
@@ -93,9 +94,9 @@ class EventTagger:
         self.threshold = threshold
 
     @torch.no_grad()
-    def posteriors(self, clips: Sequence[Clip]) -> np.ndarray:
-        """Frame posteriors, shape (N, T', K)."""
-        return torch.sigmoid(self.network(mels_of(clips, self.mel))).numpy()
+    def posteriors(self, clips: Sequence[Clip]) -> list[np.ndarray]:
+        """Each clip's frame posteriors, shape (T', K)."""
+        return heard_by(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), clips, self.mel)
 
     def hear(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events heard in each clip, sorted by onset."""
@@ -105,8 +106,9 @@ class EventTagger:
     @torch.no_grad()
     def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, D) and class logits (N, K)."""
-        embeddings, logits = self.network.embed(mels_of(clips, self.mel))
-        return embeddings.numpy(), logits.numpy()
+        rows = heard_by(lambda mels: list(zip(*self.network.embed(mels), strict=True)), clips, self.mel)
+        embeddings, logits = zip(*rows, strict=True)
+        return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
 
 
 def save_tagger(folder: Path, network: FrameTagger, config: dict[str, Any]) -> None:
@@ -128,11 +130,13 @@ def load_tagger(folder: Path, name: str) -> EventTagger:
         network = FrameTagger(**config["network"])
         state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
         network.load_state_dict(state)
+        if config["network"]["classes"] != len(config["classes"]):
+            raise ValueError("config.json names more or fewer classes than the network has")
+        return EventTagger(name, network, config["classes"], MelSettings(**config["mel"]), config["threshold"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: {folder} holds no tagger") from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} holds no usable tagger: {str(error).splitlines()[0]}") from None
-    return EventTagger(name, network, config["classes"], MelSettings(**config["mel"]), config["threshold"])
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no usable tagger: {brief(error)}") from None
 
 
 def weights_hash(folder: Path) -> str:
