@@ -1,5 +1,6 @@
 """A run from its recipe to its report: each stage does what is missing in the run folder, and nothing twice."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,17 @@ def chosen(until: str | None = None, only: str | None = None) -> tuple[str, ...]
     return (only,) if only else STAGES[: STAGES.index(until) + 1] if until else STAGES
 
 
+# Threads share the models, so more of them cost little memory; beyond four, Python itself is in their way.
+MOST_WORKERS = 4
+
+
 def engine_named(name: str) -> Engine:
     """The engine of that name; RecipeError lists those there are."""
     if name != "local":
         raise RecipeError(f"no engine {name!r}: there is local")
     from milonga.engines.local import LocalEngine
 
-    return LocalEngine()
+    return LocalEngine(min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
 
 
 def _accept(context: Context) -> None:

@@ -3,6 +3,8 @@
 All functions take a `numpy.random.Generator` where chance is involved, work at `RATE`, and return float64 arrays.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.signal import lfilter, oaconvolve
@@ -17,11 +19,11 @@ def seconds(length: float) -> int:
 
 def noise(rng: np.random.Generator, samples: int, low: float, high: float, tilt: float = 0.0) -> np.ndarray:
     """Gaussian noise between `low` and `high` Hz with soft edges; `tilt` in dB per octave above `low`. Unit RMS."""
-    size = next_fast_len(samples, real=True)
-    spectrum = rfft(rng.standard_normal(size))
+    size: Any = next_fast_len(samples, real=True)
+    spectrum: Any = rfft(rng.standard_normal(size))
     hertz = np.fft.rfftfreq(size, 1 / RATE) + 1e-3
     gain = 1 / (1 + (low / hertz) ** 6) / (1 + (hertz / high) ** 6) * (hertz / low) ** (tilt / 6.02)
-    wave = irfft(spectrum * gain, size)[:samples]
+    wave = np.asarray(irfft(spectrum * gain, size))[:samples]
     return wave / (np.sqrt(np.mean(wave**2)) + 1e-9)
 
 
@@ -81,4 +83,5 @@ def scatter(rng: np.random.Generator, samples: int, rate: float, grain: np.ndarr
     impulses = np.zeros(samples)
     count = max(1, rng.poisson(rate * samples / RATE))
     impulses[rng.integers(0, samples, count)] = rng.uniform(1 - spread, 1, count) * rng.choice([-1.0, 1.0], count)
-    return lfilter(grain, [1.0], impulses) if len(grain) < 100 else oaconvolve(impulses, grain)[:samples]
+    struck: Any = lfilter(grain, [1.0], impulses) if len(grain) < 100 else oaconvolve(impulses, grain)[:samples]
+    return struck

@@ -26,6 +26,7 @@ VAE: dict[str, Any] = {
 }
 LESSON = Lesson("vae", steps=1300, batch=6, rate=2e-3, average=0.995)
 KL_WEIGHT = 2e-3
+CLIPS = 20000
 
 
 def new_vae() -> AutoencoderKL:
@@ -42,9 +43,9 @@ def vae_loss(vae: AutoencoderKL, corpus: Corpus, seed: int) -> Loss:
         rng = generator(seed, LESSON.name, step)
         chosen = rng.integers(0, len(corpus), LESSON.batch)
         mels = corpus.mels[chosen].float().unsqueeze(1)
-        posterior = vae.encode(mels).latent_dist
+        posterior = vae.encode(mels, return_dict=False)[0]
         spread = torch.from_numpy(rng.standard_normal(posterior.mean.shape)).float()
-        answer = vae.decode(posterior.mean + posterior.std * spread).sample
+        answer = vae.decode(posterior.mean + posterior.std * spread, return_dict=False)[0]
         error = answer - mels
         rebuilt, kl = error.abs().mean() + 0.25 * error.square().mean(), posterior.kl().mean()
         return {"loss": rebuilt + KL_WEIGHT * kl / FRAMES, "error": error.abs().mean(), "kl": kl}
@@ -56,6 +57,6 @@ def vae_loss(vae: AutoencoderKL, corpus: Corpus, seed: int) -> Loss:
 def scaling_factor(vae: AutoencoderKL, corpus: Corpus) -> float:
     """The factor that brings latents to unit variance (FACTS §3), measured on the first 200 clips."""
     moments = torch.cat(
-        [vae.encode(part.float().unsqueeze(1)).latent_dist.sample() for part in corpus.mels[:200].split(20)]
+        [vae.encode(part.float().unsqueeze(1), return_dict=False)[0].sample() for part in corpus.mels[:200].split(20)]
     )
     return float(1 / moments.std())

@@ -1,0 +1,111 @@
+"""`milonga nano exam`: what nano's weights can do, measured on captions and clips that no lesson ever saw.
+
+Listeners first, on real clips of the world: a judge that errs there cannot judge. Then the base model by itself, on
+held-out captions: what alignment starts from.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from milonga.app import registry
+from milonga.core.ids import derive_seed
+from milonga.core.records import Clip, Prompt, Request
+from milonga.listeners.clap import ClapScorer
+from milonga.maths.mel import log_mel
+from milonga.maths.statistics import Interval, bootstrap, proportion
+from milonga.models.tango import TangoModel
+from milonga.nano.captions import caption_in
+from milonga.nano.corpus import MEL
+from milonga.nano.train_text import replaced, swapped
+from milonga.stages.evaluate import CLIP_METRICS, System, asked_of, values_of
+from milonga.stages.generate import generate
+from milonga.stages.hear import hear
+
+Answer = dict[str, Interval]
+BATCH = 16
+SHARES = ("all_present", "order", "order_heard", "correct")
+
+
+def exam(clips: int, captions: int, seed: int = 0) -> Answer:
+    """Every measurement by name: listeners on `clips` real clips, the base on `captions` held-out captions."""
+    prompts = registry.world_prompts("test", max(clips, captions))
+    real = [registry.reference(prompt) for prompt in prompts[:clips]]
+    found = tagger_exam(prompts[:clips], real) | round_trip_exam(real)
+    for name in ("nano-clap-a", "nano-clap-b", "nano-judge"):
+        found |= clap_exam(registry.scorer(name), prompts[:clips], real)
+    return found | base_exam(prompts[:captions], seed)
+
+
+def decisions(clips: Sequence[Clip]) -> np.ndarray:
+    """The tagger's yes or no for every clip and class, shape (N, classes), bool."""
+    tagger = registry.tagger("nano-tagger")
+    heard = [events for first in range(0, len(clips), BATCH) for events in tagger.hear(clips[first : first + BATCH])]
+    return np.array([[label in {one.label for one in events} for label in tagger.classes] for events in heard])
+
+
+def tagger_exam(prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Answer:
+    """How often the tagger is right about a class, hears an event that is there, and is right when it hears one."""
+    classes = registry.tagger("nano-tagger").classes
+    truth = np.array([[label in sum(prompt.scene or (), ()) for label in classes] for prompt in prompts])
+    heard = decisions(clips)
+    return {
+        "tagger decisions right": _share(heard == truth),
+        "tagger recall": _share(heard[truth]),
+        "tagger precision": _share(truth[heard]),
+    }
+
+
+@torch.no_grad()
+def round_trip_exam(clips: Sequence[Clip]) -> Answer:
+    """How many of the tagger's decisions on real clips survive VAE and vocoder."""
+    whole = registry.pipeline("nano")
+    rebuilt = []
+    for first in range(0, len(clips), BATCH):
+        waves = torch.from_numpy(np.stack([clip.waveform for clip in clips[first : first + BATCH]]))
+        latents = whole.vae.encode(log_mel(waves, MEL).unsqueeze(1)).latent_dist.mean
+        rebuilt += [Clip(wave, whole.rate) for wave in whole.decode(latents * whole.vae.config.scaling_factor).numpy()]
+    before, after = decisions(clips), decisions(rebuilt)
+    return {"round trip keeps decisions": _share(before == after), "round trip keeps events": _share(after[before])}
+
+
+def clap_exam(scorer: ClapScorer, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Answer:
+    """How often a clip fits its caption better than one of a wrong order, and one of a replaced sound."""
+    own = np.concatenate([scorer.embed_clips(clips[first : first + BATCH]) for first in range(0, len(clips), BATCH)])
+    right = (own * scorer.embed_texts([prompt.text for prompt in prompts])).sum(axis=1)
+    rng = np.random.default_rng(derive_seed(0, "hard negatives"))
+    kinds: dict[str, Callable] = {"order": swapped, "sound": lambda scene: replaced(scene, rng)}
+    found = {}
+    for kind, spoilt in kinds.items():
+        wrong = [spoilt(prompt.scene) for prompt in prompts]
+        asked = [place for place, scene in enumerate(wrong) if scene is not None]
+        texts = [caption_in("test", wrong[place], {}, rng) for place in asked]
+        score = (own[asked] * scorer.embed_texts(texts)).sum(axis=1)
+        found[f"{scorer.name} against a wrong {kind}"] = _share(right[asked] > score)
+    return found
+
+
+def base_exam(prompts: Sequence[Prompt], seed: int) -> Answer:
+    """The base's clips of held-out captions, heard by judge and tagger; presence of single events apart."""
+    steps, guidance = registry.sampling("nano")
+    model = registry.load("nano")
+    assert isinstance(model, TangoModel)
+    requests = [Request.of(seed, prompt, prompt.text, steps, guidance) for prompt in prompts]
+    made = {request.prompt_id: clip for request, clip, _ in generate(requests, model, BATCH)}
+    clips = [made[prompt.id] for prompt in prompts]
+    heard = hear(
+        [prompt.id for prompt in prompts], prompts, clips,
+        registry.scorer("nano-judge"), registry.tagger("nano-tagger"), BATCH,
+    )  # fmt: skip
+    system = System("base", {row.prompt_id: row for row in heard})
+    single = [prompt for prompt in prompts if prompt.scene and sum(map(len, prompt.scene)) == 1]
+    found = {"base presence on single events": _share(values_of("presence", system, single) == 1.0)}
+    for metric in CLIP_METRICS:
+        values = values_of(metric, system, asked_of(metric, prompts))
+        found[f"base {metric}"] = proportion(values) if metric in SHARES else bootstrap(values, seed)
+    return found
+
+
+def _share(yes: np.ndarray) -> Interval:
+    return proportion(np.asarray(yes, dtype=np.float64).ravel())

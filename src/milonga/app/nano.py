@@ -1,0 +1,196 @@
+"""`milonga nano train`: makes all of nano's weights from nothing, lesson by lesson, and can be stopped at any moment.
+
+Every lesson keeps its checkpoints in the work folder; what is finished there is not done again. The last step writes
+the folders that ship: the pipeline, three CLAPs and the tagger, float16 safetensors.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import ClapModel, PreTrainedTokenizerFast, SpeechT5HifiGan
+
+from milonga.app.progress import tracked
+from milonga.core.settings import Phase, Settings
+from milonga.listeners.clap import audio_features, save_clap, text_features
+from milonga.listeners.tagger import FrameTagger, save_tagger
+from milonga.models.tango import TangoPipeline
+from milonga.nano import corpus, train_clap, train_tagger, train_text, train_unet, train_vae, train_vocoder
+from milonga.nano.lesson import Lesson, Loss, learn, save_aside
+from milonga.nano.world import CLASSES, SECONDS
+from milonga.stages.denoise import Trainable
+from milonga.stages.latents import CaptionedClips, Moments
+from milonga.stages.train import train
+
+SEED = 1
+CLIPS = 36000
+STEPS, GUIDANCE = 8, 3.0  # what the pipeline is sampled with when nobody says
+THRESHOLD = 0.5  # the tagger's, on a clip's highest frame posterior
+
+
+@dataclass
+class School:
+    """The work folder of one training, its seed, and the corpus once it is rendered."""
+
+    work: Path
+    clips: corpus.Corpus
+
+    def learnt(self, lesson: Lesson, network: torch.nn.Module, loss: Loss) -> None:
+        """Runs a lesson to its end with its progress shown; the network is left in eval mode."""
+        with ExitStack() as stack:
+            shown: list[Callable[[int], None]] = []
+            before = [0]
+
+            def told(step: int, steps: int, _: dict[str, float]) -> None:
+                if not shown:
+                    shown.append(stack.enter_context(tracked(f"learn {lesson.name}", steps, step)))
+                    before[0] = step
+                shown[0](step - before[0])
+                before[0] = step
+
+            learn(lesson, network, loss, self.work, told)
+        network.eval()
+
+
+def make(work: Path, out: Path) -> Path:
+    """Makes everything, from the corpus to the folders under `out`; gives `out`."""
+    with tracked("render", CLIPS, 0) as advance:
+        seen = [0]
+
+        def done(count: int) -> None:
+            advance(count - seen[0])
+            seen[0] = count
+
+        corpus.build(work / "corpus", SEED, CLIPS, done)
+    school = School(work, corpus.load(work / "corpus", SEED, CLIPS))
+    tokenizer, reader = _reader(school)
+    vae = _vae(school)
+    vocoder = _vocoder(school, vae)
+    unet = _unet(school, vae, tokenizer, reader)
+    pipeline = assembled(tokenizer, reader, unet, vae, vocoder)
+    pipeline.to(torch.float16).save_pretrained(out / "tango")
+    _tagger(school, out / "tagger")
+    for listener in train_clap.CLAPS:
+        _clap(school, listener, out / listener.name)
+    return out
+
+
+def assembled(
+    tokenizer: PreTrainedTokenizerFast,
+    reader: train_text.Reader,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    vocoder: SpeechT5HifiGan,
+) -> TangoPipeline:
+    """The five networks and nano's schedule as one pipeline."""
+    schedule = DDIMScheduler(**train_unet.SCHEDULE)
+    return TangoPipeline(tokenizer, reader.encoder, unet, vae, vocoder, schedule, SECONDS, STEPS, GUIDANCE)
+
+
+def _reader(school: School) -> tuple[PreTrainedTokenizerFast, train_text.Reader]:
+    torch.manual_seed(SEED)
+    tokenizer = train_text.fit_tokenizer(train_text.sentences(SEED, 20000), "<pad>", "<unk>", "", "</s>")
+    reader = train_text.Reader()
+    school.learnt(train_text.LESSON, reader, train_text.text_loss(reader, tokenizer, SEED))
+    return tokenizer, reader
+
+
+def _vae(school: School) -> AutoencoderKL:
+    torch.manual_seed(SEED)
+    vae = train_vae.new_vae()
+    school.learnt(train_vae.LESSON, vae, train_vae.vae_loss(vae, school.clips.part(0, train_vae.CLIPS), SEED))
+    vae.register_to_config(scaling_factor=train_vae.scaling_factor(vae, school.clips))
+    return vae
+
+
+@torch.no_grad()
+def _vocoder(school: School, vae: AutoencoderKL) -> SpeechT5HifiGan:
+    torch.manual_seed(SEED)
+    path, clips = school.work / "vocoder-data.pt", school.clips.part(0, train_vocoder.CLIPS)
+    if not path.exists():
+        seeds = [corpus.clip_seed(SEED, place) for place in range(len(clips))]
+        rebuilt = [vae(part.float().unsqueeze(1)).sample.squeeze(1).half() for part in clips.mels.split(20)]
+        save_aside(path, (train_vocoder.waveforms(clips, seeds), torch.cat(rebuilt)))
+    waves, rebuilt = torch.load(path, weights_only=True)
+    vocoder = train_vocoder.new_vocoder()
+    loss = train_vocoder.vocoder_loss(vocoder, clips.mels, rebuilt, waves, SEED)
+    with torch.enable_grad():
+        school.learnt(train_vocoder.LESSON, vocoder, loss)
+    return vocoder
+
+
+def _unet(
+    school: School, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast, reader: train_text.Reader
+) -> UNet2DConditionModel:
+    torch.manual_seed(SEED)
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = tokenizer(list(texts), padding=True, return_tensors="pt")
+        states = reader.encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return states, tokens.attention_mask.bool()
+
+    def say(index: int, epoch: int) -> str:
+        return train_unet.remembered(school.clips, SEED, index, epoch)
+
+    unet, schedule = UNet2DConditionModel(**train_unet.UNET), DDIMScheduler(**train_unet.SCHEDULE)
+    model = Trainable(unet, schedule.alphas_cumprod, "v_prediction", *encode([""]))
+    examples = CaptionedClips(_moments(school, vae), say, encode, SEED)
+    phases, settings = [Phase(loss="ldm", epochs=train_unet.EPOCHS)], Settings(**train_unet.SETTINGS)
+    with ExitStack() as stack:
+        shown: list[Callable[[int], None]] = []
+
+        def on_step(row: dict[str, Any]) -> None:
+            if not shown:
+                shown.append(stack.enter_context(tracked("learn unet", row["total"], row["step"] - 1)))
+            shown[0](1)
+
+        folder = train(model, examples, phases, settings, SEED, school.work / "unet", on_step)
+    return UNet2DConditionModel.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def _moments(school: School, vae: AutoencoderKL) -> Moments:
+    """The VAE's posteriors of the U-Net's clips, encoded once and kept in parts of a thousand."""
+    folder = school.work / "moments"
+    folder.mkdir(exist_ok=True)
+    parts = []
+    for first in range(0, train_unet.CLIPS, 1000):
+        path = folder / f"{first}.pt"
+        if not path.exists():
+            mels = school.clips.mels[first : first + 1000].split(25)
+            found = [vae.encode(part.float().unsqueeze(1), return_dict=False)[0] for part in mels]
+            mean, logvar = (torch.cat([getattr(one, name) for one in found]).half() for name in ("mean", "logvar"))
+            save_aside(path, (mean, logvar))
+        parts.append(torch.load(path, weights_only=True))
+    mean, logvar = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Moments(mean, logvar, vae.config["scaling_factor"])
+
+
+def _tagger(school: School, out: Path) -> None:
+    torch.manual_seed(SEED)
+    arguments = {"classes": len(CLASSES), "bands": corpus.MEL.bands, **train_tagger.TAGGER}
+    # Channels last is twice as fast for these narrow convolutions on a CPU.
+    network = FrameTagger(**arguments).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    clips = school.clips.part(0, train_tagger.CLIPS)
+    school.learnt(train_tagger.LESSON, network, train_tagger.tagger_loss(network, clips, SEED))
+    config = {"network": arguments, "classes": CLASSES, "mel": corpus.MEL.as_dict(), "threshold": THRESHOLD}
+    save_tagger(out, network, config)
+
+
+def _clap(school: School, listener: train_clap.Listener, out: Path) -> None:
+    torch.manual_seed(listener.seed)
+    texts = train_text.sentences(SEED, 20000)
+    tokenizer = train_text.fit_tokenizer(texts, "<pad>", "<unk>", "<s>", "</s>")
+    pad = tokenizer.convert_tokens_to_ids("<pad>")
+    assert isinstance(pad, int)
+    clap: ClapModel = train_clap.new_clap(listener, len(tokenizer), pad)
+    learner = train_clap.Learner(clap)
+    clips = school.clips.part(listener.first, listener.last)
+    loss = train_clap.clap_loss(learner, tokenizer, clips, listener, audio_features, text_features)
+    school.learnt(train_clap.lesson_of(listener), learner, loss)
+    save_clap(out, clap, tokenizer, corpus.MEL, corpus.FRAMES)
