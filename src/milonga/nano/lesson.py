@@ -71,6 +71,7 @@ def learn(lesson: Lesson, network: nn.Module, loss: Loss, folder: Path, told: To
     mean = {key: value.clone() for key, value in network.state_dict().items()} if lesson.average else {}
     first = _resume(resume, network, optimizer, mean)
     curve = folder / f"{lesson.name}.jsonl"
+    _forget(curve, first)
     for step in range(first, lesson.steps):
         values = _step(lesson, network, optimizer, loss, step)
         _average(mean, network, min(lesson.average, (step + 1) / (step + 10)))
@@ -99,6 +100,16 @@ def _resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, me
     optimizer.load_state_dict(state["optimizer"])
     mean.update(state["mean"])
     return state["step"]
+
+
+def _forget(curve: Path, first: int) -> None:
+    """Drops what a curve says of the steps from `first` on, which come again, and a line that a kill cut short."""
+    if not curve.exists():
+        return
+    lines = [line for line in curve.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    aside = curve.with_suffix(f".part{os.getpid()}")
+    aside.write_text("".join(line for line in lines if json.loads(line)["step"] < first))
+    aside.rename(curve)
 
 
 def _step(
