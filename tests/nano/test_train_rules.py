@@ -1,4 +1,4 @@
-"""What the lessons are taught with: targets and negatives of scenes, and captions that are wrong as often as they say."""
+"""What the lessons are taught with: targets and negatives of scenes, and captions as wrong as they say."""
 
 from collections import Counter
 
