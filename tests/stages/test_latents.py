@@ -1,11 +1,13 @@
 """Examples in memory: the right rows, samples that depend on index and epoch alone, and parts that must fit."""
 
+from collections.abc import Sequence
+
 import pytest
 import tiny_training as tiny
 import torch
 
 from milonga.core.errors import DataError
-from milonga.stages.latents import Moments, PairExamples
+from milonga.stages.latents import CaptionedClips, Moments, PairExamples
 
 
 def test_rows_come_in_the_order_asked_for() -> None:
@@ -52,3 +54,43 @@ def test_anchors_are_the_real_clips_or_an_error() -> None:
     assert tiny.pairs().anchor_batch([3], 0).loser is None
     with pytest.raises(DataError, match="no anchors"):
         tiny.pairs(anchors=False).anchor_batch([0], 0)
+
+
+def captioned(seed: int = 3) -> CaptionedClips:
+    """Four clips with moments whose caption says their index and epoch, encoded as the caption's length and digits."""
+
+    def encode(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        states = torch.tensor([[[float(len(text)), float(text[-1])]] for text in texts])
+        return states, torch.ones(len(texts), 1, dtype=torch.bool)
+
+    moments = Moments(torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 1, 2, 2), torch.full((4, 1, 2, 2), -8.0), 0.5)
+    return CaptionedClips(moments, lambda index, epoch: "x" * index + str(epoch), encode, seed)
+
+
+def test_captioned_clips_have_their_own_captions_of_the_epoch() -> None:
+    examples = captioned()
+    assert (len(examples), examples.anchors) == (4, 0)
+    batch = examples.batch([3, 1], epoch=7)
+    assert batch.loser is None
+    assert batch.states[:, 0].tolist() == [[4.0, 7.0], [2.0, 7.0]]
+    assert batch.mask.tolist() == [[True], [True]]
+    assert batch.winner.shape == (2, 1, 2, 2)
+    assert batch.winner.mean(dim=(1, 2, 3)).tolist() == pytest.approx([1.5, 0.5], abs=0.05)
+
+
+def test_captioned_clips_are_sampled_by_seed_index_and_epoch_alone() -> None:
+    examples, first = captioned(), captioned().batch([0, 1, 2, 3], 0).winner
+    assert torch.equal(examples.batch([2], 0).winner[0], first[2])
+    assert not torch.equal(examples.batch([2], 1).winner[0], first[2])
+    assert not torch.equal(captioned(4).batch([2], 0).winner[0], first[2])
+
+
+def test_captioned_clips_may_be_plain_latents() -> None:
+    latents = torch.randn(4, 1, 2, 2).half()
+    plain = CaptionedClips(latents, lambda *_: "", lambda texts: (torch.zeros(len(texts), 1, 2), torch.ones(1, 1)))
+    assert torch.equal(plain.batch([2, 0], 5).winner, latents.float()[[2, 0]])
+
+
+def test_captioned_clips_have_no_anchors_beside_them() -> None:
+    with pytest.raises(DataError, match="anchor = 0"):
+        captioned().anchor_batch([0], 0)
