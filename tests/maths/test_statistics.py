@@ -76,6 +76,20 @@ def test_values_all_alike_give_a_point_but_a_proportion_keeps_its_width() -> Non
     assert share.low == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)  # Wilson's closed form at n of n
 
 
+@pytest.mark.parametrize("places", [3, 7, 40])
+def test_values_alike_but_for_rounding_give_a_point_and_never_nan(places: int) -> None:
+    a, b = 0.6 + 0.01 * np.arange(places), 0.4 + 0.01 * np.arange(places)
+    assert np.ptp(a - b) > 0
+    found = paired(a, b, 0, 200)
+    assert found.low == found.value == found.high == pytest.approx(0.2)
+    assert (found.better(), found.better(higher=False)) == ("a", "b")
+
+
+def test_an_interval_that_is_no_number_is_no_verdict() -> None:
+    for higher in (True, False):
+        assert Difference(0.2, NAN, NAN, 0.5, 9).better(higher) == "neither"
+
+
 def test_a_proportion_is_wilsons_interval() -> None:
     n, yes, z = 50, 37, norm.ppf(0.975)
     share = proportion(np.array([1.0] * yes + [0.0] * (n - yes) + [NAN]))

@@ -40,7 +40,7 @@ class Difference:
 
     def better(self, higher: bool = True) -> Literal["a", "b", "neither"]:
         """Which system is better by the interval, "neither" where it touches zero; `higher`: whether more is better."""
-        if self.low <= 0 <= self.high:
+        if not (self.low > 0 or self.high < 0):  # so that NaN is no verdict
             return "neither"
         return "a" if (self.low > 0) == higher else "b"
 
@@ -167,11 +167,11 @@ def _indices(arrays: Sequence[np.ndarray], seed: int, resamples: int) -> np.ndar
 
 
 def _bca(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
-    """The BCa interval of the mean; a point where all values are alike, for which BCa is not defined."""
+    """The BCa interval of the mean; a point where all values are alike but for rounding, where BCa is not defined."""
     from scipy.stats import bootstrap as resample
 
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
+    if np.ptp(values) <= 1e-9 * np.abs(values).max():
+        return float(values.mean()), float(values.mean())
     generator = np.random.default_rng(seed)
     result = resample((values,), np.mean, n_resamples=resamples, batch=CHUNK, confidence_level=LEVEL, rng=generator)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
