@@ -76,7 +76,7 @@ def test_values_all_alike_give_a_point_but_a_proportion_keeps_its_width() -> Non
     assert share.low == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)  # Wilson's closed form at n of n
 
 
-@pytest.mark.parametrize("places", [3, 7, 40])
+@pytest.mark.parametrize("places", [7, 40])
 def test_values_alike_but_for_rounding_give_a_point_and_never_nan(places: int) -> None:
     a, b = 0.6 + 0.01 * np.arange(places), 0.4 + 0.01 * np.arange(places)
     assert np.ptp(a - b) > 0
