@@ -9,9 +9,9 @@ from functools import lru_cache, wraps
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from milonga.core.errors import CheckpointError, DataError, RecipeError
+from milonga.core.errors import CheckpointError, DataError, RecipeError, brief
 from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.parts import Model, Perturber, Tagger, TextEmbedder
 from milonga.core.records import Clip, Pair, Prompt
@@ -32,8 +32,6 @@ SHIPPED = {
     "nano-tagger": "tagger",
 }
 LIMIT = 1000  # draws in a row that gave a caption already had, before a world source is called exhausted
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -57,7 +55,7 @@ def folder_of(name: str) -> Path:
     """
     if name in SHIPPED:
         return Path(str(files("milonga.nano"))) / "weights" / SHIPPED[name]
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     raise RecipeError(f"{name!r} is neither a folder nor one of {', '.join(SHIPPED)}")
 
@@ -79,19 +77,45 @@ def pipeline(name: str, unet: Path | None = None) -> "TangoPipeline":
 
     Raises CheckpointError naming the folder and what is wrong with it.
     """
-    import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors import SafetensorError
+    from transformers import SpeechT5HifiGan, T5EncoderModel
 
     from milonga.models.tango import TangoPipeline
 
+    _quiet()
     folder = folder_of(name)
+    sampling(name)  # a folder without an index is no model at all
+    parts: dict[str, Any] = {
+        "text_encoder": T5EncoderModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "vocoder": SpeechT5HifiGan
+    }  # fmt: skip
+    place = folder
     try:
-        loaded = TangoPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-        if unet is not None:
-            loaded.unet = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{unet or folder} holds no usable model: {str(error).splitlines()[0]}") from None
-    return loaded
+        for part, kind in parts.items():
+            place = unet if unet and part == "unet" else folder / part
+            parts[part] = _network(kind, place)
+        return TangoPipeline.from_pretrained(place := folder, local_files_only=True, **parts)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{place} holds no usable model: {brief(error)}") from None
+
+
+def _network(kind: Any, folder: Path) -> Any:
+    """A network of class `kind`; ValueError where tensors are missing, which the libraries leave to chance."""
+    import torch
+
+    network, told = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    if told["missing_keys"]:
+        raise ValueError(f"its weights lack {min(told['missing_keys'])}")
+    return network.eval()
+
+
+def _quiet() -> None:
+    """Loading takes a second or two: the libraries' own progress bars would only get in the way of ours."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
 
 
 @once
@@ -118,6 +142,8 @@ def sampling(name: str) -> tuple[int, float]:
     path = folder_of(name) / "model_index.json"
     try:
         config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("no object")
     except (OSError, ValueError):
         raise CheckpointError(f"{path} is missing or no JSON: {path.parent} holds no model") from None
     return config.get("steps", 200), config.get("guidance", 3.0)
@@ -128,6 +154,7 @@ def scorer(name: str) -> "ClapScorer":
     """A CLAP by its name or folder."""
     from milonga.listeners.clap import load_clap
 
+    _quiet()
     return load_clap(folder_of(name), name)
 
 
@@ -163,7 +190,7 @@ def prompt_source(source: str) -> list[Prompt]:
     Raises RecipeError for a source of another form, DataError for a file that cannot be used.
     """
     kind, _, rest = source.partition(":")
-    name, _, count = rest.rpartition(":") if rest.rpartition(":")[2].isdigit() else (rest, "", "")
+    name, _, count = rest.rpartition(":") if rest.rpartition(":")[2].isdecimal() else (rest, "", "")
     if kind == "world" and name in ("train", "tune", "test") and count:
         return world_prompts(name, int(count))
     if kind == "audiocaps" and name:
@@ -201,12 +228,12 @@ def _audiocaps(path: Path, count: int | None) -> list[Prompt]:
 def reference(prompt: Prompt) -> Clip:
     """A real clip of what a prompt asks for, rendered by the world.
 
-    Raises DataError for a prompt whose scene is not known.
+    Raises DataError for a prompt whose scene is not known, or holds a class that the world has not.
     """
     from milonga.maths.mel import normalise
-    from milonga.nano.world import render
+    from milonga.nano.world import CLASSES, render
 
-    if prompt.scene is None:
+    if prompt.scene is None or not {label for group in prompt.scene for label in group} <= set(CLASSES):
         raise DataError(f"{prompt.text!r}: the world does not know its sounds, so it has no real clip")
     clip = render(prompt.scene, derive_seed(0, "reference", prompt.id)).clip
     return Clip(normalise(clip.waveform), clip.rate)
