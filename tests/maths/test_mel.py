@@ -67,6 +67,14 @@ def test_decibels_are_ten_tenths_of_bels_where_nepers_are_natural() -> None:
     torch.testing.assert_close(decibels, log_mel(sine(440), SETTINGS) * 10 / np.log(10), atol=1e-3, rtol=1e-4)
 
 
+def test_without_tangos_habits_the_last_frame_stays_and_nothing_is_clipped() -> None:
+    plain = MelSettings(tango=False)
+    assert torch.equal(log_mel(sine(440), plain)[:, :-1], log_mel(sine(440), SETTINGS))
+    louder = log_mel(10 * sine(440), plain) - log_mel(sine(440), plain)
+    assert louder[0, 50].max().item() == pytest.approx(np.log(10), abs=0.01)
+    assert log_mel(torch.full((1, 4000), torch.nan), plain).isnan().all()
+
+
 def test_a_clip_of_a_batch_has_the_picture_it_has_alone() -> None:
     waves = torch.cat([sine(440), sine(3000), torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) * 0.1])
     together = log_mel(waves, SETTINGS)

@@ -14,7 +14,10 @@ import torch
 
 @dataclass(frozen=True)
 class MelSettings:
-    """A front end: rate and band edges in Hz, window, FFT and hop in samples, `power` 1 (magnitude) or 2."""
+    """A front end: rate and band edges in Hz, window, FFT and hop in samples, `power` 1 (magnitude) or 2.
+
+    `tango` keeps two habits of Tango's original that PANNs' has not: clipping to [-1, 1], and cropping the last frame.
+    """
 
     rate: int = 16000
     fft: int = 1024
@@ -25,6 +28,7 @@ class MelSettings:
     power: float = 1.0
     floor: float = 1e-5
     decibels: bool = False
+    tango: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for a config file."""
@@ -54,12 +58,14 @@ def mel_matrix(settings: MelSettings) -> torch.Tensor:
 
 
 def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
-    """Log-mel pictures, shape (B, frames, bands), of waveforms (B, samples); frames = samples // hop.
+    """Log-mel pictures, shape (B, frames, bands), of waveforms (B, samples).
 
-    Centred frames with reflected edges and a periodic Hann window; the last, surplus frame is cropped as the original
-    does. Values are clipped to [-1, 1] and NaN becomes 0 before the transform (FACTS §2, step 5).
+    Centred frames with reflected edges and a periodic Hann window, samples // hop + 1 of them. With `settings.tango`
+    the last, surplus frame is cropped, and values are clipped to [-1, 1] and NaN becomes 0 before the transform
+    (FACTS §2, step 5).
     """
-    waveforms = torch.nan_to_num(waveforms.clamp(-1, 1))
+    if settings.tango:
+        waveforms = torch.nan_to_num(waveforms.clamp(-1, 1))
     window = torch.hann_window(settings.fft, device=waveforms.device, dtype=waveforms.dtype)
     spectrum = torch.stft(
         waveforms, settings.fft, settings.hop, window=window, center=True, pad_mode="reflect", return_complex=True
@@ -67,7 +73,8 @@ def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
     matrix = mel_matrix(settings).to(spectrum)
     mel = (matrix @ spectrum**settings.power).clamp(min=settings.floor)
     picture = 10 * torch.log10(mel) if settings.decibels else torch.log(mel)
-    return picture[..., : waveforms.shape[-1] // settings.hop].transpose(-1, -2)
+    frames = picture.shape[-1] - 1 if settings.tango else picture.shape[-1]
+    return picture[..., :frames].transpose(-1, -2)
 
 
 def normalise(waveform: np.ndarray) -> np.ndarray:
