@@ -150,7 +150,9 @@ def _unet(
             shown[0](1)
 
         folder = train(model, examples, phases, settings, SEED, school.work / "unet", on_step)
-    return UNet2DConditionModel.from_pretrained(folder).eval()
+    unet = UNet2DConditionModel.from_pretrained(folder).eval()
+    unet.register_to_config(_name_or_path="")  # what ships does not say where it was made
+    return unet
 
 
 @torch.no_grad()

@@ -41,11 +41,11 @@ def new_vocoder() -> SpeechT5HifiGan:
     return SpeechT5HifiGan(SpeechT5HifiGanConfig(**VOCODER))
 
 
-def waveforms(corpus: Corpus, seeds: list[int], clips: int = CLIPS) -> Tensor:
-    """The waveforms of a corpus's first clips, rendered again from their seeds, shape (clips, samples) float16."""
+def waveforms(corpus: Corpus, seeds: list[int]) -> Tensor:
+    """The waveforms of a corpus's first clips, rendered again from their seeds, shape (len(seeds), samples) float16."""
     waves = [
-        normalise(render(corpus.scenes[place], seeds[place], corpus.counts[place]).clip.waveform).astype(np.float16)
-        for place in range(clips)
+        normalise(render(corpus.scenes[place], seed, corpus.counts[place]).clip.waveform).astype(np.float16)
+        for place, seed in enumerate(seeds)
     ]
     return torch.from_numpy(np.stack(waves))
 
