@@ -115,6 +115,22 @@ def status(
     typer.echo(state.as_json(rows) if as_json else state.as_table(rows))
 
 
+@app.command()
+@door
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the files of the original Tango.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the text encoder's tokenizer is.", show_default="SRC/tokenizer"),
+    ] = None,
+) -> None:
+    """Write a checkpoint of the original Tango or Tango 2 as a diffusers pipeline, and print where it is."""
+    from milonga.models import original
+
+    typer.echo(original.convert(source, destination, tokenizer))
+
+
 nano = typer.Typer(no_args_is_help=True, help="Make and examine the weights that ship with Milonga.")
 app.add_typer(nano, name="nano")
 

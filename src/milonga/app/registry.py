@@ -31,6 +31,7 @@ SHIPPED = {
     "nano-judge": "clap-judge",
     "nano-tagger": "tagger",
 }
+WEIGHTS = (".safetensors", ".bin")
 LIMIT = 1000  # draws in a row that gave a caption already had, before a world source is called exhausted
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,21 +67,24 @@ def fingerprint(name: str) -> str:
     Raises CheckpointError when there are none.
     """
     folder = folder_of(name)
-    weights = sorted(folder.rglob("*.safetensors"))
+    weights = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
     if not weights:
-        raise CheckpointError(f"{folder} holds no .safetensors weights")
+        raise CheckpointError(f"{folder} holds no {' or '.join(WEIGHTS)} weights")
     return content_id([[str(path.relative_to(folder)), file_hash(path)] for path in weights])
 
 
 def pipeline(name: str, unet: Path | None = None) -> "TangoPipeline":
     """A freshly loaded pipeline in float32, its U-Net from another folder where one is given.
 
+    The folder is in diffusers' layout or in one of the original Tango's.
     Raises CheckpointError naming the folder and what is wrong with it.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors import SafetensorError
     from transformers import SpeechT5HifiGan, T5EncoderModel
 
+    from milonga.models.original import load_original
+    from milonga.models.original_layout import is_original
     from milonga.models.tango import TangoPipeline
 
     _quiet()
@@ -91,6 +95,10 @@ def pipeline(name: str, unet: Path | None = None) -> "TangoPipeline":
     }  # fmt: skip
     place = folder
     try:
+        if is_original(folder):
+            whole = load_original(folder)
+            whole.unet = whole.unet if unet is None else _network(UNet2DConditionModel, place := unet)
+            return whole
         for part, kind in parts.items():
             place = unet if unet and part == "unet" else folder / part
             parts[part] = _network(kind, place)
@@ -139,9 +147,11 @@ def sampling(name: str) -> tuple[int, float]:
 
     Raises CheckpointError when there is no readable config.
     """
+    from milonga.models.original_layout import is_original
+
     path = folder_of(name) / "model_index.json"
     try:
-        config = json.loads(path.read_text())
+        config = {} if is_original(path.parent) else json.loads(path.read_text())
         if not isinstance(config, dict):
             raise ValueError("no object")
     except (OSError, ValueError):
