@@ -53,7 +53,8 @@ class Cnn14(nn.Module):
 
     def forward(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
         """(B, samples), at least 31 hops of them → embeddings (B, 32·width), not negative, and logits (B, 527)."""
-        mels = log_mel(waveforms, self.mel)
+        # In float32 an FFT and the original's convolution round differently where a band is nearly silent.
+        mels = log_mel(waveforms.double(), self.mel).to(waveforms)
         picture = self.bn0(mels.transpose(1, 2)).transpose(1, 2).unsqueeze(1)
         for place in range(1, 7):
             picture = self.get_submodule(f"conv_block{place}")(picture)
