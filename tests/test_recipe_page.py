@@ -9,7 +9,7 @@ import pytest
 from milonga.app import recipe
 from milonga.app.changes import FIRST_CHANGED
 from milonga.core.records import Record
-from milonga.core.settings import Phase, Strategy, Threshold
+from milonga.core.settings import Asking, Phase, Strategy, Threshold
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 TABLES: dict[str, type[Record]] = {
@@ -17,6 +17,7 @@ TABLES: dict[str, type[Record]] = {
     "`[models]`": recipe.Models,
     "`[prompts]`": recipe.Prompts,
     "`[plan]`": recipe.Plan,
+    "`[plan.llm]`": Asking,
     "`[[plan.strategies]]`": Strategy,
     "`[generate]` and `[score]`": recipe.Batch,
     "`[pair]`": recipe.Pairing,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from milonga.core.records import Clip, Prompt, Request
+from milonga.core.settings import Asking
 
 RECIPE = """
 name = "fake"
@@ -93,7 +94,7 @@ class FakeParts:
     def prompt_source(self, source: str) -> list[Prompt]:
         return [Prompt.of(f"sound number {n}", source) for n in range(int(source.partition(":")[2]))]
 
-    def perturber(self, name: str) -> Shouter:
+    def perturber(self, name: str, asking: Asking | None = None) -> Shouter:
         return Shouter()
 
     def fingerprint(self, name: str) -> str:

@@ -1,8 +1,11 @@
 """Planning: every clip once, whatever strategies it serves, and nothing lost without a reason."""
 
+import time
+from threading import Event
+
 import pytest
 
-from milonga.core.errors import DataError
+from milonga.core.errors import DataError, ServiceError
 from milonga.core.records import Prompt
 from milonga.core.settings import Strategy
 from milonga.stages.plan import plan
@@ -92,6 +95,56 @@ def test_the_perturber_is_seeded_by_prompt_kind_and_run():
     plan([PLAIN, IN_TIME], STRATEGIES, seeds, run_seed=7)
     plan([PLAIN], STRATEGIES, seeds, run_seed=8)
     assert len(set(seeds.seeds)) == len(seeds.seeds) == 4
+
+
+class Slow(Numbering):
+    """Numbers its captions from several threads, the first prompts last; `bad` is refused, `broken` stops it all."""
+
+    concurrency = 4
+
+    def __init__(self, bad: str = "", broken: str = "") -> None:
+        super().__init__()
+        self.bad, self.broken, self.stopped, self.asked = bad, broken, Event(), 0
+
+    def perturb(self, prompt, count, temporal, seed):
+        self.asked += 1
+        place = int(prompt.text.split()[1])
+        time.sleep(0.002 * (20 - place))
+        if self.broken and place > 5:
+            self.stopped.wait(10)
+        if prompt.text == self.bad:
+            raise DataError("not this one")
+        if prompt.text == self.broken:
+            raise ServiceError("nobody there")
+        return super().perturb(prompt, count, temporal, seed)
+
+    def stop(self):
+        self.stopped.set()
+
+
+MANY = [Prompt.of(f"Sound {i} then silence", "test") for i in range(20)]
+
+
+def test_a_perturber_that_works_at_once_changes_no_result():
+    told: list[int] = []
+    slow = Slow()
+    assert plan(MANY, STRATEGIES, slow, 7, told.append) == plan(MANY, STRATEGIES, Numbering(), 7)
+    assert told == [1] * 20
+    assert not slow.stopped.is_set()
+
+
+def test_a_refused_caption_keeps_its_reason_and_costs_no_other():
+    requests, refused = plan(MANY, STRATEGIES[2:3], Slow(bad=MANY[3].text), run_seed=7)
+    assert [(one.id, one.reason) for one in refused] == [(MANY[3].id, "2: not this one")]
+    assert {request.prompt_id for request in requests} == {prompt.id for prompt in MANY} - {MANY[3].id}
+
+
+def test_an_error_that_is_no_refusal_stops_what_is_under_way_and_begins_nothing_more():
+    slow = Slow(broken=MANY[2].text)
+    with pytest.raises(ServiceError, match="nobody there"):
+        plan(MANY, STRATEGIES[2:3], slow, run_seed=7)
+    assert slow.stopped.is_set()
+    assert slow.asked <= 6 + slow.concurrency
 
 
 def test_two_strategies_of_one_name_are_refused():

@@ -19,6 +19,7 @@ FIRST_CHANGED = {
     "models.tagger": "evaluate",
     "prompts": "prompts",
     "plan": "plan",
+    "plan.llm": "",
     "generate": "",
     "score": "",
     "pair": "pair",
@@ -30,7 +31,7 @@ FIRST_CHANGED = {
 # What a stage writes into the run folder.
 OUTPUTS = {
     "prompts": ("prompts",),
-    "plan": ("plan", "refused/plan"),
+    "plan": ("plan", "refused/plan", "metrics/perturber.json"),
     "generate": ("generate", "refused/generate"),
     "score": ("score",),
     "pair": ("pair", "refused"),

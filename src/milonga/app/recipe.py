@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from milonga.app.recipe_text import explain
 from milonga.core.errors import RecipeError
 from milonga.core.records import Record
-from milonga.core.settings import Phase, Settings, Strategy, Threshold
+from milonga.core.settings import Asking, Phase, Settings, Strategy, Threshold
+from milonga.perturbers.endpoint import Endpoint
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -49,7 +50,16 @@ class Plan(Record):
 
     perturber: Name = "rules"
     shard: Count = 64
+    llm: Asking = Asking()
     strategies: tuple[Strategy, ...] = Field(min_length=1)
+
+    @field_validator("perturber")
+    @classmethod
+    def _is_sound(cls, name: str) -> str:
+        """A language model's name is checked before any run keeps it: a URL may hold a password."""
+        if name.startswith("llm:"):
+            Endpoint.of(name)
+        return name
 
 
 class Batch(Record):

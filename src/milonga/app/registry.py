@@ -15,6 +15,7 @@ from milonga.core.errors import CheckpointError, DataError, RecipeError, brief
 from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.parts import Model, Perturber, Tagger, TextEmbedder
 from milonga.core.records import Clip, Pair, Prompt
+from milonga.core.settings import Asking
 from milonga.core.store import Run
 
 if TYPE_CHECKING:
@@ -185,13 +186,20 @@ def text_embedder(name: str) -> TextEmbedder:
     return TfidfEmbedder()
 
 
-def perturber(name: str) -> Perturber:
-    """A perturber by name; `rules` needs no language model."""
+def perturber(name: str, asking: Asking | None = None) -> Perturber:
+    """A perturber by name: `rules`, or a language model as `llm:MODEL@URL`, asked as `asking` says.
+
+    Raises RecipeError for another name, and where a language model lacks the `openai` client.
+    """
     from milonga.perturbers.rules import RulePerturber
 
-    if name != RulePerturber.name:
-        raise RecipeError(f"unknown perturber {name!r}: choose {RulePerturber.name}")
-    return RulePerturber()
+    if name == RulePerturber.name:
+        return RulePerturber()
+    if not name.startswith("llm:"):
+        raise RecipeError(f"unknown perturber {name!r}: choose {RulePerturber.name} or llm:MODEL@URL")
+    from milonga.perturbers.llm import named
+
+    return named(name, asking)
 
 
 def prompt_source(source: str) -> list[Prompt]:

@@ -1,5 +1,6 @@
 """The body of each stage of a run: read the stage before, call the stage's functions, write shards."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,9 +11,9 @@ from milonga.app.recipe import System
 from milonga.core.audio import to_int16
 from milonga.core.clips import clip_table, clips_of
 from milonga.core.errors import AudioError, DataError
-from milonga.core.parts import Model
+from milonga.core.parts import Model, PaidPerturber, Perturber
 from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
-from milonga.core.store import Shards
+from milonga.core.store import Shards, write_json
 
 ONE = shard_name(0, 1)
 ANCHORS = 1000  # real clips that the anchor term draws from, where it is on
@@ -42,12 +43,26 @@ def plan(context: Context) -> None:
     if complete(shards):
         return
     found = needed(context, "prompts").read_records(Prompt)
-    perturber = context.parts.perturber(table.perturber)
-    requests, refusals = planned(found, table.strategies, perturber, context.recipe.seed)
+    perturber = context.parts.perturber(table.perturber, table.llm)
+    try:
+        with tracked("plan", len(found)) as advance:
+            requests, refusals = planned(found, table.strategies, perturber, context.recipe.seed, advance)
+    finally:
+        tell_spent(context, perturber)
     context.run.stage("refused/plan").write_records(ONE, refusals, Refusal)
     for name, part in cut(requests, table.shard).items():
         if not shards.has(name):
             shards.write_records(name, part, Request)
+
+
+def tell_spent(context: Context, perturber: Perturber) -> None:
+    """Notes what a perturber took of a paid service, in metrics/perturber.json and on stderr; others took nothing."""
+    if isinstance(perturber, PaidPerturber):
+        spent = perturber.spent()
+        write_json(context.run.path / "metrics" / "perturber.json", spent)
+        cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
+        told = f"{spent['requests']} requests, {spent['tokens_in']} + {spent['tokens_out']} tokens"
+        print(f"plan: {told}, {spent['cached']} answers from the cache{cost}", file=sys.stderr)
 
 
 def generate(context: Context) -> None:

@@ -5,7 +5,8 @@ MilongaError
 ├── StoreError        a run folder or shard is corrupt, foreign, busy, or does not fit its recipe
 ├── AudioError        an audio file or waveform cannot be used
 ├── CheckpointError   a model's files are missing, truncated, renamed or not what they claim to be
-└── DataError         captions, metadata or pairs cannot be used
+├── DataError         captions, metadata or pairs cannot be used
+└── ServiceError      a server that a run asks does not answer, or refuses key, model or quota
 """
 
 
@@ -36,3 +37,7 @@ class CheckpointError(MilongaError):
 
 class DataError(MilongaError):
     """Captions, metadata or pairs cannot be used: missing columns, empty prompts, malformed rows."""
+
+
+class ServiceError(MilongaError):
+    """A server that a run asks does not answer, or refuses key, model or quota: asking on would be of no use."""

@@ -4,7 +4,7 @@ A stage receives its parts as arguments; which class stands behind one is decide
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -65,8 +65,29 @@ class Perturber(Protocol):
     def perturb(self, prompt: Prompt, count: int, temporal: bool, seed: int) -> list[str]:
         """Up to `count` distinct wrong captions of similar length; `temporal` asks for changes of order as well.
 
-        Fewer than `count` (even none) come back when the caption does not allow more; the caller records that.
+        Fewer than `count` (even none) come back when the caption does not allow more; the caller records that, and
+        keeps the reason of a DataError, which says that this caption is refused.
         """
+        ...
+
+
+@runtime_checkable
+class ConcurrentPerturber(Perturber, Protocol):
+    """A perturber that may be asked by several threads at once, and answers each as if it were alone."""
+
+    concurrency: int
+
+    def stop(self) -> None:
+        """Lets every call that is under way end soon, by an error; there will be no further one."""
+        ...
+
+
+@runtime_checkable
+class PaidPerturber(Perturber, Protocol):
+    """A perturber that uses a service which counts, and may bill, what it is asked."""
+
+    def spent(self) -> dict[str, Any]:
+        """What was used so far: `requests`, `tokens_in`, `tokens_out`, `cached` answers, `cost` (None: not known)."""
         ...
 
 

@@ -42,6 +42,19 @@ class Threshold(Record):
     delta_high: Difference
 
 
+class Asking(Record):
+    """How a language model's server is asked: so many captions at once, each so often, `timeout` in seconds.
+
+    Prices are per million tokens, in any currency; with both given, a run tells what it cost.
+    """
+
+    concurrency: int = Field(default=4, ge=1, le=256)
+    timeout: float = Field(default=60.0, gt=0.0, allow_inf_nan=False)
+    attempts: int = Field(default=5, ge=1)
+    price_in: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    price_out: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+
+
 class Phase(Record):
     """One phase of training: a loss, for how many epochs, its β, and its rate (None: the settings' rate)."""
 

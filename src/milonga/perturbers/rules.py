@@ -65,25 +65,30 @@ class RulePerturber:
         for text in _in_turns(fitting):
             if len(distinct) == count:
                 break
-            if _key(text) != _key(prompt.text):
-                distinct.setdefault(_key(text), text[0].upper() + text[1:])
+            if wording(text) != wording(prompt.text):
+                distinct.setdefault(wording(text), text[0].upper() + text[1:])
         return list(distinct.values())
 
 
 def similar_length(text: str, original: str) -> bool:
     """Whether two captions' numbers of words differ by at most four, or by at most half of the original's."""
-    n = len(original.split())
-    return abs(len(text.split()) - n) <= max(4, n // 2)
+    return abs(len(text.split()) - len(original.split())) <= most_difference(original)
+
+
+def most_difference(original: str) -> int:
+    """By how many words a caption of similar length may differ: four, or half of the original's if that is more."""
+    return max(4, len(original.split()) // 2)
+
+
+def wording(text: str) -> str:
+    """A caption's words alone: two captions of the same wording differ in capitals and stops at most."""
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
 def _in_turns(changes: Iterable[Iterable[str]]) -> Iterator[str]:
     """One caption of each kind of change, then a second of each, and so on."""
     for row in zip_longest(*changes):
         yield from (text for text in row if text)
-
-
-def _key(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
 def _another_speaker(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:

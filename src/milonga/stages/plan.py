@@ -4,36 +4,82 @@ The clip x_τ of a prompt's own words at 50 steps serves strategies 1.1, 1.2, 2 
 all of them listed, so nothing is generated twice.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
-from milonga.core.parts import Perturber
+from milonga.core.parts import ConcurrentPerturber, Perturber
 from milonga.core.records import Prompt, Refusal, Request
 from milonga.core.settings import Strategy
 from milonga.stages.prompts import temporal
 
+Planned = tuple[list[Request], list[Refusal]]
+
 
 def plan(
-    prompts: Sequence[Prompt], strategies: Sequence[Strategy], perturber: Perturber, run_seed: int
-) -> tuple[list[Request], list[Refusal]]:
+    prompts: Sequence[Prompt],
+    strategies: Sequence[Strategy],
+    perturber: Perturber,
+    run_seed: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Planned:
     """The requests of all prompts under all strategies, each clip once, and the prompts that gave fewer than asked.
 
-    Order: prompt by prompt, strategy by strategy. Raises DataError when two strategies share a name.
+    Order: prompt by prompt, strategy by strategy, also where the perturber works on several prompts at once. `advance`
+    is told of each prompt done. Raises DataError when two strategies share a name.
     """
     names = [strategy.name for strategy in strategies]
     if len(set(names)) < len(names):
         raise DataError(f"two strategies have the same name (names: {', '.join(names)}); rename one")
     in_time = {prompt.id for prompt in temporal(prompts)}
+
+    def one(prompt: Prompt) -> Planned:
+        fitting = [strategy for strategy in strategies if strategy.words != "temporal" or prompt.id in in_time]
+        return _planned(prompt, fitting, perturber, run_seed)
+
     requests: dict[str, Request] = {}
     refusals: list[Refusal] = []
-    for prompt in prompts:
-        for strategy in strategies:
-            if strategy.words != "temporal" or prompt.id in in_time:
-                words, refused = _words(prompt, strategy, perturber, run_seed)
-                refusals += refused
-                _merge(requests, _requests(prompt, strategy, words, run_seed))
+    with closing(_in_order(one, prompts, perturber)) as done:
+        for made, refused in done:
+            refusals += refused
+            _merge(requests, made)
+            advance(1)
     return list(requests.values()), refusals
+
+
+def _in_order(
+    work: Callable[[Prompt], Planned], prompts: Sequence[Prompt], perturber: Perturber
+) -> Generator[Planned, None, None]:
+    """`work` done for each prompt, in the order of the prompts, by as many threads as the perturber can take.
+
+    After an error or Ctrl-C nothing more is begun, and what is under way is told to stop.
+    """
+    if not isinstance(perturber, ConcurrentPerturber):
+        yield from map(work, prompts)
+        return
+    pool = ThreadPoolExecutor(perturber.concurrency, thread_name_prefix="perturb")
+    try:
+        for future in [pool.submit(work, prompt) for prompt in prompts]:
+            yield future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # first, or those that stop would begin what waits
+        perturber.stop()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _planned(prompt: Prompt, strategies: Iterable[Strategy], perturber: Perturber, run_seed: int) -> Planned:
+    """One prompt's requests, strategy by strategy, and its refusals."""
+    requests: list[Request] = []
+    refusals: list[Refusal] = []
+    for strategy in strategies:
+        words, refused = _words(prompt, strategy, perturber, run_seed)
+        refusals += refused
+        requests += _requests(prompt, strategy, words, run_seed)
+    return requests, refusals
 
 
 def _words(
@@ -43,24 +89,26 @@ def _words(
     if strategy.words == "caption":
         steps = strategy.steps
         return [(prompt.text, count, steps[:place].count(count)) for place, count in enumerate(steps)], []
-    wrong = _perturbed(prompt, strategy, perturber, run_seed)
-    refused = []
-    if len(wrong) < strategy.count:
-        reason = f"{strategy.name}: perturber {perturber.name!r} gave {len(wrong)} of {strategy.count} wrong captions"
-        refused = [Refusal(stage="plan", id=prompt.id, reason=reason)]
+    wrong, reason = _perturbed(prompt, strategy, perturber, run_seed)
+    refused = [Refusal(stage="plan", id=prompt.id, reason=f"{strategy.name}: {reason}")] if reason else []
     # Without a wrong caption x_τ would have nothing to win against.
     texts = [prompt.text, *wrong] if wrong else []
     return [(text, strategy.steps[0], 0) for text in texts], refused
 
 
-def _perturbed(prompt: Prompt, strategy: Strategy, perturber: Perturber, run_seed: int) -> list[str]:
-    """At most `count` wrong captions, none of them the caption itself or another one again."""
+def _perturbed(prompt: Prompt, strategy: Strategy, perturber: Perturber, run_seed: int) -> tuple[list[str], str]:
+    """At most `count` wrong captions, none the caption itself or another one again, and why there are fewer ("")."""
     seed = derive_seed(run_seed, "perturb", strategy.words, prompt.id)
-    made = perturber.perturb(prompt, strategy.count, temporal=strategy.words == "temporal", seed=seed)
+    try:
+        made = perturber.perturb(prompt, strategy.count, temporal=strategy.words == "temporal", seed=seed)
+    except DataError as refusal:  # of this caption alone: kept with its reason, and the next one gets its turn
+        return [], str(refusal)
     distinct: dict[str, str] = {}
     for text in made:
         distinct.setdefault(_plain(text), text.strip())
-    return [text for plain, text in distinct.items() if plain and plain != _plain(prompt.text)][: strategy.count]
+    wrong = [text for plain, text in distinct.items() if plain and plain != _plain(prompt.text)][: strategy.count]
+    few = len(wrong) < strategy.count
+    return wrong, f"perturber {perturber.name!r} gave {len(wrong)} of {strategy.count} wrong captions" if few else ""
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,197 @@
+"""One question to an OpenAI-compatible server: where it is, what it answered, and what a failure means.
+
+The key is read from the environment and goes to the server alone: whatever a server sends back is freed of it before
+anyone sees it.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from milonga.core.errors import DataError, RecipeError, ServiceError
+from milonga.perturbers.answers import shortened
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
+OPENAI = "https://api.openai.com/v1"
+LONGEST_WAIT = 120.0  # seconds that a server's Retry-After is obeyed for
+_NAME = re.compile(r"llm:(?P<model>\S+?)(?:@(?P<url>https?://\S+))?")
+_FILTERED = ("content_filter", "content_policy_violation")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model, as its server names it, and that server's base URL."""
+
+    model: str
+    url: str = OPENAI
+
+    @classmethod
+    def of(cls, name: str) -> "Endpoint":
+        """The endpoint in a perturber's name, `llm:MODEL` or `llm:MODEL@URL`.
+
+        Raises RecipeError for another form, and for a URL with a password or a query: a run keeps its recipe, so a
+        secret in it would be kept too.
+        """
+        match = _NAME.fullmatch(name)
+        if not match or ("@" in match["model"] and not match["url"]):  # "llm:x@localhost:8000" is no model of OpenAI's
+            raise RecipeError(
+                "plan.perturber: write a language model as llm:MODEL@URL, such as llm:qwen3@http://host/v1"
+            )
+        url = (match["url"] or OPENAI).rstrip("/")
+        parts = _split(url)
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise RecipeError("plan.perturber: a URL with user, password or query would be kept; give MILONGA_LLM_KEY")
+        return cls(match["model"], url)
+
+    def key(self, environment: Mapping[str, str] = os.environ) -> str:
+        """The key for this server, "" for none.
+
+        OPENAI_API_KEY is for OpenAI's own server; another one, which a recipe may name, gets MILONGA_LLM_KEY alone.
+        Raises RecipeError for a key that no header can hold.
+        """
+        names = ("MILONGA_LLM_KEY", "OPENAI_API_KEY") if self.url == OPENAI else ("MILONGA_LLM_KEY",)
+        name = next((name for name in names if environment.get(name, "").strip()), "")
+        key = environment.get(name, "").strip()
+        if not (key.isascii() and key.isprintable()) and key:
+            raise RecipeError(f"{name} holds characters that no key has; set it again")
+        return key
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said, why it may not serve ("" if it may), and the tokens it took."""
+
+    text: str
+    flaw: str
+    tokens_in: int
+    tokens_out: int
+
+
+class NoAnswerError(Exception):
+    """The server gave no answer this time; asking again, after `wait` seconds where it says so, may help."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+class Server:
+    """A server that is asked through the `openai` client; several threads may ask at once.
+
+    Raises RecipeError when the client is not installed.
+    """
+
+    def __init__(self, endpoint: Endpoint, key: str, timeout: float) -> None:
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise RecipeError("a language model needs the openai client: pip install 'milonga[llm]'") from None
+        self.endpoint, self._key = endpoint, key
+        # How often and how soon to ask again is decided in one place, by the caller.
+        self._client = OpenAI(api_key=key or "none", base_url=endpoint.url, timeout=timeout, max_retries=0)
+
+    def ask(self, words: str) -> Reply:
+        """The model's answer to one message.
+
+        Raises NoAnswerError where asking again may help, DataError where the server's filter refuses these words, and
+        ServiceError where no question would be answered.
+        """
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(
+                model=self.endpoint.model, messages=[{"role": "user", "content": words}]
+            )
+            return self._read(raw.http_response.content)
+        except APITimeoutError:
+            failure: Exception = NoAnswerError("no answer in time")
+        except APIConnectionError as error:
+            failure = NoAnswerError(f"no connection ({type(error.__cause__ or error).__name__})")
+        except APIStatusError as error:
+            failure = self._meaning(error)
+        raise failure from None  # the client's errors hold the request, and that the key
+
+    def _read(self, body: bytes) -> Reply:
+        try:
+            answer = _Completion.model_validate_json(body)
+        except ValidationError:
+            raise NoAnswerError("an answer that is not a chat completion") from None
+        choice, usage = answer.choices[0], answer.usage or _Usage()
+        text, refusal = self._freed(choice.message.content or ""), self._freed(choice.message.refusal or "")
+        flaw = "it was cut off at the length limit" if choice.finish_reason == "length" else ""
+        if refusal or choice.finish_reason == "content_filter":
+            flaw = f"the model refused: {shortened(refusal or text or 'content filter')}"
+        return Reply(text, flaw, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+
+    def _meaning(self, error: "APIStatusError") -> Exception:
+        """What a status other than 200 says about asking again."""
+        status, code = error.status_code, getattr(error, "code", None)
+        said = f"HTTP {status} {shortened(self._said(error))}"
+        where = f"{self.endpoint.url}, model {self.endpoint.model}"
+        if code in _FILTERED:
+            return DataError(f"the server's filter refused the caption: {said}")
+        if code == "insufficient_quota":
+            return ServiceError(f"{where}: no quota left: {said}; what was answered is kept, so run again later")
+        if status in (408, 409, 425, 429) or status >= 500:
+            return NoAnswerError(said, _retry_after(error.response.headers))
+        if status in (401, 403):
+            return ServiceError(f"{where}: the key is missing or refused: {said}; set MILONGA_LLM_KEY")
+        return ServiceError(f"{where}: {said}; check plan.perturber")
+
+    def _said(self, error: "APIStatusError") -> str:
+        body: Any = error.body
+        said = body.get("message") if isinstance(body, dict) else body
+        return self._freed(said) if isinstance(said, str) else ""
+
+    def _freed(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait as the header says them, in seconds or as a date; at most LONGEST_WAIT, None without a header."""
+    said = headers.get("retry-after", "")
+    try:
+        seconds = float(said)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(said)
+        except ValueError:
+            return None  # no header, or one that says nothing
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
+
+
+def _split(url: str) -> Any:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise RecipeError("plan.perturber: what follows @ is no URL") from None
