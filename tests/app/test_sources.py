@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from milonga.app import registry
+from milonga.app import registry, sources
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Prompt
 from milonga.maths.mel import normalise
@@ -48,7 +48,7 @@ def test_no_caption_is_in_two_splits() -> None:
 def test_a_world_that_has_no_more_to_say_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     from milonga.nano import captions
 
-    monkeypatch.setattr(registry, "LIMIT", 50)
+    monkeypatch.setattr(sources, "LIMIT", 50)
     monkeypatch.setattr(captions, "caption_in", lambda split, scene, counts, rng: f"caption {rng.integers(5)}")
     assert {one.text for one in registry.world_prompts("train", 100)} == {f"caption {n}" for n in range(5)}
 

@@ -95,9 +95,13 @@ def run(
 ) -> None:
     """Do a recipe's stages in a run folder; run it again after a stop, and it goes on."""
     from milonga.app import pipeline
+    from milonga.app.outcome import outcome
     from milonga.app.recipe import load_recipe
 
     done = pipeline.run(load_recipe(recipe, changes or ()), out, until, only, pipeline.engine_named(engine))
+    told = outcome(done.path)
+    if told is not None:
+        typer.echo(told + "\n")
     report = done.path / "report.html"
     typer.echo(report if report.exists() else done.path)
 

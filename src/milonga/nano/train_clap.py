@@ -1,10 +1,10 @@
-"""The lessons of the three CLAPs: hear what a text asks for, and in which order (§4.1.2 asks for two, the third judges).
+"""The lessons of the three CLAPs: hear what a text asks for, and in which order (§4.1.2: two rank, a third judges).
 
 A symmetric contrastive loss (Radford et al. 2021) over a batch in which each clip also meets two captions made to
-mislead: its own sounds in another order, and its scene with one sound replaced. Beside it, two linear heads must tell
-from either embedding which sounds there are, and which come first and last; without them these CLAPs stayed deaf to
-order (0.60 of 518 swapped captions found after 800 steps). The heads are thrown away. The three differ in seed, in the clips they learn from, and the judge in its width: it shares nothing with
-the two that rank.
+mislead: its own sounds in another order, and its scene with one sound replaced. Two linear heads must also tell from
+either embedding which sounds there are, and which come first and last; without them these CLAPs stayed deaf to order
+(0.60 of 518 swapped captions found after 800 steps). The heads are thrown away. The three differ in seed, in the
+clips they learn from, and the judge in its width: it shares nothing with the two that rank.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ CLAPS = (
 
 def lesson_of(listener: Listener) -> Lesson:
     """How long each of them learns."""
-    return Lesson(listener.name, steps=1200, batch=48, rate=1e-3, warmup=60)
+    return Lesson(listener.name, steps=800, batch=48, rate=1e-3, warmup=60)
 
 
 def new_clap(listener: Listener, vocabulary: int, pad: int) -> ClapModel:

@@ -4,7 +4,8 @@ A byte-level BPE tokenizer is fitted to the grammar's captions. The T5 encoder t
 captions of one scene mean the same: a contrastive loss over pooled states in which the same sounds in another order,
 and the same scene with one sound replaced, are always among the negatives. That alone leaves it deaf to order for long
 (a likeness is a product, so a feature that both sides lack gets no gradient), so a linear head must also read off the
-pooled states which sounds are asked for, and which come first and last. The head is thrown away. The encoder is frozen from the U-Net's first step on, as the paper's is.
+pooled states which sounds are asked for, and which come first and last. The head is thrown away. The encoder is
+frozen from the U-Net's first step on, as the paper's is.
 """
 
 from collections.abc import Iterator, Sequence
