@@ -63,12 +63,23 @@ def folder_of(name: str) -> Path:
     raise RecipeError(f"{name!r} is neither a folder nor one of {', '.join(SHIPPED)}")
 
 
+def weights_of(name: str) -> Path:
+    """The folder of a part's weights, which is there.
+
+    Raises RecipeError for an unknown name, CheckpointError saying how to make weights that should ship and do not.
+    """
+    folder = folder_of(name)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: make {name} by `milonga nano train --out {folder.parent}`")
+    return folder
+
+
 def fingerprint(name: str) -> str:
     """A hash of all weights in a part's folder, without loading them.
 
     Raises CheckpointError when there are none.
     """
-    folder = folder_of(name)
+    folder = weights_of(name)
     weights = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
     if not weights:
         raise CheckpointError(f"{folder} holds no {' or '.join(WEIGHTS)} weights")
@@ -90,7 +101,7 @@ def pipeline(name: str, unet: Path | None = None) -> "TangoPipeline":
     from milonga.models.tango import TangoPipeline
 
     _quiet()
-    folder = folder_of(name)
+    folder = weights_of(name)
     sampling(name)  # a folder without an index is no model at all
     parts: dict[str, Any] = {
         "text_encoder": T5EncoderModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "vocoder": SpeechT5HifiGan
@@ -151,7 +162,7 @@ def sampling(name: str) -> tuple[int, float]:
     """
     from milonga.models.original_layout import is_original
 
-    path = folder_of(name) / "model_index.json"
+    path = weights_of(name) / "model_index.json"
     try:
         config = {} if is_original(path.parent) else json.loads(path.read_text())
         if not isinstance(config, dict):
@@ -167,7 +178,7 @@ def scorer(name: str) -> "ClapScorer":
     from milonga.listeners.clap import load_clap
 
     _quiet()
-    return load_clap(folder_of(name), name)
+    return load_clap(weights_of(name), name)
 
 
 @once
@@ -175,7 +186,7 @@ def tagger(name: str) -> Tagger:
     """A tagger by its name or folder."""
     from milonga.listeners.tagger import load_tagger
 
-    return load_tagger(folder_of(name), name)
+    return load_tagger(weights_of(name), name)
 
 
 def text_embedder(name: str) -> TextEmbedder:

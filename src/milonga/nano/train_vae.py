@@ -45,7 +45,8 @@ def vae_loss(vae: AutoencoderKL, corpus: Corpus, seed: int) -> Loss:
         mels = corpus.mels[chosen].float().unsqueeze(1)
         posterior = vae.encode(mels, return_dict=False)[0]
         spread = torch.from_numpy(rng.standard_normal(posterior.mean.shape)).float()
-        answer = vae.decode(posterior.mean + posterior.std * spread, return_dict=False)[0]
+        latents: Any = posterior.mean + posterior.std * spread
+        answer = vae.decode(latents, return_dict=False)[0]
         error = answer - mels
         rebuilt, kl = error.abs().mean() + 0.25 * error.square().mean(), posterior.kl().mean()
         return {"loss": rebuilt + KL_WEIGHT * kl / FRAMES, "error": error.abs().mean(), "kl": kl}
