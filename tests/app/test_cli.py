@@ -94,7 +94,11 @@ cli.main()
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_is_130_and_says_that_it_can_go_on(with_signal):
     command = [sys.executable, "-c", INTERRUPTED, "run", "smoke"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that runs in the background inherits SIGINT ignored, and would hand that on.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(with_signal)
