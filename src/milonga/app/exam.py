@@ -19,13 +19,12 @@ from milonga.models.tango import TangoModel
 from milonga.nano.captions import caption_in
 from milonga.nano.corpus import MEL
 from milonga.nano.train_text import replaced, swapped
-from milonga.stages.evaluate import CLIP_METRICS, System, asked_of, values_of
+from milonga.stages.evaluate import CLIP_METRICS, SHARES, System, asked_of, values_of
 from milonga.stages.generate import generate
 from milonga.stages.hear import hear
 
 Answer = dict[str, Interval]
 BATCH = 16
-SHARES = ("all_present", "order", "order_heard", "correct")
 
 
 def exam(clips: int, captions: int, seed: int = 0) -> Answer:

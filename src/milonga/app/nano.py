@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import ClapModel, PreTrainedTokenizerFast, SpeechT5HifiGan
 
-from milonga.app.progress import tracked
+from milonga.app.progress import steps_shown, tracked
 from milonga.core.settings import Phase, Settings
 from milonga.listeners.clap import audio_features, save_clap, text_features
 from milonga.listeners.tagger import FrameTagger, save_tagger
@@ -141,14 +140,7 @@ def _unet(
     model = Trainable(unet, schedule.alphas_cumprod, "v_prediction", *encode([""]))
     examples = CaptionedClips(_moments(school, vae), say, encode, SEED)
     phases, settings = [Phase(loss="ldm", epochs=train_unet.EPOCHS)], Settings(**train_unet.SETTINGS)
-    with ExitStack() as stack:
-        shown: list[Callable[[int], None]] = []
-
-        def on_step(row: dict[str, Any]) -> None:
-            if not shown:
-                shown.append(stack.enter_context(tracked("learn unet", row["total"], row["step"] - 1)))
-            shown[0](1)
-
+    with steps_shown("learn unet") as on_step:
         folder = train(model, examples, phases, settings, SEED, school.work / "unet", on_step)
     unet = UNet2DConditionModel.from_pretrained(folder).eval()
     unet.register_to_config(_name_or_path="")  # what ships does not say where it was made

@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -29,6 +30,20 @@ def tracked(stage: str, total: int, done: int = 0) -> Iterator[Advance]:
             yield lambda count: progress.update(task, advance=count)
     else:
         yield _Lines(stage, total, done).advance
+
+
+@contextmanager
+def steps_shown(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Progress of a training, whose number of steps is known from its first step on."""
+    with ExitStack() as stack:
+        shown: list[Advance] = []
+
+        def on_step(row: dict[str, Any]) -> None:
+            if not shown:
+                shown.append(stack.enter_context(tracked(label, row["total"], row["step"] - 1)))
+            shown[0](1)
+
+        yield on_step
 
 
 class _Lines:

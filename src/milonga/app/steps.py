@@ -1,12 +1,10 @@
 """The body of each stage of a run: read the stage before, call the stage's functions, write shards."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from milonga.app.context import Context, complete, cut, needed, shard_name
-from milonga.app.progress import Advance, tracked
+from milonga.app.progress import steps_shown, tracked
 from milonga.app.recipe import System
 from milonga.core.audio import to_int16
 from milonga.core.clips import clip_table, clips_of
@@ -184,23 +182,9 @@ def _train(context: Context, system: System, pairs: Sequence[Pair]) -> None:
     examples = context.parts.examples(recipe.models.model, context.run, pairs, anchors)
     folder, curves = path / "checkpoints" / system.name, path / "metrics" / "training" / f"{system.name}.jsonl"
     curves.parent.mkdir(parents=True, exist_ok=True)
-    with _steps_shown(f"train {system.name}") as on_step:
+    with steps_shown(f"train {system.name}") as on_step:
         settings = recipe.train.settings()
         trained(model, examples, system.phases, settings, recipe.seed, folder, on_step, curves=curves)
-
-
-@contextmanager
-def _steps_shown(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Progress of a training, whose number of steps is known from its first step on."""
-    with ExitStack() as stack:
-        shown: list[Advance] = []
-
-        def on_step(row: dict[str, Any]) -> None:
-            if not shown:
-                shown.append(stack.enter_context(tracked(label, row["total"], row["step"] - 1)))
-            shown[0](1)
-
-        yield on_step
 
 
 STEPS: dict[str, Callable[[Context], None]] = {

@@ -46,7 +46,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}; make room or choose another place"
@@ -224,7 +224,8 @@ def _broken(file: Path) -> StoreError:
     return StoreError(f"{file} is damaged or was not written by Milonga: delete it and run again")
 
 
-def _sync_folder(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Asks the disk to keep a file or folder through a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

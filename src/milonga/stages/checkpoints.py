@@ -6,7 +6,6 @@ every draw is derived from the run's seed and the step or example it is for, so 
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 
 from milonga.core.errors import CheckpointError
 from milonga.core.ids import content_id, file_hash
-from milonga.core.store import write_json
+from milonga.core.store import sync, write_json
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -92,11 +91,11 @@ def aside(target: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         for file in part.rglob("*"):
-            _flush(file)
-        _flush(part)
+            sync(file)
+        sync(part)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
-        _flush(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}; make room and run again") from error
     finally:
@@ -166,12 +165,3 @@ def _restore(state: State, path: Path, found: dict[str, Any]) -> None:
         state.ema.shadow_params = [shadow[name] for name in named]
         state.ema.optimization_step = found["averaged"]
     state.step, state.skipped = found["step"], found["skipped"]
-
-
-def _flush(path: Path) -> None:
-    """Asks the disk to keep a file or folder through a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
