@@ -22,6 +22,8 @@ LOSSES = (
     (train_vae, "vae_loss"),
     (train_vocoder, "vocoder_loss"),
     (train_tagger, "tagger_loss"),
+    (train_clap, "words_loss"),
+    (train_clap, "sounds_loss"),
     (train_clap, "clap_loss"),
 )
 FOLDERS = {"tango", "tagger", "clap-a", "clap-b", "clap-judge"}
@@ -30,6 +32,7 @@ FOLDERS = {"tango", "tagger", "clap-a", "clap-b", "clap-judge"}
 def shorten(patch: pytest.MonkeyPatch) -> None:
     """Six clips, two steps a lesson; the networks, losses and the order of lessons are the real ones."""
     patch.setattr(nano, "CLIPS", CLIPS)
+    patch.setattr(nano, "CODED", 2)
     patch.setattr(corpus, "SHARD", 3)
     for lesson in (train_text, train_vae, train_vocoder, train_tagger):
         patch.setattr(lesson, "LESSON", replace(lesson.LESSON, steps=2, batch=2, warmup=1, save_every=1))
@@ -39,10 +42,15 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_unet, "SETTINGS", train_unet.SETTINGS | {"batch_size": 3, "checkpoint_every": 1})
     thirds = [replace(one, first=2 * n, last=2 * n + 2) for n, one in enumerate(train_clap.CLAPS)]
     patch.setattr(train_clap, "CLAPS", tuple(thirds))
-    usual = train_clap.lesson_of
-    patch.setattr(train_clap, "lesson_of", lambda one: replace(usual(one), steps=2, batch=2, warmup=1, save_every=1))
+    for name in ("words_lesson", "sounds_lesson", "lesson_of"):
+        patch.setattr(train_clap, name, shorter(getattr(train_clap, name)))
     say = train_text.sentences
     patch.setattr(train_text, "sentences", lambda seed, count: say(seed, 400))
+
+
+def shorter(lesson_of: Callable) -> Callable:
+    """Two steps of what `lesson_of` says."""
+    return lambda one: replace(lesson_of(one), steps=2, batch=2, warmup=1, save_every=1)
 
 
 def stopping(loss: Callable, at: int) -> Callable:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from milonga.app.context import Context, cut
+from milonga.app.produce import make_clips
 from milonga.core.clips import clip_table, clips_of
 from milonga.core.errors import DataError
 from milonga.core.records import Prompt, Request
@@ -17,8 +18,6 @@ def requests_of(context: Context, prompts: Sequence[Prompt]) -> list[Request]:
 
 def perform(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
     """One system's clips for the held-out prompts, in evaluate/NAME."""
-    from milonga.app.steps import make_clips
-
     stage, base = f"evaluate/{name}", context.recipe.models.model
     parts = cut(requests_of(context, prompts), context.recipe.plan.shard)
     unet = context.run.path / "checkpoints" / name / "unet"

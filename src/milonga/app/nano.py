@@ -4,9 +4,8 @@ Every lesson keeps its checkpoints in the work folder; what is finished there is
 the folders that ship: the pipeline, three CLAPs and the tagger, float16 safetensors.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from milonga.app.progress import steps_shown, tracked
 from milonga.core.settings import Phase, Settings
 from milonga.listeners.clap import audio_features, save_clap, text_features
 from milonga.listeners.tagger import FrameTagger, save_tagger
+from milonga.maths.mel import log_mel
 from milonga.models.tango import TangoPipeline
 from milonga.nano import corpus, train_clap, train_tagger, train_text, train_unet, train_vae, train_vocoder
 from milonga.nano.lesson import Lesson, Loss, learn, save_aside
@@ -27,7 +27,9 @@ from milonga.stages.train import train
 
 SEED = 1
 CLIPS = 36000
+CODED = 8  # every eighth clip is also heard as VAE and vocoder leave it
 STEPS, GUIDANCE = 8, 3.0  # what the pipeline is sampled with when nobody says
+CHANNELS_LAST = torch.channels_last  # up to twice as fast for narrow convolutions on a CPU
 THRESHOLD = 0.5  # the tagger's, on a clip's highest frame posterior
 
 
@@ -40,41 +42,26 @@ class School:
 
     def learnt(self, lesson: Lesson, network: torch.nn.Module, loss: Loss) -> None:
         """Runs a lesson to its end with its progress shown; the network is left in eval mode."""
-        with ExitStack() as stack:
-            shown: list[Callable[[int], None]] = []
-            before = [0]
-
-            def told(step: int, steps: int, _: dict[str, float]) -> None:
-                if not shown:
-                    shown.append(stack.enter_context(tracked(f"learn {lesson.name}", steps, step)))
-                    before[0] = step
-                shown[0](step - before[0])
-                before[0] = step
-
-            learn(lesson, network, loss, self.work, told)
+        with steps_shown(f"learn {lesson.name}") as on_step:
+            learn(lesson, network, loss, self.work, on_step)
         network.eval()
 
 
 def make(work: Path, out: Path) -> Path:
     """Makes everything, from the corpus to the folders under `out`; gives `out`."""
     with tracked("render", CLIPS, 0) as advance:
-        seen = [0]
-
-        def done(count: int) -> None:
-            advance(count - seen[0])
-            seen[0] = count
-
-        corpus.build(work / "corpus", SEED, CLIPS, done)
+        corpus.build(work / "corpus", SEED, CLIPS, advance)
     school = School(work, corpus.load(work / "corpus", SEED, CLIPS))
     tokenizer, reader = _reader(school)
     vae = _vae(school)
     vocoder = _vocoder(school, vae)
     unet = _unet(school, vae, tokenizer, reader)
+    coded = _coded(school, vae, vocoder)
     pipeline = assembled(tokenizer, reader, unet, vae, vocoder)
     pipeline.to(torch.float16).save_pretrained(out / "tango")
-    _tagger(school, out / "tagger")
+    _tagger(school, coded, out / "tagger")
     for listener in train_clap.CLAPS:
-        _clap(school, listener, out / listener.name)
+        _clap(school, listener, coded, out / listener.name)
     return out
 
 
@@ -94,13 +81,17 @@ def _reader(school: School) -> tuple[PreTrainedTokenizerFast, train_text.Reader]
     torch.manual_seed(SEED)
     tokenizer = train_text.fit_tokenizer(train_text.sentences(SEED, 20000), "<pad>", "<unk>", "", "</s>")
     reader = train_text.Reader()
-    school.learnt(train_text.LESSON, reader, train_text.text_loss(reader, tokenizer, SEED))
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        return train_text.pooled(reader.encoder, tokenizer, texts)
+
+    school.learnt(train_text.LESSON, reader, train_text.text_loss(train_text.LESSON, embed, reader.head, SEED))
     return tokenizer, reader
 
 
 def _vae(school: School) -> AutoencoderKL:
     torch.manual_seed(SEED)
-    vae = train_vae.new_vae()
+    vae = train_vae.new_vae().to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
     school.learnt(train_vae.LESSON, vae, train_vae.vae_loss(vae, school.clips.part(0, train_vae.CLIPS), SEED))
     vae.register_to_config(scaling_factor=train_vae.scaling_factor(vae, school.clips))
     return vae
@@ -165,18 +156,43 @@ def _moments(school: School, vae: AutoencoderKL) -> Moments:
     return Moments(mean, logvar, vae.config["scaling_factor"])
 
 
-def _tagger(school: School, out: Path) -> None:
+@torch.no_grad()
+def _coded(school: School, vae: AutoencoderKL, vocoder: SpeechT5HifiGan) -> corpus.Corpus:
+    """Every `CODED`th clip of the corpus as it comes out of VAE and vocoder, made once and kept in parts of 250."""
+    clips, parts = school.clips.part(0, CLIPS, CODED), []
+    folder = school.work / "coded"
+    folder.mkdir(exist_ok=True)
+    with tracked("through the codec", len(clips), 0) as advance:
+        for first in range(0, len(clips), 250):
+            path = folder / f"{first}.pt"
+            if not path.exists():
+                save_aside(path, _through(vae, vocoder, clips.mels[first : first + 250]))
+            parts.append(torch.load(path, weights_only=True))
+            advance(len(parts[-1]))
+    return replace(clips, mels=torch.cat(parts))
+
+
+def _through(vae: AutoencoderKL, vocoder: SpeechT5HifiGan, mels: torch.Tensor) -> torch.Tensor:
+    """Log-mel pictures (N, 256, 64) of what VAE and vocoder make of such pictures, float16."""
+    found = []
+    for mel in mels.float().split(1):
+        rebuilt = vae.decode(vae.encode(mel.unsqueeze(1)).latent_dist.mean).sample.squeeze(1)
+        found.append(log_mel(vocoder(rebuilt).reshape(1, -1), corpus.MEL))
+    return torch.cat(found).half()
+
+
+def _tagger(school: School, coded: corpus.Corpus, out: Path) -> None:
     torch.manual_seed(SEED)
     arguments = {"classes": len(CLASSES), "bands": corpus.MEL.bands, **train_tagger.TAGGER}
-    # Channels last is twice as fast for these narrow convolutions on a CPU.
-    network = FrameTagger(**arguments).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network = FrameTagger(**arguments).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
     clips = school.clips.part(0, train_tagger.CLIPS)
-    school.learnt(train_tagger.LESSON, network, train_tagger.tagger_loss(network, clips, SEED))
+    own = coded.part(0, train_tagger.CLIPS // CODED)
+    school.learnt(train_tagger.LESSON, network, train_tagger.tagger_loss(network, clips, own, SEED))
     config = {"network": arguments, "classes": CLASSES, "mel": corpus.MEL.as_dict(), "threshold": THRESHOLD}
     save_tagger(out, network, config)
 
 
-def _clap(school: School, listener: train_clap.Listener, out: Path) -> None:
+def _clap(school: School, listener: train_clap.Listener, coded: corpus.Corpus, out: Path) -> None:
     torch.manual_seed(listener.seed)
     texts = train_text.sentences(SEED, 20000)
     tokenizer = train_text.fit_tokenizer(texts, "<pad>", "<unk>", "<s>", "</s>")
@@ -185,6 +201,9 @@ def _clap(school: School, listener: train_clap.Listener, out: Path) -> None:
     clap: ClapModel = train_clap.new_clap(listener, len(tokenizer), pad)
     learner = train_clap.Learner(clap)
     clips = school.clips.part(listener.first, listener.last)
-    loss = train_clap.clap_loss(learner, tokenizer, clips, listener, audio_features, text_features)
-    school.learnt(train_clap.lesson_of(listener), learner, loss)
+    own = coded.part(listener.first // CODED, listener.last // CODED)
+    material = train_clap.Material(listener, clips, own, tokenizer, audio_features, text_features)
+    school.learnt(train_clap.words_lesson(listener), learner, train_clap.words_loss(learner, material))
+    school.learnt(train_clap.sounds_lesson(listener), learner, train_clap.sounds_loss(learner, material))
+    school.learnt(train_clap.lesson_of(listener), learner, train_clap.clap_loss(learner, material))
     save_clap(out, clap, tokenizer, corpus.MEL, corpus.FRAMES)

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from milonga.app.context import Context, complete, cut, needed, shard_name
+from milonga.app.produce import make_clips
 from milonga.app.progress import steps_shown, tracked
 from milonga.app.recipe import System
-from milonga.core.audio import to_int16
-from milonga.core.clips import clip_table, clips_of
-from milonga.core.errors import AudioError, DataError
-from milonga.core.parts import Model, PaidPerturber, Perturber
+from milonga.core.clips import clips_of
+from milonga.core.errors import DataError
+from milonga.core.parts import PaidPerturber, Perturber
 from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
 from milonga.core.store import Shards, write_json
 
@@ -73,24 +73,6 @@ def generate(context: Context) -> None:
         return make_clips(context, "generate", name, planned.read_records(Request, [name]), model)
 
     context.over_shards("generate", sizes, work)
-
-
-def make_clips(context: Context, stage: str, name: str, requests: Sequence[Request], model: Model) -> int:
-    """Generates one shard of clips into `stage`; its refusals are written first, so that the shard vouches for both."""
-    from milonga.stages.generate import generate as generated
-
-    made, refused = [], []
-    for request, clip, latents in generated(requests, model, context.recipe.generate.batch):
-        try:
-            to_int16(clip.waveform)
-            made.append((request.id, clip, latents))
-        except AudioError as error:
-            refused.append(Refusal(stage=stage, id=request.id, reason=str(error)))
-    if refused:
-        context.run.stage(f"refused/{stage}").write_records(name, refused, Refusal)
-    ids, clips, latents = zip(*made, strict=True) if made else ((), (), ())
-    context.run.stage(stage).write_table(name, clip_table(ids, clips, latents))
-    return len(requests)
 
 
 def score(context: Context) -> None:

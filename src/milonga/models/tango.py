@@ -173,9 +173,13 @@ class TangoPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
-        """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`."""
-        mel = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        waves = self.vocoder(mel.squeeze(1)).reshape(len(latents), -1)
+        """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`.
+
+        A CPU decodes clip by clip: a batch's pictures and waveforms leave its cache, and take twice as long.
+        """
+        parts = (latents / self.vae.config.scaling_factor).split(1 if latents.device.type == "cpu" else len(latents))
+        mels = [self.vae.decode(part).sample.squeeze(1) for part in parts]
+        waves = torch.cat([self.vocoder(mel).reshape(len(mel), -1) for mel in mels])
         length = self.config["seconds"] if seconds is None else seconds
         return waves[:, : round(length * self.rate)].float().cpu()
 

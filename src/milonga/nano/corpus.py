@@ -40,10 +40,20 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def part(self, start: int, stop: int) -> "Corpus":
-        """The clips from `start` up to `stop`."""
-        chosen = slice(start, stop)
+    def part(self, start: int, stop: int, stride: int = 1) -> "Corpus":
+        """The clips from `start` up to `stop`, or every `stride`th of them."""
+        chosen = slice(start, stop, stride)
         return Corpus(self.mels[chosen], self.truth[chosen], self.scenes[chosen], self.counts[chosen])
+
+    def at(self, places: np.ndarray) -> "Corpus":
+        """The clips at these places."""
+        scenes, counts = [self.scenes[place] for place in places], [self.counts[place] for place in places]
+        return Corpus(self.mels[places], self.truth[places], scenes, counts)
+
+    def and_(self, other: "Corpus") -> "Corpus":
+        """This corpus's clips, then the other's."""
+        mels, truth = torch.cat([self.mels, other.mels]), torch.cat([self.truth, other.truth])
+        return Corpus(mels, truth, self.scenes + other.scenes, self.counts + other.counts)
 
 
 def sounding(seed: int, index: int) -> Sounding:
@@ -85,7 +95,7 @@ def shard_paths(folder: Path, seed: int, clips: int) -> list[tuple[Path, int]]:
 
 
 def build(folder: Path, seed: int, clips: int, done: Callable[[int], None]) -> None:
-    """Renders what is missing of a corpus; `done(n)` is told after each shard how many clips exist.
+    """Renders what is missing of a corpus; `done(n)` is told after each shard how many clips more there are.
 
     Several processes may work on one folder: each skips what another has finished, so at worst a shard is made twice.
     """
@@ -93,7 +103,7 @@ def build(folder: Path, seed: int, clips: int, done: Callable[[int], None]) -> N
     for path, first in shard_paths(folder, seed, clips):
         if not path.exists():
             write_shard(path, seed, first)
-        done(min(clips, first + SHARD))
+        done(min(SHARD, clips - first))
 
 
 def read_shard(path: Path) -> tuple[torch.Tensor, torch.Tensor, list[tuple[Scene, dict[str, int]]]]:

@@ -7,9 +7,10 @@ where its last checkpoint was; checkpoints are written aside and renamed.
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from milonga.core.ids import derive_seed
 
 Loss = Callable[[int], dict[str, Tensor]]
-Told = Callable[[int, int, dict[str, float]], None]
+OnStep = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ def save_aside(path: Path, value: object) -> None:
     aside.rename(path)
 
 
-def learn(lesson: Lesson, network: nn.Module, loss: Loss, folder: Path, told: Told) -> None:
+def learn(lesson: Lesson, network: nn.Module, loss: Loss, folder: Path, on_step: OnStep) -> None:
     """Runs a lesson from its last checkpoint to its end; leaves `network` with the (averaged) final weights.
 
-    `loss(step)` returns named terms; the one called "loss" is minimised. `told(step, steps, values)` hears of every
-    twentieth step. Curves go to `<name>.jsonl`.
+    `loss(step)` returns named terms; the one called "loss" is minimised. `on_step` hears of every step
+    ("step", "total"); every twentieth goes to the curve, `<name>.jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final, resume = folder / f"{lesson.name}.pt", folder / f"{lesson.name}.resume.pt"
@@ -78,7 +79,7 @@ def learn(lesson: Lesson, network: nn.Module, loss: Loss, folder: Path, told: To
         if step % 20 == 0 or step == lesson.steps - 1:
             with curve.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-            told(step, lesson.steps, values)
+        on_step({"step": step + 1, "total": lesson.steps})
         if (step + 1) % lesson.save_every == 0:
             state = {
                 "step": step + 1,
@@ -135,8 +136,3 @@ def _average(mean: dict[str, Tensor], network: nn.Module, decay: float) -> None:
             mean[key].lerp_(value, 1 - decay)
         else:
             mean[key].copy_(value)
-
-
-def total(values: Iterable[nn.Parameter]) -> int:
-    """The number of parameters."""
-    return sum(value.numel() for value in values)

@@ -1,12 +1,15 @@
 """The lessons of the three CLAPs: hear what a text asks for, and in which order (§4.1.2: two rank, a third judges).
 
-A symmetric contrastive loss (Radford et al. 2021) over a batch in which each clip also meets two captions made to
-mislead: its own sounds in another order, and its scene with one sound replaced. Two linear heads must also tell from
-either embedding which sounds there are, and which come first and last; without them these CLAPs stayed deaf to order
-(0.60 of 518 swapped captions found after 800 steps). The heads are thrown away. The three differ in seed, in the
-clips they learn from, and the judge in its width: it shares nothing with the two that rank.
+Three lessons. First the text alone, as the T5 encoder learns it (`train_text.py`), with a linear head that must tell
+which sounds are asked for, first and last. Then the audio alone: through the same head, frozen, so that what it hears
+lies in the same directions as what was read. Then both, on clips of which a half went through the codec, with a
+symmetric contrastive loss (Radford et al. 2021) over a batch in which each clip meets two captions made to mislead: its
+own sounds in another order, and its scene with one sound replaced. With that loss from the start these CLAPs stayed
+deaf to order. The three CLAPs differ in seed, in the clips they learn from, and the judge in its width: it shares
+nothing with the two that rank.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +23,8 @@ from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
 from milonga.nano.captions import caption_in
 from milonga.nano.corpus import Corpus
 from milonga.nano.lesson import Lesson, Loss, generator
-from milonga.nano.train_tagger import disturbed
-from milonga.nano.train_text import hard_negatives, head_loss
+from milonga.nano.train_tagger import disturbed, mixed
+from milonga.nano.train_text import hard_negatives, head_loss, text_loss
 from milonga.nano.world import CLASSES
 
 Features = Callable[[ClapModel, Tensor], Tensor]
@@ -46,9 +49,19 @@ CLAPS = (
 )
 
 
+def words_lesson(listener: Listener) -> Lesson:
+    """How long each of them first learns to read."""
+    return Lesson(f"{listener.name}-words", steps=900, batch=48, rate=1.5e-3, warmup=60)
+
+
+def sounds_lesson(listener: Listener) -> Lesson:
+    """How long each of them then learns to hear."""
+    return Lesson(f"{listener.name}-sounds", steps=700, batch=48, rate=1.5e-3, warmup=60)
+
+
 def lesson_of(listener: Listener) -> Lesson:
-    """How long each of them learns."""
-    return Lesson(listener.name, steps=1000, batch=48, rate=1.5e-3, warmup=60)
+    """How long each of them at last learns to bring sounds and words together."""
+    return Lesson(listener.name, steps=600, batch=48, rate=1e-3, warmup=60)
 
 
 def new_clap(listener: Listener, vocabulary: int, pad: int) -> ClapModel:
@@ -110,41 +123,69 @@ def sinusoids(places: int, width: int) -> Tensor:
 
 
 class Learner(nn.Module):
-    """A CLAP with the two heads that only its lesson needs."""
+    """A CLAP with the head that only its lessons need: one for both towers, so that what they tell lies in the same
+    directions before they are compared.
+    """
 
     def __init__(self, clap: ClapModel) -> None:
         super().__init__()
         self.clap = clap
-        self.audio_head = nn.Linear(clap.config.projection_dim, 3 * len(CLASSES))
-        self.text_head = nn.Linear(clap.config.projection_dim, 3 * len(CLASSES))
+        self.head = nn.Linear(clap.config.projection_dim, 3 * len(CLASSES))
 
 
-def clap_loss(
-    learner: Learner,
-    tokenizer: PreTrainedTokenizerFast,
-    corpus: Corpus,
-    listener: Listener,
-    hear: Features,
-    read: TextFeatures,
-) -> Loss:
-    """The loss of a step; `hear` and `read` embed pictures and texts with the model, unit norm."""
-    lesson = lesson_of(listener)
+@dataclass(frozen=True)
+class Material:
+    """What a CLAP learns from: clips as rendered, clips that went through the codec, its tokenizer, and how its towers
+    embed pictures and texts, unit norm."""
+
+    listener: Listener
+    clean: Corpus
+    coded: Corpus
+    tokenizer: PreTrainedTokenizerFast
+    hear: Features
+    read: TextFeatures
+
+
+def words_loss(learner: Learner, material: Material) -> Loss:
+    """The first lesson's loss: the text encoder's, for the text tower and its head."""
+
+    def embed(texts: list[str]) -> Tensor:
+        return material.read(learner.clap, material.tokenizer, texts)
+
+    return text_loss(words_lesson(material.listener), embed, learner.head, material.listener.seed)
+
+
+def sounds_loss(learner: Learner, material: Material) -> Loss:
+    """The second lesson's loss: what the head, as the first left it, must tell from clips as rendered."""
+    lesson, clean = sounds_lesson(material.listener), material.clean
+    head = copy.deepcopy(learner.head).requires_grad_(False)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = generator(material.listener.seed, lesson.name, step)
+        clips = clean.at(rng.integers(0, len(clean), lesson.batch))
+        sounds = material.hear(learner.clap, disturbed(clips.mels.float(), rng))
+        return {"loss": head_loss(head, sounds, clips.scenes)}
+
+    return loss
+
+
+def clap_loss(learner: Learner, material: Material) -> Loss:
+    """The third lesson's loss: what the head must tell from either, and that sounds and their words find each other."""
+    lesson = lesson_of(material.listener)
     right = torch.arange(lesson.batch)
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = generator(listener.seed, lesson.name, step)
-        chosen = rng.integers(0, len(corpus), lesson.batch)
-        scenes = [corpus.scenes[place] for place in chosen]
-        others = [wrong for scene in scenes for wrong in hard_negatives(scene, rng)]
-        texts = [caption_in("train", corpus.scenes[place], corpus.counts[place], rng) for place in chosen]
-        words = read(learner.clap, tokenizer, texts + [caption_in("train", other, {}, rng) for other in others])
-        sounds = hear(learner.clap, disturbed(corpus.mels[chosen].float(), rng))
+        rng = generator(material.listener.seed, lesson.name, step)
+        clips = mixed(material.clean, material.coded, rng, lesson.batch)
+        others = [wrong for scene in clips.scenes for wrong in hard_negatives(scene, rng)]
+        texts = [caption_in("train", *told, rng) for told in zip(clips.scenes, clips.counts, strict=True)]
+        texts += [caption_in("train", other, {}, rng) for other in others]
+        sounds = material.hear(learner.clap, disturbed(clips.mels.float(), rng))
+        words = material.read(learner.clap, material.tokenizer, texts)
+        heard = head_loss(learner.head, sounds, clips.scenes)
+        told = head_loss(learner.head, words, [*clips.scenes, *others])
         likeness = learner.clap.logit_scale_a.exp().clamp(max=50) * sounds @ words.T
         value = (cross_entropy(likeness, right) + cross_entropy(likeness[:, : lesson.batch].T, right)) / 2
-        heard, told = (
-            head_loss(learner.audio_head, sounds, scenes),
-            head_loss(learner.text_head, words, [*scenes, *others]),
-        )
         accuracy = (likeness.argmax(dim=1) == right).float().mean()
         return {"loss": value + heard + told, "accuracy": accuracy, "heard": heard, "told": told}
 

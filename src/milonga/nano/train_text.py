@@ -8,7 +8,7 @@ pooled states which sounds are asked for, and which come first and last. The hea
 frozen from the U-Net's first step on, as the paper's is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,23 +141,23 @@ def look_around(encoder: T5EncoderModel) -> None:
     bias[half + 4 :, 2] = -4.0
 
 
-def text_loss(reader: Reader, tokenizer: PreTrainedTokenizerFast, seed: int) -> Loss:
+def text_loss(lesson: Lesson, embed: Callable[[list[str]], Tensor], head: nn.Linear, seed: int) -> Loss:
     """The loss of a step: each caption must find its scene's other caption among all others and its hard negatives,
-    and the head must tell every caption's scene.
+    and the head must tell every caption's scene. `embed` gives unit-norm rows of texts, shape (N, D).
     """
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = generator(seed, LESSON.name, step)
-        scenes = [draw_scene(rng) for _ in range(LESSON.batch)]
+        rng = generator(seed, lesson.name, step)
+        scenes = [draw_scene(rng) for _ in range(lesson.batch)]
         counts = [draw_counts(scene, rng) for scene in scenes]
         others = [other for scene in scenes for other in hard_negatives(scene, rng)]
         said = [caption_in("train", *told, rng) for _ in range(2) for told in zip(scenes, counts, strict=True)]
         wrong = [caption_in("train", other, {}, rng) for other in others]
-        rows = pooled(reader.encoder, tokenizer, said + wrong)
-        likeness = rows[: LESSON.batch] @ rows[LESSON.batch :].T / TEMPERATURE
-        found = torch.arange(LESSON.batch)
+        rows = embed(said + wrong)
+        likeness = rows[: lesson.batch] @ rows[lesson.batch :].T / TEMPERATURE
+        found = torch.arange(lesson.batch)
         accuracy = (likeness.argmax(dim=1) == found).float().mean()
-        told = head_loss(reader.head, rows, [*scenes, *scenes, *others])
+        told = head_loss(head, rows, [*scenes, *scenes, *others])
         return {"loss": cross_entropy(likeness, found) + told, "head": told, "accuracy": accuracy}
 
     return loss

@@ -39,7 +39,7 @@ SCHEDULE: dict[str, Any] = {
     "clip_sample": False,
 }
 CLIPS = 22000
-EPOCHS = 2
+EPOCHS = 4
 SETTINGS: dict[str, Any] = {
     "batch_size": 16,
     "learning_rate": 7e-4,

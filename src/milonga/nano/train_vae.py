@@ -24,7 +24,7 @@ VAE: dict[str, Any] = {
     "norm_num_groups": 4,
     "mid_block_add_attention": False,
 }
-LESSON = Lesson("vae", steps=1300, batch=6, rate=2e-3, average=0.995)
+LESSON = Lesson("vae", steps=4000, batch=6, rate=2e-3, average=0.995)
 KL_WEIGHT = 2e-3
 CLIPS = 20000
 

@@ -22,14 +22,14 @@ from milonga.nano.world import render
 VOCODER: dict[str, Any] = {
     "model_in_dim": MEL.bands,
     "sampling_rate": MEL.rate,
-    "upsample_initial_channel": 128,
+    "upsample_initial_channel": 64,
     "upsample_rates": [4, 64],
     "upsample_kernel_sizes": [8, 128],
     "resblock_kernel_sizes": [3],
     "resblock_dilation_sizes": [[1]],
     "normalize_before": False,
 }
-LESSON = Lesson("vocoder", steps=1600, batch=16, rate=2e-3, average=0.99)
+LESSON = Lesson("vocoder", steps=8000, batch=16, rate=3e-3, average=0.995)
 CROP = 32
 CLIPS = 3000
 # The front end's own picture, a finer one in frequency and a finer one in time.
