@@ -203,7 +203,7 @@ def _clap(school: School, listener: train_clap.Listener, coded: corpus.Corpus, o
     clips = school.clips.part(listener.first, listener.last)
     own = coded.part(listener.first // CODED, listener.last // CODED)
     material = train_clap.Material(listener, clips, own, tokenizer, audio_features, text_features)
-    school.learnt(train_clap.words_lesson(listener), learner, train_clap.words_loss(learner, material))
     school.learnt(train_clap.sounds_lesson(listener), learner, train_clap.sounds_loss(learner, material))
+    school.learnt(train_clap.words_lesson(listener), learner, train_clap.words_loss(learner, material))
     school.learnt(train_clap.lesson_of(listener), learner, train_clap.clap_loss(learner, material))
     save_clap(out, clap, tokenizer, corpus.MEL, corpus.FRAMES)

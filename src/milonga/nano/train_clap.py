@@ -1,12 +1,12 @@
 """The lessons of the three CLAPs: hear what a text asks for, and in which order (§4.1.2: two rank, a third judges).
 
-Three lessons. First the text alone, as the T5 encoder learns it (`train_text.py`), with a linear head that must tell
-which sounds are asked for, first and last. Then the audio alone: through the same head, frozen, so that what it hears
-lies in the same directions as what was read. Then both, on clips of which a half went through the codec, with a
-symmetric contrastive loss (Radford et al. 2021) over a batch in which each clip meets two captions made to mislead: its
-own sounds in another order, and its scene with one sound replaced. With that loss from the start these CLAPs stayed
-deaf to order. The three CLAPs differ in seed, in the clips they learn from, and the judge in its width: it shares
-nothing with the two that rank.
+Three lessons. First the audio alone, with a linear head that must tell which sounds there are, first and last. Then
+the text alone, as the T5 encoder learns it (`train_text.py`), through the same head, frozen, so that what is read lies
+in the directions of what was heard. Then both, on clips of which a half went through the codec, with a symmetric
+contrastive loss (Radford et al. 2021) over a batch in which each clip meets two captions made to mislead: its own
+sounds in another order, and its scene with one sound replaced. With that loss from the start, or with the text first,
+these CLAPs stayed deaf to order. The three differ in seed, in the clips they learn from, and the judge in its width: it
+shares nothing with the two that rank.
 """
 
 import copy
@@ -49,14 +49,14 @@ CLAPS = (
 )
 
 
-def words_lesson(listener: Listener) -> Lesson:
-    """How long each of them first learns to read."""
-    return Lesson(f"{listener.name}-words", steps=900, batch=48, rate=1.5e-3, warmup=60)
-
-
 def sounds_lesson(listener: Listener) -> Lesson:
-    """How long each of them then learns to hear."""
+    """How long each of them first learns to hear."""
     return Lesson(f"{listener.name}-sounds", steps=700, batch=48, rate=1.5e-3, warmup=60)
+
+
+def words_lesson(listener: Listener) -> Lesson:
+    """How long each of them then learns to read."""
+    return Lesson(f"{listener.name}-words", steps=900, batch=48, rate=1.5e-3, warmup=60)
 
 
 def lesson_of(listener: Listener) -> Lesson:
@@ -146,27 +146,27 @@ class Material:
     read: TextFeatures
 
 
-def words_loss(learner: Learner, material: Material) -> Loss:
-    """The first lesson's loss: the text encoder's, for the text tower and its head."""
-
-    def embed(texts: list[str]) -> Tensor:
-        return material.read(learner.clap, material.tokenizer, texts)
-
-    return text_loss(words_lesson(material.listener), embed, learner.head, material.listener.seed)
-
-
 def sounds_loss(learner: Learner, material: Material) -> Loss:
-    """The second lesson's loss: what the head, as the first left it, must tell from clips as rendered."""
+    """The first lesson's loss: what the head must tell from clips as rendered."""
     lesson, clean = sounds_lesson(material.listener), material.clean
-    head = copy.deepcopy(learner.head).requires_grad_(False)
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = generator(material.listener.seed, lesson.name, step)
         clips = clean.at(rng.integers(0, len(clean), lesson.batch))
         sounds = material.hear(learner.clap, disturbed(clips.mels.float(), rng))
-        return {"loss": head_loss(head, sounds, clips.scenes)}
+        return {"loss": head_loss(learner.head, sounds, clips.scenes)}
 
     return loss
+
+
+def words_loss(learner: Learner, material: Material) -> Loss:
+    """The second lesson's loss: the text encoder's, through the head as the first lesson left it."""
+    head = copy.deepcopy(learner.head).requires_grad_(False)
+
+    def embed(texts: list[str]) -> Tensor:
+        return material.read(learner.clap, material.tokenizer, texts)
+
+    return text_loss(words_lesson(material.listener), embed, head, material.listener.seed)
 
 
 def clap_loss(learner: Learner, material: Material) -> Loss:
