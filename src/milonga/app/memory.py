@@ -19,4 +19,4 @@ def keep_freed() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     wanted = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, 2**26))
-    return all([bool(mallopt(key, value)) for key, value in wanted])
+    return all(bool(mallopt(key, value)) for key, value in wanted)
