@@ -1,7 +1,8 @@
 """Records as Arrow columns: a table's schema from a record's types, and a table's rows as plain Python values."""
 
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from milonga.core.records import Record
@@ -34,9 +35,13 @@ def rows_to_table(rows: Sequence[dict[str, Any]], kind: type[Record]) -> "pyarro
 
 
 def plain(table: "pyarrow.Table") -> list[dict[str, Any]]:
-    """A table's rows as dicts, with maps as dicts."""
-    kinds = {field.name: field.type for field in table.schema}
-    return [{name: _unpack(value, kinds[name]) for name, value in row.items()} for row in table.to_pylist()]
+    """A table's rows as dicts, with maps as dicts.
+
+    Columns are taken apart by their own kind: several times faster than rows of nested scalars, which is what a run's
+    hundreds of thousands of candidates need.
+    """
+    columns = [[value for chunk in column.chunks for value in _values(chunk)] for column in table.columns]
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _arrow_type(kind: Any) -> "pyarrow.DataType":
@@ -79,15 +84,25 @@ def _pack(value: Any, kind: "pyarrow.DataType") -> Any:
     return value
 
 
-def _unpack(value: Any, kind: "pyarrow.DataType") -> Any:
+def _values(array: "pyarrow.Array") -> list[Any]:
+    """An array's values as plain Python; null is None."""
     import pyarrow as pa
 
-    if value is None:
-        return None
-    if pa.types.is_map(kind):
-        return dict(value)
-    if pa.types.is_struct(kind):
-        return {field.name: _unpack(value[field.name], field.type) for field in kind}
-    if pa.types.is_list(kind):
-        return [_unpack(item, kind.value_type) for item in value]
-    return value
+    if pa.types.is_struct(array.type):
+        names = [field.name for field in array.type]
+        inner = [_values(array.field(place)) for place in range(len(names))]
+        values: list[Any] = [dict(zip(names, row, strict=True)) for row in zip(*inner, strict=True)]
+    elif pa.types.is_map(array.type):
+        pairs = list(zip(array.keys.to_pylist(), _values(array.items), strict=True))
+        values = [dict(pairs[start:stop]) for start, stop in _spans(array)]
+    elif pa.types.is_list(array.type):
+        items = _values(array.values)
+        values = [items[start:stop] for start, stop in _spans(array)]
+    else:
+        return array.to_pylist()
+    return [value if there else None for value, there in zip(values, array.is_valid().to_pylist(), strict=True)]
+
+
+def _spans(array: Any) -> Iterable[tuple[int, int]]:
+    """Where each item of a list or map array begins and ends in its values."""
+    return pairwise(array.offsets.to_pylist())
