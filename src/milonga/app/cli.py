@@ -124,6 +124,29 @@ def status(
 
 @app.command()
 @door
+def pair(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Change nothing: show what other values of each threshold would keep.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe's [pair].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Pair a run's stored scores again, by other thresholds; no clip is made, no model loaded."""
+    from milonga.app import pair as pairing
+
+    if sweep:
+        swept = pairing.sweep(run, changes or ())
+        typer.echo(pairing.as_json(swept) if as_json else pairing.sweep_text(swept))
+        return
+    found = pairing.pair(run, changes or ())
+    typer.echo(pairing.as_json(found) if as_json else pairing.pairing_text(found))
+
+
+@app.command()
+@door
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the files of the original Tango.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
