@@ -30,7 +30,7 @@ def rows_to_table(rows: Sequence[dict[str, Any]], kind: type[Record]) -> "pyarro
     import pyarrow as pa
 
     schema = schema_of(kind)
-    arrays = [pa.array([_pack(row[field.name], field.type) for row in rows], field.type) for field in schema]
+    arrays = [_array([row[field.name] for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -68,6 +68,12 @@ def _generic_type(kind: Any) -> "pyarrow.DataType":
     if origin in (Union, types.UnionType) and type(None) in inner and len(inner) == 2:
         return _arrow_type(inner[0] if inner[1] is type(None) else inner[1])
     raise TypeError(f"{kind} has no column type")
+
+
+def _array(values: list[Any], kind: "pyarrow.DataType") -> "pyarrow.Array":
+    import pyarrow as pa
+
+    return pa.array([_pack(value, kind) for value in values] if pa.types.is_nested(kind) else values, kind)
 
 
 def _pack(value: Any, kind: "pyarrow.DataType") -> Any:
