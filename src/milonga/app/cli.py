@@ -147,6 +147,27 @@ def pair(
 
 @app.command()
 @door
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    validation: Annotated[float, typer.Option(help="Share of the captions whose pairs form that split.")] = 0.05,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload it to the Hugging Face Hub under that name.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a data set that --push creates public.")] = False,
+) -> None:
+    """Write a run's kept pairs as a data set in Audio-alpaca's layout with a data card, and print where it is."""
+    from milonga.app import export as exporting
+
+    if push:
+        exporting.check_credentials()
+    typer.echo(exporting.export(run, folder, validation))
+    if push:
+        typer.echo(exporting.push(folder, push, private=not public))
+
+
+@app.command()
+@door
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the files of the original Tango.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
