@@ -168,6 +168,27 @@ def export(
 
 @app.command()
 @door
+def pairs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs.")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Only print the address, open no browser.")] = False,
+) -> None:
+    """Look through a run's pairs in the browser, hearing winner and loser; Ctrl-C ends it."""
+    import contextlib
+    import webbrowser
+
+    from milonga.app import pairs as browser
+
+    with browser.server(run, port) as serving:
+        typer.echo(browser.address(serving))
+        if not no_open:
+            webbrowser.open(browser.address(serving))
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not an interruption
+            serving.serve_forever()
+
+
+@app.command()
+@door
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the files of the original Tango.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
