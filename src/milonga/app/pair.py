@@ -109,7 +109,7 @@ def sweep_text(found: Sweep) -> str:
 def _flips_text(flips: Sequence[Flip]) -> list[str]:
     if not flips:
         return []
-    rows = [("scorer", "against", "near", "within", "pairs", "other order", "other verdict")]
+    rows: list[Sequence[str]] = [("scorer", "against", "near", "within", "pairs", "other order", "other verdict")]
     for one in flips:
         near = "all pairs" if one.bound is None else f"{one.bound} {one.value:g}"
         within = "" if one.within is None else f"{one.within:.3g}"

@@ -18,7 +18,7 @@ class SentenceEmbedder:
 
     def __init__(self, model: str, batch: int = 64) -> None:
         try:
-            from sentence_transformers import SentenceTransformer
+            from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]  (an extra)
         except ImportError as error:
             raise RecipeError(f"{PREFIX}{model} needs its library: pip install 'milonga[text]'") from error
         self.name, self.batch = f"{PREFIX}{model}", batch

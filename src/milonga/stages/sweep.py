@@ -132,7 +132,8 @@ def flips(pairs: Sequence[Pair], thresholds: Sequence[Threshold]) -> list[Flip]:
         order = (pool.delta(one.scorer) > 0) != (pool.delta(other.scorer) > 0)
         verdict = _keeps(pool, one) != _keeps(pool, other)
         judged = np.isfinite(pool.delta(one.scorer)) & np.isfinite(pool.delta(other.scorer))
-        for bound in (None, *(bound for bound in OFF if getattr(one, bound) != OFF[bound])):
+        in_force: list[Bound] = [bound for bound in OFF if getattr(one, bound) != OFF[bound]]
+        for bound in (None, *in_force):
             near, within = _nearest(pool, one, bound, judged)
             shares = [float(flipped[near].mean()) if len(near) else None for flipped in (order, verdict)]
             value = None if bound is None else getattr(one, bound)
