@@ -106,7 +106,7 @@ def read_alpaca(path: Path, split: str | None = None) -> Iterator[PairedClips]:
     ids are then hashes of the audio's bytes, steps and seeds are 0, words are "", and there are no scores. Clips keep
     their own sampling rate. Raises DataError for a missing file, split or column, or a row without its audio.
     """
-    for file in _files(Path(path), split):
+    for file in alpaca_files(path, split):
         for row in _rows(file):
             try:
                 chosen, rejected = (from_flac(row[side]["bytes"]) for side in ("chosen", "rejected"))
@@ -115,12 +115,25 @@ def read_alpaca(path: Path, split: str | None = None) -> Iterator[PairedClips]:
             yield PairedClips(_pair(row), chosen, rejected)
 
 
-def _files(path: Path, split: str | None) -> list[Path]:
+def alpaca_files(path: Path, split: str | None = None) -> list[Path]:
+    """The Parquet files that `read_alpaca` reads, in its order; DataError where there are none."""
+    path = Path(path)
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     found = [file for file in files if split is None or file.name.startswith(f"{split}-") or file.stem == split]
     if not found:
         raise DataError(f"{path} holds no Parquet file{f' of the split {split}' if split and files else ''}")
     return found
+
+
+def count_pairs(files: Sequence[Path]) -> int:
+    """How many pairs some Parquet files hold, by their footers alone; DataError for what is no Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{files[0].parent} holds what cannot be read as Parquet: {error}") from error
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
