@@ -11,11 +11,13 @@ import soundfile
 import torch
 
 import small_networks
-from milonga.app import encode
+from milonga.app import encode, registry
 from milonga.app.encode import encoded_pairs
 from milonga.core.alpaca import read_alpaca
 from milonga.core.errors import DataError
+from milonga.core.settings import Phase, Settings
 from milonga.maths.mel import fit, log_mel, normalise
+from milonga.stages.train import train
 
 SOUND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SAMPLES = 8192  # what the small model is trained on
@@ -109,3 +111,14 @@ def test_a_split_that_is_not_there_is_told(model, data, tmp_path):
     assert len(encoded_pairs(model, data, tmp_path / "work", split="train")[0]) == 5
     with pytest.raises(DataError, match="no Parquet file of the split test"):
         encoded_pairs(model, data, tmp_path / "work", split="test")
+
+
+def test_a_model_is_aligned_on_a_published_set(model, data, tmp_path):
+    _, examples = encoded_pairs(model, data, tmp_path / "work")
+    phases, rows = [Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=200.0)], []
+    trained = train(
+        registry.trainable(model), examples, phases, Settings(batch_size=3), 0, tmp_path / "run", rows.append
+    )
+    assert (trained / "config.json").exists()
+    assert [row["phase"] for row in rows] == ["sft", "sft", "dpo", "dpo"]
+    assert all(np.isfinite(row["loss"]) for row in rows)

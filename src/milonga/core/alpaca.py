@@ -76,26 +76,37 @@ def _schema(scorers: Sequence[str], rate: int) -> "pyarrow.Schema":
     """Columns in order, with the same told in the words of `datasets`, so that the audio is known to be audio."""
     import pyarrow as pa
 
-    plain = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+    kinds = _kinds(scorers)
+    features = {name: _feature(kind, rate) for name, kind in kinds.items()}
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([(name, _column(kind)) for name, kind in kinds.items()], metadata=told)
+
+
+def _kinds(scorers: Sequence[str]) -> dict[str, Any]:
+    """Every column with its kind: a type's name, a dict of them for one value each scorer, None for audio."""
     kinds: dict[str, Any] = {"prompt": "string", "chosen": None, "rejected": None}
     kinds |= dict.fromkeys(TEXTS, "string") | dict.fromkeys(NUMBERS, "int64")
     kinds |= dict.fromkeys(("chosen_guidance", "rejected_guidance"), "float64")
     kinds |= {name: dict.fromkeys(scorers, "float64") for name in SCORES}
-    kinds |= {"model": "string", "model_hash": "string", "scorer_hashes": dict.fromkeys(scorers, "string")}
-    sound = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return kinds | {"model": "string", "model_hash": "string", "scorer_hashes": dict.fromkeys(scorers, "string")}
 
-    def column(kind: Any) -> Any:
-        nested = isinstance(kind, dict)
-        return sound if kind is None else pa.struct([(n, plain[k]) for n, k in kind.items()]) if nested else plain[kind]
 
-    def feature(kind: Any) -> Any:
-        if isinstance(kind, dict):
-            return {name: feature(one) for name, one in kind.items()}
-        return {"sampling_rate": rate, "_type": "Audio"} if kind is None else {"dtype": kind, "_type": "Value"}
+def _column(kind: Any) -> "pyarrow.DataType":
+    import pyarrow as pa
 
-    features = {name: feature(kind) for name, kind in kinds.items()}
-    told = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema([(name, column(kind)) for name, kind in kinds.items()], metadata=told)
+    if kind is None:
+        return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    if isinstance(kind, dict):
+        return pa.struct([(name, _column(one)) for name, one in kind.items()])
+    return {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}[kind]
+
+
+def _feature(kind: Any, rate: int) -> dict[str, Any]:
+    if kind is None:
+        return {"sampling_rate": rate, "_type": "Audio"}
+    if isinstance(kind, dict):
+        return {name: _feature(one, rate) for name, one in kind.items()}
+    return {"dtype": kind, "_type": "Value"}
 
 
 def read_alpaca(path: Path, split: str | None = None) -> Iterator[PairedClips]:
