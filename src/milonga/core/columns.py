@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from milonga.core.records import Record
@@ -73,7 +73,19 @@ def _generic_type(kind: Any) -> "pyarrow.DataType":
 def _array(values: list[Any], kind: "pyarrow.DataType") -> "pyarrow.Array":
     import pyarrow as pa
 
+    if pa.types.is_map(kind) and None not in values:
+        return _maps(values, kind)
     return pa.array([_pack(value, kind) for value in values] if pa.types.is_nested(kind) else values, kind)
+
+
+def _maps(values: list[dict[str, Any]], kind: "pyarrow.MapType") -> "pyarrow.Array":
+    """Dicts as a map array out of flat keys and items: several times faster than a list of pairs for each."""
+    import pyarrow as pa
+
+    offsets = pa.array([0, *accumulate(map(len, values))], pa.int32())
+    keys = pa.array([key for value in values for key in value], kind.key_type)
+    items = _array([item for value in values for item in value.values()], kind.item_type)
+    return pa.MapArray.from_arrays(offsets, keys, items, type=kind)
 
 
 def _pack(value: Any, kind: "pyarrow.DataType") -> Any:
