@@ -14,9 +14,10 @@ from milonga.app import pipeline
 from milonga.app.recipe import parse_recipe
 from milonga.app.status import as_json, as_table, status
 from milonga.core.errors import DataError, RecipeError, StoreError
-from milonga.core.records import Candidate, Pair, Refusal, Request
+from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
 from milonga.core.store import Run, read_json
 from milonga.engines.local import LocalEngine
+from milonga.stages.prompts import TfidfEmbedder
 
 THRESHOLD = 'pair.thresholds=[{scorer="one", alpha=0.5, beta=0.0, delta_low=0.0, delta_high=1.0}]'
 
@@ -47,6 +48,24 @@ def test_a_run_from_prompts_to_pairs(tmp_path):
     assert manifest["fingerprints"]["models"]["scorers"] == {"one": "one", "two": "two"}
     assert {"python", "torch", "milonga"} <= manifest["versions"].keys()
     assert parse_recipe((tmp_path / "recipe.toml").read_text(), "x") == parse_recipe(RECIPE, "y")
+
+
+class ClusteringParts(FakeParts):
+    def text_embedder(self, name: str) -> TfidfEmbedder:
+        return TfidfEmbedder()
+
+
+def test_clusters_are_reported_beside_the_prompts_chosen_from_them(tmp_path):
+    wanted = ("prompts.clusters=3", "prompts.per_cluster=2")
+    run = go(tmp_path, *wanted, until="prompts", parts=ClusteringParts())
+    kept = run.stage("prompts").read_records(Prompt)
+    rows = read_json(tmp_path / "metrics" / "clusters.json")
+    assert sum(row["taken"] for row in rows) == len(kept) <= 6
+    assert sum(row["size"] for row in rows) == 10
+    assert f"{len(kept)} of 10 captions" in (tmp_path / "clusters.html").read_text()
+    go(tmp_path, "prompts.clusters=0", until="prompts", parts=ClusteringParts())
+    assert not (tmp_path / "clusters.html").exists()
+    assert not (tmp_path / "metrics" / "clusters.json").exists()
 
 
 def test_running_again_makes_nothing_again_and_missing_shards_only(tmp_path):

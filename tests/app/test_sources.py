@@ -1,9 +1,13 @@
 """Captions by their source, and the world's real clips of them: always the same, and every mistake told in a line."""
 
 import csv
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from milonga.app import registry, sources
@@ -18,7 +22,8 @@ from milonga.stages.prompts import tags_of
 @pytest.mark.parametrize(
     "source",
     ["", "world", "world:train", "world:train:", "world:train:many", "world:valid:5", "world:5", "world:train:-5",
-     "world:train:²", "audiocaps", "audiocaps:", "audiocaps:5", "moon:train:5", "world:train:5:6"],
+     "world:train:²", "audiocaps", "audiocaps:", "audiocaps:5", "moon:train:5", "world:train:5:6", "captions",
+     "captions:", "captions:7", "dataset:", "dataset:5"],
 )  # fmt: skip
 def test_a_source_of_another_form_is_told_how_to_write_one(source: str) -> None:
     with pytest.raises(RecipeError, match="is no source of captions: write world:train:600 or audiocaps:FILE") as error:
@@ -100,6 +105,58 @@ def test_a_table_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None
         with pytest.raises(DataError, match=path.name) as error:
             registry.prompt_source(f"audiocaps:{path}")
         assert "\n" not in str(error.value)
+
+
+def test_all_captions_of_a_table_or_of_json_lines_each_once(table: Path, tmp_path: Path) -> None:
+    found = registry.prompt_source(f"captions:{table}")
+    assert [one.text for one in found] == [*READABLE, *UNKNOWN]
+    assert {one.source for one in found} == {table.name}
+    assert found[0].tags == ("temporal", "multi-concept")
+    assert found[0].scene is None
+    lines = tmp_path / "captions.jsonl"
+    lines.write_text("".join(json.dumps({"captions": one.text, "location": "x.wav"}) + "\n" for one in found[::-1]))
+    assert {one.id for one in registry.prompt_source(f"captions:{lines}")} == {one.id for one in found}
+    three = registry.prompt_source(f"captions:{lines}:3")
+    assert [one.id for one in three] == sorted(one.id for one in found)[:3]
+    assert [one.id for one in registry.prompt_source(f"captions:{table}:3")] == [one.id for one in three]
+
+
+@pytest.fixture
+def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set as `datasets` reads it from a folder, with sounds that nothing here could decode."""
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder, rows = tmp_path / "set", [*READABLE, READABLE[0]]
+    folder.mkdir()
+    sound = {
+        "features": {"sound": {"_type": "Audio"}, **{n: {"dtype": "string", "_type": "Value"} for n in ("text", "b")}}
+    }
+    audio = pa.array(
+        [{"bytes": b"no sound", "path": None}] * 5, pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    columns = pa.table({"sound": audio, "text": rows, "b": [text.upper() for text in rows]})
+    held = columns.replace_schema_metadata({"huggingface": json.dumps({"info": sound})})
+    pq.write_table(held, folder / "train-00000.parquet")
+    pq.write_table(held.slice(1, 2), folder / "validation-00000.parquet")
+    return folder
+
+
+def test_captions_of_a_data_set_by_split_and_column(data_set: Path) -> None:
+    assert [one.text for one in registry.prompt_source(f"dataset:{data_set}")] == READABLE
+    assert [one.text for one in registry.prompt_source(f"dataset:{data_set}:validation")] == READABLE[1:3]
+    assert registry.prompt_source(f"dataset:{data_set}:train:b")[0].text == READABLE[0].upper()
+    assert len(registry.prompt_source(f"dataset:{data_set}:train:2")) == 2
+    with pytest.raises(DataError, match=r"no column c \(it has: sound, text, b\)"):
+        registry.prompt_source(f"dataset:{data_set}:train:c")
+    with pytest.raises(DataError, match=r"split moon, cannot be loaded: ValueError") as error:
+        registry.prompt_source(f"dataset:{data_set}:moon")
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_library_a_data_set_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RecipeError, match=r"pip install 'milonga\[data\]'"):
+        registry.prompt_source("dataset:someone/sounds")
 
 
 def test_a_reference_is_a_normalised_clip_of_the_scene_and_always_the_same() -> None:

@@ -30,7 +30,7 @@ FIRST_CHANGED = {
 }
 # What a stage writes into the run folder.
 OUTPUTS = {
-    "prompts": ("prompts",),
+    "prompts": ("prompts", "clusters.html", "metrics/clusters.json"),
     "plan": ("plan", "refused/plan", "metrics/perturber.json"),
     "generate": ("generate", "refused/generate"),
     "score": ("score",),

@@ -124,6 +124,71 @@ def status(
 
 @app.command()
 @door
+def pair(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Change nothing: show what other values of each threshold would keep.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe's [pair].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Pair a run's stored scores again, by other thresholds; no clip is made, no model loaded."""
+    from milonga.app import pair as pairing
+
+    if sweep:
+        swept = pairing.sweep(run, changes or ())
+        typer.echo(pairing.as_json(swept) if as_json else pairing.sweep_text(swept))
+        return
+    found = pairing.pair(run, changes or ())
+    typer.echo(pairing.as_json(found) if as_json else pairing.pairing_text(found))
+
+
+@app.command()
+@door
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    validation: Annotated[float, typer.Option(help="Share of the captions whose pairs form that split.")] = 0.05,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload it to the Hugging Face Hub under that name.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a data set that --push creates public.")] = False,
+) -> None:
+    """Write a run's kept pairs as a data set in Audio-alpaca's layout with a data card, and print where it is."""
+    from milonga.app import export as exporting
+
+    if push:
+        exporting.check_credentials()
+    typer.echo(exporting.export(run, folder, validation))
+    if push:
+        typer.echo(exporting.push(folder, push, private=not public))
+
+
+@app.command()
+@door
+def pairs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs.")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Only print the address, open no browser.")] = False,
+) -> None:
+    """Look through a run's pairs in the browser, hearing winner and loser; Ctrl-C ends it."""
+    import contextlib
+    import webbrowser
+
+    from milonga.app import pairs as browser
+
+    with browser.server(run, port) as serving:
+        typer.echo(browser.address(serving))
+        if not no_open:
+            webbrowser.open(browser.address(serving))
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not an interruption
+            serving.serve_forever()
+
+
+@app.command()
+@door
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with the files of the original Tango.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],

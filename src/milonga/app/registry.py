@@ -195,12 +195,18 @@ def tagger(name: str) -> Tagger:
 
 
 def text_embedder(name: str) -> TextEmbedder:
-    """A sentence embedder by name; `tfidf-svd` needs no download."""
-    from milonga.stages.prompts import TfidfEmbedder
+    """A sentence embedder by name: `tfidf-svd`, which needs no download, or `sentence-transformers:MODEL`.
 
-    if name != TfidfEmbedder.name:
-        raise RecipeError(f"unknown text embedder {name!r}: choose {TfidfEmbedder.name}")
-    return TfidfEmbedder()
+    Raises RecipeError for another name, or where the latter's library is missing; CheckpointError for no such model.
+    """
+    from milonga.stages.prompts import TfidfEmbedder
+    from milonga.stages.sentences import PREFIX, SentenceEmbedder
+
+    if name == TfidfEmbedder.name:
+        return TfidfEmbedder()
+    if not name.removeprefix(PREFIX) or not name.startswith(PREFIX):
+        raise RecipeError(f"unknown text embedder {name!r}: choose {TfidfEmbedder.name} or {PREFIX}MODEL")
+    return SentenceEmbedder(name.removeprefix(PREFIX))
 
 
 def perturber(name: str, asking: Asking | None = None) -> Perturber:

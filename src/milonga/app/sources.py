@@ -1,8 +1,11 @@
 """Where captions come from, and the real clips of those that the world can render."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from milonga.core.errors import DataError, RecipeError
+from milonga.core.captions import COLUMNS, caption_texts, captions_of
+from milonga.core.errors import DataError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.records import Clip, Prompt
 
@@ -10,17 +13,25 @@ LIMIT = 1000  # draws in a row that gave a caption already had, before a world s
 
 
 def prompt_source(source: str) -> list[Prompt]:
-    """Captions by their source: `world:SPLIT:COUNT`, or `audiocaps:FILE[:COUNT]` for those the world can render.
+    """Captions by their source, each once, tagged; a COUNT takes that many.
 
-    Raises RecipeError for a source of another form, DataError for a file that cannot be used.
+    `world:SPLIT:COUNT` are those of the small world, `audiocaps:FILE[:COUNT]` real ones that the world can render,
+    `captions:FILE[:COUNT]` all those of a CSV table or of JSON lines, `dataset:NAME[:SPLIT[:COLUMN]][:COUNT]` those of
+    a data set on the Hub or in a folder. Raises RecipeError for a source of another form or where `datasets` is not
+    installed, DataError for a file or data set that cannot be used.
     """
     kind, _, rest = source.partition(":")
     name, _, count = rest.rpartition(":") if rest.rpartition(":")[2].isdecimal() else (rest, "", "")
     if kind == "world" and name in ("train", "tune", "test") and count:
         return world_prompts(name, int(count))
-    if kind == "audiocaps" and name:
-        return _audiocaps(Path(name), int(count) if count else None)
-    raise RecipeError(f"{source!r} is no source of captions: write world:train:600 or audiocaps:FILE.csv[:COUNT]")
+    readers = {"audiocaps": _audiocaps, "captions": _captions, "dataset": _dataset}
+    if kind in readers and name:
+        found = readers[kind](name)
+        return _fewer(found, int(count)) if count else found
+    raise RecipeError(
+        f"{source!r} is no source of captions: write world:train:600 or audiocaps:FILE.csv[:COUNT], "
+        "captions:FILE.csv|FILE.jsonl[:COUNT] or dataset:NAME[:SPLIT[:COLUMN]][:COUNT]"
+    )
 
 
 def world_prompts(split: str, count: int) -> list[Prompt]:
@@ -41,13 +52,54 @@ def world_prompts(split: str, count: int) -> list[Prompt]:
     return list(found.values())
 
 
-def _audiocaps(path: Path, count: int | None) -> list[Prompt]:
-    """Real captions whose every sound the world knows, tagged; of more than `count`, those with the smallest ids."""
+def _fewer(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """Of more than `count` prompts, those with the smallest ids: the same choice whatever the order."""
+    return sorted(prompts, key=lambda one: one.id)[:count]
+
+
+def _audiocaps(path: str) -> list[Prompt]:
+    """Real captions whose every sound the world knows."""
     from milonga.nano.reader import read_captions
     from milonga.stages.prompts import tags_of
 
-    found = [one.model_copy(update={"tags": tags_of(one.text, one.scene)}) for one in read_captions(path)]
-    return found if count is None else sorted(found, key=lambda one: one.id)[:count]
+    return [one.model_copy(update={"tags": tags_of(one.text, one.scene)}) for one in read_captions(Path(path))]
+
+
+def _captions(path: str) -> list[Prompt]:
+    """Every caption of a file."""
+    return _prompts(caption_texts(Path(path)), Path(path).name)
+
+
+def _dataset(named: str) -> list[Prompt]:
+    """Every caption of a data set: `NAME`, or `NAME:SPLIT`, or `NAME:SPLIT:COLUMN` (else the first usual column)."""
+    name, split, column = (*named.split(":"), "", "")[:3]
+    rows = _loaded(name, split or "train")
+    usable = [one for one in ([column] if column else COLUMNS) if one in rows.column_names]
+    if not usable:
+        wanted, held = column or " or ".join(COLUMNS), ", ".join(rows.column_names)
+        raise DataError(
+            f"the data set {name} has no column {wanted} (it has: {held}); name one: dataset:{name}:train:COLUMN"
+        )
+    # Only the captions are taken out: the sounds beside them would be decoded, which is dear and needs more libraries.
+    texts = enumerate(rows.select_columns(usable[:1]))
+    return _prompts((one for at, row in texts for one in captions_of(row, usable, f"{name}, row {at}")), name)
+
+
+def _loaded(name: str, split: str) -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise RecipeError(f"dataset:{name} needs `datasets`: pip install 'milonga[data]'") from error
+    try:
+        return load_dataset(name, split=split)
+    except Exception as error:  # the library raises its own, the Hub's, the system's and Arrow's errors
+        raise DataError(f"the data set {name}, split {split}, cannot be loaded: {brief(error)}") from error
+
+
+def _prompts(texts: Iterable[str], source: str) -> list[Prompt]:
+    from milonga.stages.prompts import tags_of
+
+    return list({text: Prompt.of(text, source, tags_of(text)) for text in texts}.values())
 
 
 def reference(prompt: Prompt) -> Clip:

@@ -1,6 +1,7 @@
 """What a run folder holds, stage by stage."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,12 @@ def as_table(rows: list[StageStatus]) -> str:
     for row in rows:
         due = "?" if row.expected is None else row.expected
         lines.append((row.stage, f"{row.done}/{due}", str(row.items), str(row.refused), row.written or "-"))
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as text, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

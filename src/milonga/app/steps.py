@@ -11,7 +11,7 @@ from milonga.core.clips import clips_of
 from milonga.core.errors import DataError
 from milonga.core.parts import PaidPerturber, Perturber
 from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
-from milonga.core.store import Shards, write_json
+from milonga.core.store import Shards, write_json, write_text
 
 ONE = shard_name(0, 1)
 ANCHORS = 1000  # real clips that the anchor term draws from, where it is on
@@ -23,14 +23,25 @@ def prompts(context: Context) -> None:
     if shards.has(ONE):
         return
     found = list({one.id: one for source in table.sources for one in context.parts.prompt_source(source)}.values())
-    if table.clusters:
-        from milonga.stages.prompts import select
-
-        embedder = context.parts.text_embedder(table.embedder)
-        found = select(found, embedder, table.clusters, table.per_cluster, context.recipe.seed, table.nearest)
     if not found:
         raise DataError(f"{', '.join(table.sources)}: no captions; check prompts.sources")
+    found = diverse(context, found) if table.clusters else found
     shards.write_records(ONE, found, Prompt)
+
+
+def diverse(context: Context, found: Sequence[Prompt]) -> list[Prompt]:
+    """τ1, and what it was chosen from: clusters.html to be looked at, metrics/clusters.json for programs."""
+    from milonga.stages.clusters import described, page
+    from milonga.stages.prompts import cluster, taken
+
+    table, seed, path = context.recipe.prompts, context.recipe.seed, context.run.path
+    embedder = context.parts.text_embedder(table.embedder)
+    print(f"prompts: {len(found)} captions, {table.clusters} clusters by {embedder.name}", file=sys.stderr)
+    clusters = cluster(found, embedder, table.clusters, seed)
+    kept = taken(clusters, table.per_cluster, seed, table.nearest)
+    write_json(path / "metrics" / "clusters.json", [row.model_dump(mode="json") for row in described(clusters, kept)])
+    write_text(path / "clusters.html", page(clusters, kept, embedder.name))
+    return kept
 
 
 def plan(context: Context) -> None:

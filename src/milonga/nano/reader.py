@@ -6,12 +6,10 @@ precision comes before recall. Limits: a sound that comes twice is not read, nor
 b sings, then c" is read as it stands, though a listener of the clip might say that b goes on.
 """
 
-import csv
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-from milonga.core.errors import DataError
+from milonga.core.captions import caption_texts
 from milonga.core.records import Prompt, Scene
 from milonga.nano.vocabulary import FILLERS, KNOWN, lemmas
 
@@ -58,34 +56,12 @@ def read_captions(path: Path) -> list[Prompt]:
     Raises DataError when the file is missing, empty, not UTF-8, has no column `caption`, or has a row without one.
     """
     first: dict[str, Prompt] = {}
-    for text in _captions(path):
+    for text in caption_texts(path, ["caption"]):
         scene = read_scene(text)
         if scene is not None:
             prompt = Prompt.of(text, source=path.name, scene=scene)
             first.setdefault(prompt.id, prompt)
     return list(first.values())
-
-
-def _captions(path: Path) -> Iterable[str]:
-    """The column `caption`, stripped, row by row."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            columns = table.fieldnames
-            if not columns:
-                raise DataError(f"{path}: the file is empty; it needs a header with a column `caption`")
-            if "caption" not in columns:
-                raise DataError(f"{path}: no column `caption` (it has: {', '.join(columns)}); rename or add it")
-            for row in table:
-                if not (row["caption"] or "").strip():
-                    raise DataError(f"{path}, line {table.line_num}: the caption is empty; fill or delete that row")
-                yield row["caption"].strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the table as UTF-8") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV table ({error}); check its quotes") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
 def _bare_horn_of_a_train(plain: str) -> bool:

@@ -7,6 +7,8 @@ Departures from the paper: it does not say how the 70 of a cluster are drawn; he
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -18,6 +20,17 @@ from milonga.core.records import Prompt, Scene
 _SEQUENCE = re.compile(r"\b(before|after|then|followed)\b", re.IGNORECASE)  # τ2 of strategy 3, §4.1.1
 _TEMPORAL = re.compile(r"\b(while|as|before|after|then|followed)\b", re.IGNORECASE)  # the evaluation's words, §5.5
 _JOINED = re.compile(r"\b(and|with|over|during|along|alongside)\b|,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """N different prompts in K clusters: rows (N, D), labels (N,), distances from the cluster's centre (N,)."""
+
+    prompts: list[Prompt]
+    rows: np.ndarray
+    labels: np.ndarray
+    distances: np.ndarray
+    count: int
 
 
 def select(
@@ -32,18 +45,28 @@ def select(
 
     Prompts that come twice count once. Raises DataError when there are fewer prompts than clusters.
     """
+    return taken(cluster(prompts, embedder, clusters, seed), per_cluster, seed, nearest)
+
+
+def cluster(prompts: Sequence[Prompt], embedder: TextEmbedder, clusters: int, seed: int) -> Clusters:
+    """The different ones of some prompts, embedded and clustered by k-means; DataError when they are too few."""
     unique = list({prompt.id: prompt for prompt in prompts}.values())
-    if not 1 <= clusters <= len(unique) or per_cluster < 1:
-        raise DataError(
-            f"cannot take {per_cluster} from each of {clusters} clusters of {len(unique)} different prompts; "
-            "give more prompts, or lower `clusters`"
-        )
-    labels, distances = _clustered(embedder.embed([prompt.text for prompt in unique]), clusters, seed)
-    chance = np.random.default_rng(derive_seed(seed, "select")).random(len(unique))
-    rank = distances if nearest else chance
-    order = sorted(range(len(unique)), key=lambda i: (labels[i], rank[i], unique[i].id))
-    kept = {i for k in range(clusters) for i in [i for i in order if labels[i] == k][:per_cluster]}
-    return [prompt for i, prompt in enumerate(unique) if i in kept]
+    if not 1 <= clusters <= len(unique):
+        raise DataError(f"cannot make {clusters} clusters of {len(unique)} different prompts; lower `clusters`")
+    rows = embedder.embed([prompt.text for prompt in unique])
+    labels, distances = _clustered(rows, clusters, seed)
+    return Clusters(unique, rows, labels, distances, clusters)
+
+
+def taken(found: Clusters, per_cluster: int, seed: int, nearest: bool = True) -> list[Prompt]:
+    """Up to `per_cluster` prompts of each cluster: the nearest to its centre, or drawn by the seed; in their order."""
+    if per_cluster < 1:
+        raise DataError(f"cannot take {per_cluster} from each cluster of {len(found.prompts)} different prompts")
+    chance = np.random.default_rng(derive_seed(seed, "select")).random(len(found.prompts))
+    rank = found.distances if nearest else chance
+    order = sorted(range(len(found.prompts)), key=lambda i: (found.labels[i], rank[i], found.prompts[i].id))
+    kept = {i for _, members in groupby(order, key=lambda i: found.labels[i]) for i in list(members)[:per_cluster]}
+    return [prompt for i, prompt in enumerate(found.prompts) if i in kept]
 
 
 def _clustered(vectors: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,133 @@
+"""A data set in Audio-alpaca's layout as the trainer's examples: encoded once by a model's VAE, and kept.
+
+The original encodes every clip again in every step of every epoch. Here each clip passes the VAE once; what is kept
+are the moments of its posterior, from which every epoch samples anew, as the original does. Encoding goes shard by
+shard: stopped, it goes on.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milonga.app.context import shard_name
+from milonga.app.progress import tracked
+from milonga.app.registry import fingerprint, pipeline
+from milonga.core.alpaca import PairedClips, alpaca_files, count_pairs, read_alpaca
+from milonga.core.ids import content_id, file_hash
+from milonga.core.records import Clip, Pair
+from milonga.core.store import Run
+
+if TYPE_CHECKING:
+    import pyarrow
+    import torch
+
+    from milonga.models.tango import TangoPipeline
+    from milonga.stages.latents import PairExamples
+
+SHARD = 64  # pairs in a shard, which is what a stop may cost
+BATCH = 8  # clips that pass the VAE, and captions the text encoder, at once; results do not depend on it
+MOMENTS = ("winner_mean", "winner_logvar", "loser_mean", "loser_logvar")
+
+
+def encoded_pairs(
+    model: str, data: Path, work: Path, split: str | None = None, seed: int = 0
+) -> "tuple[list[Pair], PairExamples]":
+    """The pairs of a data set and, in the same order, what the trainer takes of them.
+
+    `model` is a name or folder as in a recipe. `work` keeps what was encoded, in a folder named by the hashes of the
+    model and of the data, so that neither can be mistaken for others. Clips are resampled to the model's rate, brought
+    to a peak of 0.5 and cut or padded to its length, as the original does. Raises DataError as `read_alpaca` does.
+    """
+    files = alpaca_files(data, split)
+    key = content_id(fingerprint(model), [[file.name, file_hash(file)] for file in files])
+    run, total = Run(work / key), count_pairs(files)
+    names = [shard_name(place, -(-total // SHARD)) for place in range(-(-total // SHARD))]
+    whole = pipeline(model)
+    with run.lock():
+        _encode(whole, _chunks(read_alpaca(data, split)), run, names, total)
+    pairs = run.stage("pair").read_records(Pair, names)
+    return pairs, _examples(whole, run, names, [pair.prompt for pair in pairs], seed)
+
+
+def _chunks(pairs: Iterator[PairedClips]) -> Iterator[list[PairedClips]]:
+    while part := list(islice(pairs, SHARD)):
+        yield part
+
+
+def _encode(
+    whole: "TangoPipeline", chunks: Iterator[list[PairedClips]], run: Run, names: Sequence[str], total: int
+) -> None:
+    """Every chunk's pairs and moments, those that are there left alone; the moments come last and vouch for both."""
+    moments = run.stage("encode")
+    if all(moments.has(name) for name in names):
+        return
+    with tracked("encode", total) as advance:
+        for name, part in zip(names, chunks, strict=True):
+            if not moments.has(name):
+                run.stage("pair").write_records(name, [one.pair for one in part], Pair)
+                moments.write_table(name, _moments(whole, part))
+            advance(len(part))
+
+
+def _moments(whole: "TangoPipeline", part: Sequence[PairedClips]) -> "pyarrow.Table":
+    """A table of MOMENTS, each row the raw float16 of an array of the model's latent shape."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for role, clips in (("winner", [one.chosen for one in part]), ("loser", [one.rejected for one in part])):
+        posteriors = [_posterior(whole, clips[first : first + BATCH]) for first in range(0, len(clips), BATCH)]
+        for name in ("mean", "logvar"):
+            rows = [row.half().numpy().tobytes() for posterior in posteriors for row in getattr(posterior, name)]
+            columns[f"{role}_{name}"] = pa.array(rows, pa.binary())
+    return pa.table(columns)
+
+
+def _posterior(whole: "TangoPipeline", clips: Sequence[Clip]) -> Any:
+    """The VAE's posterior over clips, whose mean and log-variance have shape (B, C, T/r, F/r)."""
+    import numpy as np
+    import torch
+
+    from milonga.core.audio import resample
+    from milonga.maths.mel import MelSettings, fit, log_mel, normalise
+
+    _, rows, _ = whole.latent_shape(whole.config["seconds"])
+    frames = rows * whole.compression
+    settings = MelSettings(rate=whole.rate, hop=whole.hop, bands=whole.vocoder.config.model_in_dim)
+    waves = [fit(normalise(resample(clip, whole.rate).waveform), frames * whole.hop) for clip in clips]
+    with torch.no_grad():
+        mel = log_mel(torch.from_numpy(np.stack(waves)), settings)[:, :frames]
+        return whole.vae.encode(mel.unsqueeze(1)).latent_dist
+
+
+def _examples(
+    whole: "TangoPipeline", run: Run, names: Sequence[str], captions: Sequence[str], seed: int
+) -> "PairExamples":
+    import numpy as np
+    import torch
+
+    from milonga.stages.latents import Moments, PairExamples
+
+    shape, shards = whole.latent_shape(whole.config["seconds"]), run.stage("encode")
+    held: dict[str, list[Any]] = {name: [] for name in MOMENTS}
+    for name in names:
+        for column, values in shards.read_table(name, list(MOMENTS)).to_pydict().items():
+            held[column] += [np.frombuffer(row, dtype=np.float16).reshape(shape) for row in values]
+    packed = {column: torch.from_numpy(np.stack(rows)) for column, rows in held.items()}
+    winners, losers = (
+        Moments(packed[f"{role}_mean"], packed[f"{role}_logvar"], whole.vae.config.scaling_factor)
+        for role in ("winner", "loser")
+    )
+    return PairExamples(winners, losers, *_states(whole, captions), seed=seed)
+
+
+def _states(whole: "TangoPipeline", captions: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Encoded captions (N, L, D) and their mask (N, L), L being the longest's length; a few are encoded at once."""
+    import torch
+    from torch.nn.functional import pad
+
+    parts = [whole.encode_prompt(captions[first : first + BATCH]) for first in range(0, len(captions), BATCH)]
+    longest = max(mask.shape[1] for _, mask in parts)
+    states = [pad(one, (0, 0, 0, longest - one.shape[1])) for one, _ in parts]
+    masks = [pad(mask, (0, longest - mask.shape[1])) for _, mask in parts]
+    return torch.cat(states), torch.cat(masks)
