@@ -1,6 +1,7 @@
 """Williams squares: places and neighbours are balanced, whatever the number of conditions."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -14,7 +15,7 @@ def test_every_condition_in_every_place_and_after_every_other_equally_often(cond
     assert all(sorted(row) == list(range(conditions)) for row in square)
     places = Counter((place, one) for row in square for place, one in enumerate(row.tolist()))
     assert set(places.values()) == {len(square) // conditions}
-    neighbours = Counter(pair for row in square.tolist() for pair in zip(row, row[1:], strict=False))
+    neighbours = Counter(pair for row in square.tolist() for pair in pairwise(row))
     assert len(neighbours) == conditions * (conditions - 1)
     assert len(set(neighbours.values())) <= 1
 

@@ -25,9 +25,8 @@ def layout(raters: int, prompts: int, each: int) -> tuple[np.ndarray, np.ndarray
 def simulated(rng: np.random.Generator, i: np.ndarray, j: np.ndarray, sizes: tuple[float, float, float]) -> np.ndarray:
     """Judgements about zero with effects of rater, prompt and chance of these standard deviations."""
     strict, hard, rest = sizes
-    return (
-        strict * rng.normal(size=i.max() + 1)[i] + hard * rng.normal(size=j.max() + 1)[j] + rest * rng.normal(size=len(i))
-    )
+    raters, prompts = rng.normal(size=i.max() + 1)[i], rng.normal(size=j.max() + 1)[j]
+    return strict * raters + hard * prompts + rest * rng.normal(size=len(i))
 
 
 def on_the_scale(latent: np.ndarray) -> np.ndarray:
