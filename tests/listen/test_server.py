@@ -144,7 +144,8 @@ def test_answers_are_checked_and_are_of_the_rater_whose_link_it_is(place: Place)
     first = ask(place.base, "PUT", f"{path}/tones/0", {"answer": 2})[2]
     assert first["tones"] == {"answered": 6, "total": 6}
     for bad in (
-        {"ovl": 6}, {"ovl": 0}, {"ovl": "3"}, {"ovl": 3.5}, {"ovl": True}, {"seconds": -1}, {"seconds": "inf"}, {"rater": 1}
+        {"ovl": 6}, {"ovl": 0}, {"ovl": "3"}, {"ovl": 3.5}, {"ovl": True},
+        {"seconds": -1}, {"seconds": "inf"}, {"rater": 1},
     ):  # fmt: skip
         assert ask(place.base, "PUT", f"{path}/trials/0", good | bad)[0] == 422
     for wrong in ({"ovl": 3}, {"better": "a"}, good | {"better": "a"}):

@@ -24,7 +24,6 @@ function progress(state) {
   bar.setAttribute("aria-valuemax", state.total);
   bar.setAttribute("aria-valuenow", state.answered);
   bar.firstChild.style.width = `${(100 * state.answered) / state.total}%`;
-  byId("count").textContent = state.answered ? `${state.answered} of ${state.total}` : "";
 }
 
 // A play button with its audio; `heard` is called whenever the clip has been played to its end.
@@ -116,7 +115,7 @@ function tones(state) {
   turn(make("p.step", {}, `Headphone check · ${item + 1} of ${state.tones.total}`), make("h1", {}, "Which tone is the quietest?"),
     paragraph("Put your headphones on and set a comfortable volume. You will hear three tones, one after another."),
     sound.element, make("div.choices", { role: "group", "aria-label": "The quietest tone" }, buttons),
-    keys(["space", "play"], ["1", ""], ["2", ""], ["3", "answer"]));
+    keys(["space", "play"], ["1–3", "answer"]));
   onKey = (key) => {
     if (key === " ") sound.toggle();
     else if ("123".includes(key)) answer(Number(key));
@@ -158,9 +157,11 @@ function trial(state, one) {
   const wanted = one.kind === "rate" ? ["ovl", "rel"] : ["better"];
   const done = go("Next", () => send(), { disabled: true });
   const hint = make("p.hint", { "aria-live": "polite" });
+  const due = () => wanted.find((name) => answers[name] === null);
   const refresh = () => {
+    form.querySelectorAll("fieldset").forEach((field, place) => { field.classList.toggle("due", !left.size && wanted[place] === due()); });
     form.querySelectorAll("input").forEach((input) => { input.disabled = left.size > 0; });
-    done.disabled = left.size > 0 || wanted.some((name) => answers[name] === null);
+    done.disabled = left.size > 0 || due() !== undefined;
     hint.textContent = left.size ? (sides.length > 1 ? "Hear both sounds to the end, then answer." : "Hear the sound to its end, then answer.") : "";
   };
   const players = sides.map((side) => player(`${here}/trials/${one.place}/${side}`, sides.length > 1 ? `Sound ${side.toUpperCase()}` : "Play the sound",
@@ -195,14 +196,15 @@ function trial(state, one) {
     make(sides.length > 1 ? "div.two" : "div", {}, players.map((each) => each.element)), hint, form,
     make("div.ends", {}, back, done),
     one.kind === "rate"
-      ? keys(["space", "play"], ["1", "–"], ["5", "quality, then fit"], ["enter", "next"], ["backspace", "back"])
-      : keys(["a", "play A"], ["b", "play B"], ["1", "A better"], ["2", "no difference"], ["3", "B better"], ["enter", "next"]));
-  let marked = 0;
+      ? keys(["space", "play"], ["1–5", "quality, then fit"], ["enter", "next"], ["backspace", "back"])
+      : keys(["a", "play A"], ["b", "play B"], ["1", "A better"], ["2", "no difference"], ["3", "B better"], ["enter", "next"], ["backspace", "back"]));
+  let again = 0; // once both scales are marked, further digits change the one, then the other
   onKey = (key) => {
+    if (key === "Enter" && done.disabled) return false;
     if (key === "Enter") send();
     else if (key === "Backspace") { if (!back.hidden) back.click(); }
     else if (one.kind === "rate" && key === " ") players[0].toggle();
-    else if (one.kind === "rate" && "12345".includes(key)) mark(wanted[marked++ % 2], Number(key));
+    else if (one.kind === "rate" && "12345".includes(key)) mark(due() ?? wanted[again++ % 2], Number(key));
     else if (one.kind === "compare" && "ab".includes(key)) players["ab".indexOf(key)].toggle();
     else if (one.kind === "compare" && "123".includes(key)) mark("better", CHOICES[Number(key) - 1][0]);
     else return false;
@@ -217,8 +219,9 @@ function thanks() {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || event.key.length === 0) return;
-  const own = event.target.closest("button, a, summary");
-  if (own && (event.key === "Enter" || event.key === " ")) return; // pressed by the browser itself
+  const own = event.target.closest("button");
+  // The browser presses a focused button itself; but Enter goes on even where the play button was clicked last.
+  if (own && (event.key === " " || (event.key === "Enter" && !own.classList.contains("play")))) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (onKey(key)) event.preventDefault();
 });
