@@ -17,8 +17,8 @@ def plan(systems: int = 4, prompts: int = 12, per_rater: int = 6, reference: boo
     texts = [Prompt.of(f"prompt {number}", "design") for number in range(prompts + checks + 1)]
     return Test(
         title="t", kinds=("rate", "compare"), systems=tuple(f"s{n}" for n in range(systems)),
-        reference="s0" if reference else "", prompts=tuple(texts[checks + 1 :]),
-        check_prompts=tuple(texts[1 : checks + 1]), example=texts[0], clips=(), per_rater=per_rater, raters_per_clip=4, seed=3,
+        reference="s0" if reference else "", prompts=tuple(texts[checks + 1 :]), example=texts[0],
+        check_prompts=tuple(texts[1 : checks + 1]), clips=(), per_rater=per_rater, raters_per_clip=4, seed=3,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def tone(level: float, rate: int = 48000, seconds: float = 3.0, hertz: float = 9
 
 
 def test_a_full_scale_sine_in_one_channel_is_three_below_zero():
-    """ITU-R BS.1770-4: a 0 dBFS, 997 Hz sine in one channel reads −3.01 LKFS; meters may differ by 0.1 (EBU Tech 3341)."""
+    """By ITU-R BS.1770-4 it reads −3.01 LKFS at 0 dBFS and 997 Hz; meters may differ by 0.1 (EBU Tech 3341)."""
     assert loudness(tone(0)) == pytest.approx(-3.01, abs=0.1)
     assert loudness(tone(-20)) == pytest.approx(-23.01, abs=0.1)
 

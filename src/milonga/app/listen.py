@@ -66,14 +66,17 @@ def read_captions(path: Path) -> dict[str, Prompt]:
     Raises DataError in one line for anything else: another header, an empty caption, a clip named twice.
     """
     try:
-        rows = list(csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+        reader = csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        rows, header = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    if not rows or not {"clip", "caption"} <= set(header):
+        raise DataError(f"{path} needs the columns clip and caption, and a row for each clip")
     found: dict[str, Prompt] = {}
     for number, row in enumerate(rows, 2):
         clip, caption = (row.get("clip") or "").strip(), (row.get("caption") or "").strip()
         if not clip or not caption:
-            raise DataError(f"{path}, row {number}: needs the columns clip and caption, both filled")
+            raise DataError(f"{path}, row {number}: clip and caption must both be filled")
         stem = Path(clip).stem if Path(clip).suffix.lower() in AUDIO else clip
         if stem in found:
             raise DataError(f"{path}, row {number}: the clip {stem} is there twice")
@@ -91,7 +94,7 @@ def plan_of(
     for kind in kinds:
         if kind not in KINDS:
             raise RecipeError(f"no kind {kind!r} of judging: there are {' and '.join(KINDS)}")
-    asked = tuple(kind for kind in KINDS if kind in kinds) or KINDS
+    asked = tuple(one for one in KINDS if one in kinds or not kinds)
     real = reference if reference is not None else REFERENCE if REFERENCE in systems else ""
     return Plan(title, asked, real, prompts, per_rater, raters, seed)
 

@@ -83,7 +83,7 @@ def _strengths(test: Test, compared: Sequence[Rating]) -> list[Summary]:
         return []
     first, second = (np.array([systems.index(getattr(one, side)) for one in compared]) for side in ("a", "b"))
     won = np.array([WON[str(one.better)] for one in compared])
-    strengths = bradley_terry(first, second, won, *_labels(compared), systems=len(systems))
+    strengths = bradley_terry(first, second, won, *_labels(compared), len(systems))
     return [_summary(name, "strength", one) for name, one in zip(systems, strengths, strict=True)]
 
 
@@ -97,7 +97,8 @@ def _differences(test: Test, rated: Sequence[Rating]) -> list[Comparison]:
                 values = [getattr(one, scale) - getattr(by_place[one.rater, one.prompt_id, b], scale) for one in own]
                 found.append((scale, a, b, opinion_difference(np.array(values, dtype=np.float64), *_labels(own))))
     adjusted = _adjusted([row[3].p for row in found])
-    return [_comparison(*row, p) for row, p in zip(found, adjusted, strict=True)]
+    rows = zip(found, adjusted, strict=True)
+    return [_comparison(scale, a, b, one, float(p)) for (scale, a, b, one), p in rows]
 
 
 def _adjusted(pvalues: Sequence[float]) -> np.ndarray:
@@ -109,7 +110,7 @@ def _adjusted(pvalues: Sequence[float]) -> np.ndarray:
 
 def _comparison(scale: str, a: str, b: str, one: Difference, p: float) -> Comparison:
     better = {"a": a, "b": b, "neither": "neither"}[one.better()]
-    numbers: dict[str, Any] = {"difference": one.value, "low": one.low, "high": one.high, "p": float(p), "n": one.n}
+    numbers: dict[str, Any] = {"difference": one.value, "low": one.low, "high": one.high, "p": p, "n": one.n}
     return Comparison(split="overall", metric=scale, a=a, b=b, better=better, **numbers)
 
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path as File
-from typing import Annotated, Any
+from typing import Any
 
 from milonga.core.errors import MilongaError, ServiceError
 from milonga.core.records import Record
@@ -128,41 +128,41 @@ def _rater_doors(app: Any, sessions: Sessions) -> None:
     from fastapi import Depends
     from fastapi.responses import FileResponse, HTMLResponse, Response
 
-    Rater = Annotated[int, Depends(sessions.rater)]
+    known = Depends(sessions.rater)
 
     @app.get("/r/{token}")
     def page(token: str) -> HTMLResponse:
-        known = sessions.ratings.number_of(token) is not None
-        return HTMLResponse(_page("rater.html" if known else "unknown.html"), 200 if known else 404)
+        invited = sessions.ratings.number_of(token) is not None
+        return HTMLResponse(_page("rater.html" if invited else "unknown.html"), 200 if invited else 404)
 
     @app.get("/r/{token}/state")
-    def state(rater: Rater) -> dict[str, Any]:
+    def state(rater: int = known) -> dict[str, Any]:
         return sessions.state(rater)
 
     @app.get("/r/{token}/tones/{item}")
-    def tones(rater: Rater, item: int) -> Response:
+    def tones(item: int, rater: int = known) -> Response:
         return Response(sessions.tones(rater, item), media_type="audio/flac")
 
     @app.put("/r/{token}/tones/{item}")
-    def hear(rater: Rater, item: int, given: Answer) -> dict[str, Any]:
+    def hear(item: int, given: Answer, rater: int = known) -> dict[str, Any]:
         if given.answer not in (1, 2, 3):
             raise NotNow("the answer is 1, 2 or 3")
         return sessions.hear(rater, item, given.answer)
 
     @app.get("/r/{token}/examples/{which}")
-    def example(rater: Rater, which: str) -> FileResponse:
+    def example(which: str, rater: int = known) -> FileResponse:
         return FileResponse(sessions.example(which), media_type="audio/flac")
 
     @app.get("/r/{token}/trials/{place}")
-    def trial(rater: Rater, place: int) -> dict[str, Any]:
+    def trial(place: int, rater: int = known) -> dict[str, Any]:
         return sessions.trial(rater, place)
 
     @app.put("/r/{token}/trials/{place}")
-    def judge(rater: Rater, place: int, given: Judgement) -> dict[str, Any]:
+    def judge(place: int, given: Judgement, rater: int = known) -> dict[str, Any]:
         return sessions.judge(rater, place, given)
 
     @app.get("/r/{token}/trials/{place}/{side}")
-    def clip(rater: Rater, place: int, side: str) -> FileResponse:
+    def clip(place: int, side: str, rater: int = known) -> FileResponse:
         return FileResponse(sessions.clip(rater, place, side), media_type="audio/flac")
 
 

@@ -28,7 +28,7 @@ def _opinions(found: Results) -> list[str]:
     systems = list(dict.fromkeys(one.system for one in found.summary if one.metric == "ovl"))
     if not systems:
         return []
-    lines = [("mean opinion", "OVL", "REL", "n")]
+    lines: list[tuple[str, ...]] = [("mean opinion", "OVL", "REL", "n")]
     for system in systems:
         lines.append((system, *(_value(rows[system, scale]) for scale in NAMES), str(rows[system, "ovl"].n)))
     lines.append(("agreement (alpha)", *(_value(rows["all", f"{scale}_alpha"]) for scale in NAMES), ""))

@@ -68,10 +68,13 @@ def components(values: np.ndarray, raters: np.ndarray, prompts: np.ndarray) -> C
     sizes = _solved(_expectations(counts), squares)
     shares = sizes * [np.square(of_rater).sum() / n**2, np.square(of_prompt).sum() / n**2, 1 / n]
     freedom = _satterthwaite(shares, people, texts, n)
-    return Components(*map(float, sizes), float(np.sqrt(shares.sum())), freedom)
+    rater, prompt, rest = (float(size) for size in sizes)
+    return Components(rater, prompt, rest, float(np.sqrt(shares.sum())), freedom)
 
 
-def _judgements(values: np.ndarray, raters: np.ndarray, prompts: np.ndarray) -> tuple[np.ndarray, ...]:
+def _judgements(
+    values: np.ndarray, raters: np.ndarray, prompts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     arrays = np.asarray(values, dtype=np.float64), np.asarray(raters), np.asarray(prompts)
     if {array.shape for array in arrays} != {(len(arrays[0]),)} or not len(arrays[0]):
         shapes = ", ".join(str(array.shape) for array in arrays)
