@@ -1,6 +1,7 @@
 """Parts by name: what is found, what is told when it is not or is broken, and what the trainer is given."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def test_a_tuned_model_has_the_other_network_and_the_folders_name(saved: Path, t
     mixed = small_networks.pipeline()
     mixed.unet = other
     np.testing.assert_allclose(TangoModel("mixed", mixed).generate(asked)[0].waveform, waves[1], atol=1e-5)
+
+
+def test_a_tuned_model_that_was_trained_again_is_loaded_again(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "aligned" / "unet"
+    small_networks.pipeline(seed=5).unet.save_pretrained(folder)
+    first = registry.tuned(str(saved / "tango"), folder)
+    assert registry.tuned(str(saved / "tango"), folder) is first
+    shutil.rmtree(folder)
+    small_networks.pipeline(seed=6).unet.save_pretrained(folder)
+    assert registry.tuned(str(saved / "tango"), folder) is not first
 
 
 def test_a_trainable_is_loaded_anew_each_time(saved: Path) -> None:

@@ -33,7 +33,10 @@ def options(
     ] = False,
 ) -> None:
     """Text-to-audio latent diffusion, aligned to preferences that it builds itself, measured with error bars."""
+    from milonga.app.memory import keep_freed
+
     _debug["on"] = _debug["on"] or debug
+    keep_freed()
 
 
 @app.command()

@@ -147,9 +147,14 @@ def load(name: str) -> Model:
     return TangoModel(name, pipeline(name))
 
 
-@once
 def tuned(name: str, unet: Path) -> Model:
-    """A model with its U-Net replaced by a trained one."""
+    """A model with its U-Net replaced by a trained one; loaded anew where another training has replaced that since."""
+    return _tuned(name, unet, max(path.stat().st_mtime_ns for path in unet.iterdir()))
+
+
+@once
+def _tuned(name: str, unet: Path, written: int) -> Model:
+    """`written` tells one training's weights from the next one's in the same folder."""
     from milonga.models.tango import TangoModel
 
     return TangoModel(unet.parent.name, pipeline(name, unet))

@@ -61,7 +61,7 @@ def words_lesson(listener: Listener) -> Lesson:
 
 def lesson_of(listener: Listener) -> Lesson:
     """How long each of them at last learns to bring sounds and words together."""
-    return Lesson(listener.name, steps=600, batch=48, rate=1e-3, warmup=60)
+    return Lesson(listener.name, steps=400, batch=48, rate=1e-3, warmup=60)
 
 
 def new_clap(listener: Listener, vocabulary: int, pad: int) -> ClapModel:

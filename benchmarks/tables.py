@@ -1,0 +1,79 @@
+"""Results of finished runs as Markdown, for README and benchmarks/alignment.md.
+
+    python benchmarks/tables.py RUN [RUN ...] [--split temporal]
+
+For each run the systems' values and what the last system gained over every other one; with several runs (seeds), each
+gain beside the others, so that one lucky seed cannot be mistaken for a result.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from milonga.core.records import Comparison, Summary
+from milonga.core.store import read_json
+
+METRICS = {
+    "clap": "judge CLAP ↑",
+    "presence": "events present ↑",
+    "all_present": "all events present ↑",
+    "order": "order right ↑",
+    "correct": "exactly as asked ↑",
+    "fd": "FD ↓",
+    "kl": "KL ↓",
+    "is": "IS ↑",
+}
+
+
+def row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def values(run: Path, split: str) -> Iterator[str]:
+    """The systems of a run, one a line."""
+    found = [Summary.model_validate(one) for one in read_json(run / "metrics" / "summary.json")]
+    cells = {(one.system, one.metric): one for one in found if one.split == split}
+    metrics = [metric for metric in METRICS if any(metric == held for _, held in cells)]
+    yield row("system", *(METRICS[metric] for metric in metrics))
+    yield row("---", *["---"] * len(metrics))
+    for system in dict.fromkeys(system for system, _ in cells):
+        held = [cells.get((system, metric)) for metric in metrics]
+        yield row(system, *(f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" if one else "" for one in held))
+
+
+def gains(runs: Sequence[Path], split: str) -> Iterator[str]:
+    """What the last system gained over every other one, a column for each run."""
+    yield row("gain", *(run.name for run in runs))
+    yield row("---", *["---"] * len(runs))
+    tables = [_comparisons(run, split) for run in runs]
+    for a, b, metric in tables[0]:
+        found = [table.get((a, b, metric)) for table in tables]
+        cells = (f"{one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" if one else "" for one in found)
+        yield row(f"{a} − {b}, {METRICS[metric]}", *cells)
+
+
+def _comparisons(run: Path, split: str) -> dict[tuple[str, str, str], Comparison]:
+    """By systems and metric, those of the last system alone."""
+    found = [Comparison.model_validate(one) for one in read_json(run / "metrics" / "comparisons.json")]
+    last = found[-1].a
+    return {
+        (one.a, one.b, one.metric): one
+        for one in found
+        if one.split == split and one.a == last and one.metric in METRICS
+    }
+
+
+def main() -> None:
+    """Prints the tables of the runs that were named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--split", default="overall")
+    asked = parser.parse_args()
+    for run in asked.runs:
+        print(f"\n{run.name}\n", *values(run, asked.split), sep="\n")
+    print("", *gains(asked.runs, asked.split), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
