@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -55,7 +56,11 @@ def small_test(folder: Path, prompts: int = 9, plan: Plan = PLAN, seconds: float
 def served(folder: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server as the command starts it, and the admin page's link; killed with -9 at the end."""
     command = [sys.executable, "-c", MAIN, "listen", "serve", str(folder), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    # A suite that runs in the background inherits SIGINT ignored, and would hand that on.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout is not None
     link = process.stdout.readline().strip()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/admin/[\w-]{22}", link), link

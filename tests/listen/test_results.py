@@ -215,7 +215,7 @@ def test_too_few_judgements_give_no_pairs_and_no_labels(folder, tmp_path):
 
 
 def test_a_test_is_never_made_over_another(folder):
-    with pytest.raises(StoreError, match="already holds"):
+    with pytest.raises(StoreError, match="not empty"):
         small_test(folder)
     with pytest.raises(StoreError, match="no listening test"):
         read_test(folder / "nowhere")

@@ -1,5 +1,6 @@
 """The server as a process: twenty raters at once, killed with -9 on the way; and what nobody may do."""
 
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -61,6 +62,15 @@ def test_twenty_raters_at_once_and_a_server_killed_twice_lose_nothing_and_count_
 
 def _given(one) -> dict:
     return {"ovl": one.ovl, "rel": one.rel} if one.kind == "rate" else {"better": one.better}
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_server_ends_at_once_and_says_that_it_goes_on(tmp_path: Path, with_signal: int) -> None:
+    small_test(tmp_path / "test")
+    with served(tmp_path / "test") as (process, link):
+        assert ask(link.split("/admin")[0], "GET", "/page/rater.js")[0] == 200
+        process.send_signal(with_signal)
+        assert process.wait(20) == 130
 
 
 class Place:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from secrets import randbits
 
 from milonga.core.audio import from_flac, read_audio
 from milonga.core.errors import DataError, MilongaError, RecipeError, StoreError
@@ -86,17 +87,20 @@ def read_captions(path: Path) -> dict[str, Prompt]:
 
 def plan_of(
     systems: Sequence[str], title: str, kinds: Sequence[str], reference: str | None, prompts: int | None,
-    per_rater: int, raters: int, seed: int,
+    per_rater: int, raters: int, seed: int | None,
 ) -> Plan:  # fmt: skip
-    """A plan from what the command was given; RecipeError for a kind that does not exist."""
+    """A plan from what the command was given; RecipeError for a kind that does not exist.
+
+    A seed that is not given is drawn: who knew it could work out which system stands where, and every right tone.
+    """
     from milonga.listen.records import KINDS
 
     for kind in kinds:
         if kind not in KINDS:
             raise RecipeError(f"no kind {kind!r} of judging: there are {' and '.join(KINDS)}")
-    asked = tuple(one for one in KINDS if one in kinds or not kinds)
+    asked = tuple(one for one in KINDS if not kinds or kinds.count(one))
     real = reference if reference is not None else REFERENCE if REFERENCE in systems else ""
-    return Plan(title, asked, real, prompts, per_rater, raters, seed)
+    return Plan(title, asked, real, prompts, per_rater, raters, randbits(63) if seed is None else seed)
 
 
 def links(folder: Path, count: int, url: str) -> list[str]:

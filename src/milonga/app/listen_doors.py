@@ -31,7 +31,10 @@ def make(
     prompts: Annotated[int | None, typer.Option(help="Prompts to judge.", min=1, show_default="all but three")] = None,
     per_rater: Annotated[int, typer.Option(help="Prompts that one rater judges.", min=1)] = 8,
     raters: Annotated[int, typer.Option(help="Raters that each clip should get.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="Which prompts, and in which order.", min=0)] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Which prompts, and in which order; keep it from raters.", min=0, show_default="drawn"),
+    ] = None,
     title: Annotated[str, typer.Option(help="What raters see above the page.")] = "Listening test",
 ) -> None:
     """Make a listening test from systems' clips, and print where it is."""

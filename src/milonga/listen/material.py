@@ -2,11 +2,13 @@
 
 ```
 TEST/
-  test.json          the test as a record, written last: where it is, the test is whole
+  test.json          the test as a record
   generate/          the clips as they came, one shard a system, latents included where there are any
   playback/          the clips as they are played: FLAC, matched in loudness
   ratings.sqlite     raters, sessions and ratings
 ```
+
+It is made beside its place and renamed: a folder that is there is whole.
 """
 
 import os
@@ -22,7 +24,7 @@ from milonga.core.clips import clip_table
 from milonga.core.errors import DataError, StoreError
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Prompt
-from milonga.core.store import Run, read_json, write_bytes, write_json
+from milonga.core.store import PART, Run, Shards, read_json, write_bytes, write_json
 from milonga.listen.playback import amplified, broken, gain_of, loudness
 from milonga.listen.records import BROKEN, Kind, Played, Test
 
@@ -56,16 +58,18 @@ class Plan:
 def make_test(folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[str, Source]]) -> Test:
     """Writes a test folder from clips by system and prompt id, all of which must be there, and gives the test.
 
-    Raises StoreError where there already is a test, DataError where there are too few prompts or systems for it,
+    Raises StoreError where `folder` is not empty, DataError where there are too few prompts or systems for it,
     AudioError for a clip that cannot be played.
     """
-    if (folder / "test.json").exists():
-        raise StoreError(f"{folder} already holds a listening test: choose another folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder} is there already and not empty: choose another --out")
     _check(plan, prompts, sources)
     picked = [prompts[place] for place in np.random.default_rng(plan.seed).permutation(len(prompts))]
     picked = picked[: RESERVED + (len(picked) if plan.prompts is None else plan.prompts)]
+    part = folder.with_name(folder.name + PART)
+    Shards(part).clear()
     for number, (system, clips) in enumerate(sources.items()):
-        _keep(folder, f"{number:05d}-of-{len(sources):05d}", system, picked, clips)
+        _keep(part, f"{number:05d}-of-{len(sources):05d}", system, picked, clips)
     test = Test(
         title=plan.title,
         kinds=plan.kinds,
@@ -74,12 +78,13 @@ def make_test(folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapp
         prompts=tuple(picked[RESERVED:]),
         check_prompts=tuple(picked[1:RESERVED]),
         example=picked[0],
-        clips=tuple(_playable(folder, plan, picked, sources)),
+        clips=tuple(_playable(part, plan, picked, sources)),
         per_rater=plan.per_rater,
         raters_per_clip=plan.raters_per_clip,
         seed=plan.seed,
     )
-    write_json(folder / "test.json", test.model_dump(mode="json"))
+    write_json(part / "test.json", test.model_dump(mode="json"))
+    part.rename(folder)
     return test
 
 

@@ -110,7 +110,9 @@ def serve(folder: File, host: str, port: int, ready: Callable[[str], None]) -> N
         raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
     ready(f"http://{host}:{listening.getsockname()[1]}/admin/{token}")
     # No access log: its lines would hold everyone's tokens.
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 
