@@ -219,3 +219,30 @@ def test_a_test_is_never_made_over_another(folder):
         small_test(folder)
     with pytest.raises(StoreError, match="no listening test"):
         read_test(folder / "nowhere")
+
+
+def test_a_making_that_was_cut_short_leaves_no_test_and_is_done_again(tmp_path, monkeypatch):
+    from milonga.listen import material
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(material, "_playable", killed)
+        with pytest.raises(KeyboardInterrupt):
+            small_test(tmp_path / "test")
+    assert not (tmp_path / "test").exists()
+    test = small_test(tmp_path / "test")
+    assert read_test(tmp_path / "test") == test
+    assert [one.name for one in tmp_path.iterdir()] == ["test"]
+    played = {one.name for one in (tmp_path / "test" / "playback").iterdir()}
+    assert played == {f"{one.id}.flac" for one in test.clips}
+
+
+def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path):
+    small_test(tmp_path / "test")
+    path = tmp_path / "test" / "ratings.sqlite"
+    path.write_bytes(b"this is no database, whatever its name says" * 50)
+    with pytest.raises(StoreError, match=r"ratings\.sqlite"):
+        Ratings(path)
+    assert path.read_bytes().startswith(b"this is no database")

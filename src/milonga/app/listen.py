@@ -93,12 +93,12 @@ def plan_of(
 
     A seed that is not given is drawn: who knew it could work out which system stands where, and every right tone.
     """
-    from milonga.listen.records import KINDS
+    from milonga.listen.records import KINDS, Kind
 
     for kind in kinds:
         if kind not in KINDS:
             raise RecipeError(f"no kind {kind!r} of judging: there are {' and '.join(KINDS)}")
-    asked = tuple(one for one in KINDS if not kinds or kinds.count(one))
+    asked: tuple[Kind, ...] = tuple(one for one in KINDS if not kinds or one in kinds)
     real = reference if reference is not None else REFERENCE if REFERENCE in systems else ""
     return Plan(title, asked, real, prompts, per_rater, raters, randbits(63) if seed is None else seed)
 
