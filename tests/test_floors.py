@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "milonga"
 FLOORS = {"core": 0, "maths": 1, "app": 3}
-FLOORS |= dict.fromkeys(("stages", "models", "listeners", "perturbers", "engines", "nano"), 2)
+FLOORS |= dict.fromkeys(("stages", "models", "listeners", "perturbers", "engines", "nano", "listen"), 2)
 
 
 def imported(tree: ast.AST, room: str) -> Iterator[str]:

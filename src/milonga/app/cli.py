@@ -3,41 +3,18 @@
 Exit 0: done; 1: a failure, told in one line; 2: wrong usage; 130: interrupted, and resumable.
 """
 
-import functools
 import signal
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
-from milonga.core.errors import MilongaError
+from milonga.app import listen_doors
+from milonga.app.door import debug as _debug
+from milonga.app.door import door
 
-P = ParamSpec("P")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
-_debug = {"on": False}
-
-
-def door(command: Callable[P, None]) -> Callable[P, None]:
-    """Tells a command's failures in one line and gives the exit status they stand for."""
-
-    @functools.wraps(command)
-    def told(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _say("interrupted; the same command goes on from here")
-            raise typer.Exit(130) from None
-        except MilongaError as error:
-            raise _failed(str(error)) from error
-        except typer.Exit:
-            raise
-        except Exception as error:  # told, not swallowed: a user wants the one line, --debug gives the rest
-            raise _failed(f"{type(error).__name__}: {error} (--debug shows where)") from error
-
-    return told
 
 
 def _version(wanted: bool) -> None:
@@ -203,6 +180,7 @@ def convert(
     typer.echo(original.convert(source, destination, tokenizer))
 
 
+app.add_typer(listen_doors.listen, name="listen")
 nano = typer.Typer(no_args_is_help=True, help="Make and examine the weights that ship with Milonga.")
 app.add_typer(nano, name="nano")
 
@@ -248,17 +226,6 @@ def main() -> None:
     _debug["on"] = "--debug" in arguments[:end]
     signal.signal(signal.SIGTERM, _interrupt)
     app([word for place, word in enumerate(arguments) if word != "--debug" or place > end], prog_name="milonga")
-
-
-def _failed(message: str) -> typer.Exit:
-    if _debug["on"]:
-        traceback.print_exc()
-    _say(" ".join(message.split()))
-    return typer.Exit(1)
-
-
-def _say(message: str) -> None:
-    typer.echo(f"milonga: {message}", err=True)
 
 
 def _interrupt(*_: Any) -> None:

@@ -5,6 +5,7 @@ first, then the step that fills it.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -113,6 +114,29 @@ class Pair(Record):
     chosen_scores: dict[str, float]
     rejected_scores: dict[str, float]
     refused: str = ""
+
+
+class Rating(Record):
+    """One listener's judgement, of a clip (`ovl` and `rel`, 1 to 5) or of two (which is `better`), given at a UTC time.
+
+    `a` and `b` are the systems heard; `b` is empty where one clip was rated. `check` is empty for a judgement that
+    counts; otherwise it is the kind of attention check that this was. `place` is where in the session it stood,
+    `seconds` how long it took.
+    """
+
+    rater: str
+    place: int
+    kind: Literal["rate", "compare"]
+    check: Literal["", "reference", "broken", "pair"]
+    prompt_id: str
+    prompt: str
+    a: str
+    b: str
+    ovl: int | None
+    rel: int | None
+    better: Literal["a", "b", "same"] | None
+    seconds: float
+    given: str
 
 
 class Refusal(Record):

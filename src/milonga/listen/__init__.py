@@ -1,0 +1,1 @@
+"""The listening test: people judge clips, on two scales or blind against each other."""
