@@ -9,7 +9,7 @@ from milonga.nano.corpus import Corpus
 from milonga.nano.lesson import Lesson, Loss, generator
 
 TAGGER = {"channels": [8, 24, 48, 96], "pools": [[2, 2], [2, 2], [1, 2], [1, 2]]}
-LESSON = Lesson("tagger", steps=3000, batch=24, rate=2e-3, average=0.99)
+LESSON = Lesson("tagger", steps=2300, batch=24, rate=2e-3, average=0.99)
 CLIPS = 30000
 QUIETEST = -11.5129  # ln 1e-5, the floor of the mel front end
 
