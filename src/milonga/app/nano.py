@@ -176,7 +176,8 @@ def _through(vae: AutoencoderKL, vocoder: SpeechT5HifiGan, mels: torch.Tensor) -
     """Log-mel pictures (N, 256, 64) of what VAE and vocoder make of such pictures, float16."""
     found = []
     for mel in mels.float().split(1):
-        rebuilt = vae.decode(vae.encode(mel.unsqueeze(1)).latent_dist.mean).sample.squeeze(1)
+        posterior = vae.encode(mel.unsqueeze(1), return_dict=False)[0]
+        rebuilt = vae.decode(posterior.mean, return_dict=False)[0].squeeze(1)
         found.append(log_mel(vocoder(rebuilt).reshape(1, -1), corpus.MEL))
     return torch.cat(found).half()
 
