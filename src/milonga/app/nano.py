@@ -7,6 +7,7 @@ the folders that ship: the pipeline, three CLAPs and the tagger, float16 safeten
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -176,7 +177,7 @@ def _through(vae: AutoencoderKL, vocoder: SpeechT5HifiGan, mels: torch.Tensor) -
     """Log-mel pictures (N, 256, 64) of what VAE and vocoder make of such pictures, float16."""
     found = []
     for mel in mels.float().split(1):
-        posterior = vae.encode(mel.unsqueeze(1), return_dict=False)[0]
+        posterior: Any = vae.encode(mel.unsqueeze(1), return_dict=False)[0]
         rebuilt = vae.decode(posterior.mean, return_dict=False)[0].squeeze(1)
         found.append(log_mel(vocoder(rebuilt).reshape(1, -1), corpus.MEL))
     return torch.cat(found).half()
