@@ -4,16 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_parts import parts_folder
 
-import small_networks
 from milonga.app import pipeline, registry
 from milonga.app.recipe import parse_recipe
 from milonga.core.clips import clips_of
 from milonga.core.errors import DataError
 from milonga.core.records import Comparison, Pair, Prompt, Request, Summary
 from milonga.core.store import Run, read_json
-from milonga.listeners.clap import save_clap
-from milonga.listeners.tagger import save_tagger
 from milonga.stages.hear import Heard
 
 SYSTEMS = ("base", "sft", "aligned")
@@ -48,12 +46,7 @@ resamples = 50
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("tiny")
-    small_networks.pipeline().save_pretrained(folder / "tango")
-    for seed, name in enumerate(("one", "two", "judge")):
-        clap = small_networks.scorer(seed)
-        save_clap(folder / name, clap.model, clap.tokenizer, clap.mel, clap.frames)
-    save_tagger(folder / "tagger", small_networks.network(), small_networks.tagger_config())
+    folder = parts_folder(tmp_path_factory.mktemp("tiny"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("milonga.app.steps.ANCHORS", 4)
         return pipeline.run(parse_recipe(RECIPE.format(folder=folder), "tiny.toml"), folder / "run")

@@ -1,10 +1,12 @@
-"""Real clips through a model's own mel front end and VAE: for training data, for anchors, and for round trips."""
+"""Clips as a model's latents: those stored beside generated clips, and real clips through its mel front end and VAE."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from milonga.core.audio import resample
 from milonga.core.records import Clip
+from milonga.core.store import Run
 from milonga.maths.mel import MelSettings, log_mel, training_wave
 
 if TYPE_CHECKING:
@@ -56,3 +58,26 @@ def round_trip(whole: "TangoPipeline", clips: Sequence[Clip]) -> list[Clip]:
     """Clips as they come out of VAE and vocoder, by the mean of the posterior, at the model's rate and duration."""
     mean, _ = moments(whole, [wave_for(whole, clip) for clip in clips])
     return [Clip(wave, whole.rate) for wave in whole.decode(mean * whole.vae.config.scaling_factor).numpy()]
+
+
+def stored_latents(run: Run, wanted: set[str]) -> dict[str, bytes]:
+    """The latents that a run's clips with these ids were sampled with, packed; clips that have none are left out."""
+    shards, found = run.stage("generate"), {}
+    for shard in shards.names():
+        table = shards.read_table(shard, ["id", "latents"])
+        rows = zip(table["id"].to_pylist(), table["latents"].to_pylist(), strict=True)
+        found |= {one: latents for one, latents in rows if one in wanted and latents is not None}
+    return found
+
+
+def unpacked(rows: Sequence[bytes], shape: Sequence[int]) -> "torch.Tensor":
+    """Packed latents of one shape (C, H, W) as float16 (N, C, H, W)."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float16).reshape(shape) for one in rows]))
+
+
+def packed_size(shape: Sequence[int]) -> int:
+    """How many bytes latents of this shape have when packed."""
+    return 2 * math.prod(shape)  # float16

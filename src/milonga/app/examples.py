@@ -153,18 +153,12 @@ def _states(context: Context, whole: "TangoPipeline", texts: Sequence[str]) -> "
 
 def _latents(whole: "TangoPipeline", run: Run, ids: Sequence[str]) -> "Latents":
     """The clips' latents as they were sampled, float16 (N, C, H, W); their VAE's moments where some have none."""
-    import numpy as np
-    import torch
+    from milonga.app.codec import packed_size, stored_latents, unpacked
 
-    shape, shards = whole.latent_shape(whole.config["seconds"]), run.stage("generate")
-    packed: dict[str, bytes | None] = {}
-    for shard in shards.names():
-        rows = shards.read_table(shard, ["id", "latents"]).to_pydict()
-        packed |= dict(zip(rows["id"], rows["latents"], strict=True))
-    held = [packed.get(one) or b"" for one in ids]
-    if any(len(one) != 2 * np.prod(shape) for one in held):
+    shape, packed = whole.latent_shape(whole.config["seconds"]), stored_latents(run, set(ids))
+    if any(len(packed.get(one, b"")) != packed_size(shape) for one in ids):
         return _moments(whole, run, ids)
-    return torch.from_numpy(np.stack([np.frombuffer(one, dtype=np.float16).reshape(shape) for one in held]))
+    return unpacked([packed[one] for one in ids], shape)
 
 
 def _moments(whole: "TangoPipeline", run: Run, ids: Sequence[str]) -> "Latents":

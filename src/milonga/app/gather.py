@@ -3,17 +3,15 @@
 A system's clips come as `Sound`s by key: a prompt's id in a run, a file's name without suffix in folders and tables.
 """
 
-import csv
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
-from milonga.app.listen import audio_files
+from milonga.app.listen import audio_files, caption_rows
 from milonga.core.audio import read_channels
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id, file_hash
@@ -204,23 +202,13 @@ def from_table(path: Path, reference: Path | None) -> Gathered:
 
 def _rows(path: Path, unique: bool = True) -> list[tuple[dict[str, str], str, str]]:
     """(row, key, caption) of a CSV with the columns clip and caption; DataError in one line for any other file."""
-    try:
-        table = csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
-        rows, header = list(table), table.fieldnames or ()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if not rows or not {"clip", "caption"} <= set(header):
-        raise DataError(f"{path} needs the columns clip and caption, and a row for each clip")
     found, seen = [], set()
-    for number, row in enumerate(rows, 2):
-        told = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
-        if not told["clip"] or not told["caption"]:
-            raise DataError(f"{path}, row {number}: clip and caption must both be filled")
-        key = Path(told["clip"]).stem
+    for number, row in caption_rows(path):
+        key = Path(row["clip"]).stem
         if unique and key in seen:
             raise DataError(f"{path}, row {number}: the clip {key} is there twice")
         seen.add(key)
-        found.append((told, key, told["caption"]))
+        found.append((row, key, row["caption"]))
     return found
 
 

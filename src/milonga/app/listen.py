@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from secrets import randbits
@@ -66,23 +66,33 @@ def read_captions(path: Path) -> dict[str, Prompt]:
 
     Raises DataError in one line for anything else: another header, an empty caption, a clip named twice.
     """
-    try:
-        reader = csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
-        rows, header = list(reader), reader.fieldnames or ()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if not rows or not {"clip", "caption"} <= set(header):
-        raise DataError(f"{path} needs the columns clip and caption, and a row for each clip")
     found: dict[str, Prompt] = {}
-    for number, row in enumerate(rows, 2):
-        clip, caption = (row.get("clip") or "").strip(), (row.get("caption") or "").strip()
-        if not clip or not caption:
-            raise DataError(f"{path}, row {number}: clip and caption must both be filled")
+    for number, row in caption_rows(path):
+        clip, caption = row["clip"], row["caption"]
         stem = Path(clip).stem if Path(clip).suffix.lower() in AUDIO else clip
         if stem in found:
             raise DataError(f"{path}, row {number}: the clip {stem} is there twice")
         found[stem] = Prompt(id=content_id(stem, caption), text=caption, source=path.name)
     return found
+
+
+def caption_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(row's number, row) of a CSV with the columns clip and caption, both filled; cells without spaces around them.
+
+    Raises DataError in one line for anything else.
+    """
+    try:
+        table = csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        rows, header = list(table), table.fieldnames or ()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if not rows or not {"clip", "caption"} <= set(header):
+        raise DataError(f"{path} needs the columns clip and caption, and a row for each clip")
+    for number, row in enumerate(rows, 2):
+        told = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+        if not told["clip"] or not told["caption"]:
+            raise DataError(f"{path}, row {number}: clip and caption must both be filled")
+        yield number, told
 
 
 def plan_of(

@@ -3,7 +3,6 @@
 Models and listeners are loaded once and kept; a model that is to be trained is loaded anew each time.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from importlib.resources import files
@@ -248,24 +247,18 @@ def trainable(name: str, unet: Path | None = None) -> "Trainable":
 
 def examples(name: str, run: Run, pairs: Sequence[Pair], anchors: int = 0) -> "PairExamples":
     """The pairs' latents as they were sampled, with their encoded captions; and as many real clips for anchors."""
-    import numpy as np
-    import torch
-
+    from milonga.app.codec import packed_size, unpacked
     from milonga.stages.latents import PairExamples
 
     whole = pipeline(name)
     shape = whole.latent_shape(whole.config["seconds"])
     packed = _latents(run, {one for pair in pairs for one in (pair.chosen_id, pair.rejected_id)})
-    size = np.dtype(np.float16).itemsize * math.prod(shape)
     for clip, latents in packed.items():
-        if len(latents) != size:
+        if len(latents) != packed_size(shape):
             raise DataError(f"{run.path}: clip {clip} has latents of another model than {name}: pairs need one model")
 
-    def stacked(ids: list[str]) -> torch.Tensor:
-        rows = [np.frombuffer(packed[one], dtype=np.float16).reshape(shape) for one in ids]
-        return torch.from_numpy(np.stack(rows))
-
-    winners, losers = stacked([pair.chosen_id for pair in pairs]), stacked([pair.rejected_id for pair in pairs])
+    winners = unpacked([packed[pair.chosen_id] for pair in pairs], shape)
+    losers = unpacked([packed[pair.rejected_id] for pair in pairs], shape)
     states, mask = whole.encode_prompt([pair.prompt for pair in pairs])
     real, strategies = anchor_clips(whole, anchors) if anchors else None, [pair.strategy for pair in pairs]
     return PairExamples(winners, losers, states, mask, real, groups=strategies)
@@ -276,12 +269,10 @@ def _latents(run: Run, wanted: set[str]) -> dict[str, bytes]:
 
     Raises DataError when a clip has none: its model is no latent diffusion model.
     """
-    shards, found = run.stage("generate"), {}
-    for shard in shards.names():
-        table = shards.read_table(shard, ["id", "latents"])
-        rows = zip(table["id"].to_pylist(), table["latents"].to_pylist(), strict=True)
-        found |= {one: latents for one, latents in rows if one in wanted}
-    missing = sorted(wanted - {one for one, latents in found.items() if latents is not None})
+    from milonga.app.codec import stored_latents
+
+    found = stored_latents(run, wanted)
+    missing = sorted(wanted - set(found))
     if missing:
         raise DataError(f"{run.path}: clip {missing[0]} has no stored latents, so it cannot be trained on")
     return found

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from milonga.app.context import Context, complete, needed
+from milonga.app.context import Context, complete, needed, shard_name
 from milonga.app.evaluation import heard_by_all, perform
 from milonga.app.manifest import describe, fingerprints, write_manifest
 from milonga.app.recipe import Recipe, System
@@ -190,7 +190,7 @@ def _draw_prompts(rounds: _Rounds, context: Context, number: int) -> None:
     known = needed(rounds.context, "prompts").read_records(Prompt)
     order = np.random.default_rng(derive_seed(context.recipe.seed, "captions")).permutation(len(known))
     taken = sorted(order[: asked or len(known)].tolist())
-    shards.write_records("00000-of-00001", [known[place] for place in taken], Prompt)
+    shards.write_records(shard_name(0, 1), [known[place] for place in taken], Prompt)
 
 
 def _judged(rounds: _Rounds, number: int, prompts: Sequence[Prompt], before: Sequence[Round]) -> Round:

@@ -87,6 +87,23 @@ def save_clap(
     (folder / "front_end.json").write_text(json.dumps({"mel": mel.as_dict(), "frames": frames}, indent=1))
 
 
+def networks(folder: Path) -> tuple[ClapModel, PreTrainedTokenizerBase]:
+    """The ClapModel in float32 and the tokenizer of a folder in transformers' layout.
+
+    Raises ValueError for weights that are not all there and a tokenizer without words, or as transformers does.
+    """
+    loaded: Any = ClapModel.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    model, told = loaded
+    if told["missing_keys"]:
+        raise ValueError(f"its weights lack {min(told['missing_keys'])}, which would be left to chance")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError("its tokenizer is missing or knows no words")
+    return model, tokenizer
+
+
 def load_clap(folder: Path, name: str) -> ClapScorer:
     """The scorer that `save_clap` wrote.
 
@@ -94,15 +111,7 @@ def load_clap(folder: Path, name: str) -> ClapScorer:
     """
     try:
         front = json.loads((folder / "front_end.json").read_text())
-        loaded: Any = ClapModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-        model, told = loaded
-        if told["missing_keys"]:
-            raise ValueError(f"its weights lack {min(told['missing_keys'])}, which would be left to chance")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise ValueError("its tokenizer is missing or knows no words")
+        model, tokenizer = networks(folder)
         return ClapScorer(name, model, tokenizer, MelSettings(**front["mel"]), front["frames"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None

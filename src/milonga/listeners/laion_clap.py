@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
+from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
 from milonga.core.audio import resample
 from milonga.core.cache import RowCache
@@ -26,7 +26,7 @@ from milonga.core.errors import AudioError, CheckpointError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.records import Clip
 from milonga.core.weights import read_weights
-from milonga.listeners.clap import ClapScorer, text_features
+from milonga.listeners.clap import ClapScorer, networks, text_features
 from milonga.listeners.laion import CONTAINER, from_original
 from milonga.maths.mel import MelSettings, fit, log_mel
 
@@ -198,15 +198,7 @@ def load_laion(
     Raises CheckpointError naming the folder and what is wrong with it.
     """
     try:
-        loaded: Any = ClapModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-        model, told = loaded
-        if told["missing_keys"]:
-            raise ValueError(f"its weights lack {min(told['missing_keys'])}, which would be left to chance")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise ValueError("its tokenizer is missing or knows no words")
+        model, tokenizer = networks(folder)
         mel, seconds = front_end(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None

@@ -107,7 +107,7 @@ def comparisons(
                 found = _compared(metric, a, b, reference, asked_of(metric, prompts), resamples, seed, drawn)
                 advance(1)
                 if found is not None:
-                    rows.append(_comparison(split, metric, a, b, found))
+                    rows.append(comparison(split, metric, a.name, b.name, found, metric not in LOWER_IS_BETTER))
     return corrected(rows)
 
 
@@ -121,12 +121,13 @@ def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def _comparison(split: str, metric: str, a: System, b: System, found: statistics.Difference) -> Comparison:
-    verdict = {"a": a.name, "b": b.name, "neither": "neither"}[found.better(higher=metric not in LOWER_IS_BETTER)]
-    numbers: dict[str, Any] = {
-        "difference": found.value, "low": found.low, "high": found.high, "p": found.p, "n": found.n
-    }  # fmt: skip
-    return Comparison(split=split, metric=metric, a=a.name, b=b.name, better=verdict, **numbers)
+def comparison(split: str, metric: str, a: str, b: str, found: statistics.Difference, up: bool) -> Comparison:
+    """A difference of the systems named `a` and `b` as a record; `up`: more of the metric is better."""
+    verdict = {"a": a, "b": b, "neither": "neither"}[found.better(higher=up)]
+    return Comparison(
+        split=split, metric=metric, a=a, b=b, difference=found.value, low=found.low, high=found.high, p=found.p,
+        n=found.n, better=verdict,
+    )  # fmt: skip
 
 
 def _measured(

@@ -17,13 +17,12 @@ from milonga.core.ids import derive_seed
 from milonga.core.records import Comparison, Summary
 from milonga.maths import distances, metrics, resampled, statistics
 from milonga.maths.distances import SMALLEST_SHARE
-from milonga.stages.evaluate import corrected
+from milonga.stages.evaluate import MOST_DRAWS, SMALLEST_SET, comparison, corrected
 
 Kind = Literal["mean", "share", "kl", "kl_sigmoid", "frechet", "endless", "kernel", "inception"]
 OF_CLIPS = ("mean", "share", "kl", "kl_sigmoid")
 AGAINST_REAL = ("kl", "kl_sigmoid", "frechet", "endless", "kernel")
-SMALLEST_SET = 20  # clips for the interval of a metric of sets: of fewer, resampling says nothing
-MOST_DRAWS, MOST_ENDLESS = 500, 100  # draws of a metric of sets; FD∞ is four distances a draw
+MOST_ENDLESS = 100  # draws of FD∞, each of which is four distances
 IS_SPLITS = 10
 FLIPS = 5000  # of signs, at least: a p must be able to pass a correction for many
 
@@ -98,7 +97,7 @@ def comparisons(
                 found = _difference(metric, a, b, asked, split, keys, drawn)
                 advance(1)
                 if found is not None:
-                    rows.append(_comparison(split, metric, a, b, found))
+                    rows.append(comparison(split, metric.name, a.name, b.name, found, metric.up))
     return corrected(rows)
 
 
@@ -191,14 +190,6 @@ def _difference(
             drawn[one.name, hash(tuple(held))] = _drawn(metric, one, asked, held, draw)
     (value_a, draws_a), (value_b, draws_b) = (drawn[one.name, hash(tuple(held))] for one in (a, b))
     return statistics.difference_of(value_a - value_b, draws_a - draws_b, len(held))
-
-
-def _comparison(split: str, metric: Metric, a: Performance, b: Performance, found: statistics.Difference) -> Comparison:
-    verdict = {"a": a.name, "b": b.name, "neither": "neither"}[found.better(higher=metric.up)]
-    return Comparison(
-        split=split, metric=metric.name, a=a.name, b=b.name, difference=found.value, low=found.low, high=found.high,
-        p=found.p, n=found.n, better=verdict,
-    )  # fmt: skip
 
 
 def _held(metric: Metric, system: Performance, keys: Sequence[str]) -> list[str]:
