@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from milonga.app import recipe
+from milonga.app import recipe, recipe_tables
 from milonga.app.changes import FIRST_CHANGED
 from milonga.core.records import Record
 from milonga.core.settings import Asking, Phase, RewardModel, Strategy, Threshold, Workers
@@ -14,22 +14,22 @@ from milonga.core.settings import Asking, Phase, RewardModel, Strategy, Threshol
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 TABLES: dict[str, type[Record]] = {
     "Top level": recipe.Recipe,
-    "`[models]`": recipe.Models,
-    "`[prompts]`": recipe.Prompts,
-    "`[plan]`": recipe.Plan,
+    "`[models]`": recipe_tables.Models,
+    "`[prompts]`": recipe_tables.Prompts,
+    "`[plan]`": recipe_tables.Plan,
     "`[plan.llm]`": Asking,
     "`[[plan.strategies]]`": Strategy,
     "`[workers]`": Workers,
-    "`[generate]` and `[score]`": recipe.Batch,
-    "`[pair]`": recipe.Pairing,
+    "`[generate]` and `[score]`": recipe_tables.Batch,
+    "`[pair]`": recipe_tables.Pairing,
     "`[[pair.thresholds]]`": Threshold,
-    "`[label]`": recipe.Labels,
+    "`[label]`": recipe_tables.Labels,
     "`[reward]`": RewardModel,
-    "`[rounds]`": recipe.Rounds,
-    "`[train]`": recipe.Train,
-    "`[[train.systems]]`": recipe.System,
+    "`[rounds]`": recipe_tables.Rounds,
+    "`[train]`": recipe_tables.Train,
+    "`[[train.systems]]`": recipe_tables.System,
     "`phases` of a system": Phase,
-    "`[evaluate]`": recipe.Evaluate,
+    "`[evaluate]`": recipe_tables.Evaluate,
 }
 
 
@@ -66,8 +66,12 @@ def test_every_key_is_there_with_its_default(heading, kind):
 
 
 def test_every_record_of_the_recipe_has_its_table():
-    own = {one for one in vars(recipe).values() if isinstance(one, type) and issubclass(one, Record)}
-    assert own - {Record} <= set(TABLES.values()) | {recipe.Settings}
+    own = {
+        one
+        for one in (vars(recipe) | vars(recipe_tables)).values()
+        if isinstance(one, type) and issubclass(one, Record)
+    }
+    assert own - {Record} <= set(TABLES.values()) | {recipe_tables.Settings}
 
 
 def test_what_a_change_means_is_told_for_every_key_that_has_a_rule():

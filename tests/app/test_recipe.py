@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from milonga.app.changes import STAGES, stages_of
 from milonga.app.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from milonga.app.recipe_tables import System
 from milonga.app.recipe_text import flat, to_toml
 from milonga.core.errors import RecipeError
 from milonga.core.settings import Phase, Settings, Strategy, Threshold
@@ -24,6 +25,9 @@ guidance = 3.0
 """
 
 
+SYSTEM = System(name="a", phases=(Phase(loss="sft", epochs=1),))
+
+
 def mistake(text: str, *overrides: str) -> str:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text, "x.toml", overrides)
@@ -36,7 +40,7 @@ def test_a_minimal_recipe_has_the_papers_values_elsewhere():
     recipe = parse_recipe(MINIMAL, "x.toml")
     assert recipe.evaluate.steps == 200
     assert recipe.plan.strategies == (Strategy(name="1", steps=(5, 5), guidance=3.0),)
-    assert recipe.train.settings() == Settings()
+    assert recipe.train.settings(SYSTEM) == Settings()
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -83,6 +87,38 @@ def test_malformed_toml_has_its_line():
 )
 def test_wrong_values_and_overrides(override, told):
     assert told in mistake('seed = 1\npair.rank_by = "mean"\n' + MINIMAL, override)
+
+
+ONE_SYSTEM = 'train.systems=[{name="a", phases=[{loss="sft", epochs=1}], %s}]'
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ("settings = {bach_size = 2}", 'did you mean "train.systems.0.settings.batch_size"?'),
+        ("settings = {batch_size = 0}", "train.systems.0.settings.batch_size = 0: must be greater"),
+        ('settings = {reference = "cached"}', "needs fixed_draws"),
+        ('strategies = ["2"]', 'train.systems: strategies = "2": must be one of 1'),
+        ('data = "rewards", strategies = ["1"]', 'a learns from "rewards"'),
+    ],
+)
+def test_a_systems_own_settings_and_strategies_are_checked(changes, told):
+    assert told in mistake(MINIMAL, ONE_SYSTEM % changes)
+
+
+def test_a_systems_settings_must_suit_those_of_all():
+    text = MINIMAL + '[train]\nreference = "cached"\nfixed_draws = 2\n'
+    told = mistake(text, ONE_SYSTEM % "settings = {fixed_draws = 0}")
+    assert told.startswith('x.toml: train: settings of a: reference = "cached" needs fixed_draws')
+
+
+def test_a_systems_settings_take_the_place_of_those_of_all_and_survive_being_written():
+    recipe = parse_recipe(MINIMAL, "x", ["train.batch_size=4", ONE_SYSTEM % "settings = {learning_rate = 1e-6}"])
+    again = parse_recipe(to_toml(recipe), "written")
+    for one in (recipe, again):
+        own = one.train.settings(one.train.systems[0])
+        assert (own.learning_rate, own.batch_size) == (1e-6, 4)
+        assert one.train.settings(SYSTEM).learning_rate == Settings().learning_rate
 
 
 def test_what_is_missing_and_how_much_more_is_wrong():

@@ -12,7 +12,7 @@ from milonga.app.examples import examples_of
 from milonga.app.pipeline import engine_named
 from milonga.app.recipe import Recipe, parse_recipe
 from milonga.core.errors import DataError, RecipeError
-from milonga.core.records import Label, Request
+from milonga.core.records import Label, Pair, Request
 from milonga.core.store import Run, read_json
 from milonga.listen.export import ONE
 from milonga.stages.reward import Reward, RewardReport
@@ -43,6 +43,10 @@ prompts = ["world:test:4"]
 steps = 2
 resamples = 50
 """
+
+
+def read_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
 
 
 def recipe(folder: Path, *changes: str) -> Recipe:
@@ -101,6 +105,21 @@ def test_other_rewards_make_another_model(run: Run, folder: Path, tmp_path: Path
     assert unet_bytes(again.path / "checkpoints/baton") != unet_bytes(run.path / "checkpoints/baton")
     assert (tmp_path / "copy" / "evaluate" / "base").exists()
     assert not list((tmp_path / "copy" / "evaluate").glob("baton/*"))
+
+
+def test_pairs_of_some_strategies_alone_and_settings_of_a_systems_own(folder: Path, tmp_path: Path) -> None:
+    both = """plan.strategies=[{name="1", steps=[2, 2], guidance=3.0}, {name="2", words="perturbed", count=1, steps=[2],
+        guidance=3.0}]"""
+    one = '{name="%s", strategies=%s, phases=[{loss="dpo", epochs=1, beta=10.0}], settings={batch_size=%d}}'
+    told = [one % ("all", [], 4), one % ("second", '["2"]', 4), one % ("small", '["2"]', 1)]
+    asked = recipe(folder, both.replace("\n", ""), f"train.systems=[{', '.join(told)}]")
+    run = pipeline.run(asked, tmp_path / "run", until="train")
+    context = Context(asked, run, registry, engine_named("local"))  # type: ignore[arg-type]
+    kept = [pair.strategy for pair in run.stage("pair").read_records(Pair)]
+    assert 0 < kept.count("2") < len(kept)
+    assert [len(examples_of(context, system)) for system in asked.train.systems] == [len(kept)] + [kept.count("2")] * 2
+    steps = [read_lines(run.path / "metrics" / "training" / f"{name}.jsonl") for name in ("all", "second", "small")]
+    assert [len(rows) for rows in steps] == [-(-len(kept) // 4), -(-kept.count("2") // 4), kept.count("2")]
 
 
 def test_labels_one_by_one_train_kto(run: Run, folder: Path) -> None:

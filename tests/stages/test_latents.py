@@ -7,7 +7,7 @@ import tiny_training as tiny
 import torch
 
 from milonga.core.errors import DataError
-from milonga.stages.latents import CaptionedClips, Moments, PairExamples
+from milonga.stages.latents import CaptionedClips, Moments, PairExamples, of_groups
 
 
 def test_rows_come_in_the_order_asked_for() -> None:
@@ -94,3 +94,13 @@ def test_captioned_clips_may_be_plain_latents() -> None:
 def test_captioned_clips_have_no_anchors_beside_them() -> None:
     with pytest.raises(DataError, match="anchor = 0"):
         captioned().anchor_batch([0], 0)
+
+
+def test_groups_are_chosen_by_name_and_keep_their_order() -> None:
+    winners, states = torch.arange(5.0).reshape(5, 1, 1, 1), torch.zeros(5, 3, 2)
+    examples = PairExamples(winners, winners, states, torch.ones(5, 3), groups=["1", "2", "1", "3", "2"])
+    chosen = of_groups(examples, ["2", "3"])
+    assert len(chosen) == 3
+    assert chosen.batch([0, 1, 2], 0).winner.flatten().tolist() == [1, 3, 4]
+    with pytest.raises(DataError, match="no pair is of 4 or 5"):
+        of_groups(examples, ["4", "5"])

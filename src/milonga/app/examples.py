@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milonga.app.context import Context, needed
-from milonga.app.recipe import Recipe, System
+from milonga.app.recipe import Recipe
+from milonga.app.recipe_tables import System
 from milonga.app.reward import TRUTH, clips_by_id, labels_in
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, file_hash
@@ -31,10 +32,11 @@ def examples_of(context: Context, system: System, anchors: int = 0) -> "Examples
     """
     from milonga.app.registry import anchor_clips, pipeline
     from milonga.stages.joined import JoinedExamples
-    from milonga.stages.latents import with_anchors
+    from milonga.stages.latents import of_groups, with_anchors
 
     parts = {"pairs": _pairs, "rewards": _rewards, "labels": _labels}[system.data](context, anchors)
     examples = parts[0] if len(parts) == 1 else JoinedExamples(parts)
+    examples = of_groups(examples, system.strategies) if system.strategies else examples
     if anchors and not examples.anchors:
         return with_anchors(examples, anchor_clips(pipeline(context.recipe.models.model), anchors))
     return examples

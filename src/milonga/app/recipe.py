@@ -8,138 +8,28 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from milonga.app.recipe_tables import (
+    RESERVED,
+    Batch,
+    Evaluate,
+    Labels,
+    Models,
+    Pairing,
+    Plan,
+    Prompts,
+    Rounds,
+    Train,
+)
 from milonga.app.recipe_text import apply_override, explain
 from milonga.core.errors import RecipeError
 from milonga.core.records import Record
-from milonga.core.settings import Asking, Phase, RewardModel, Settings, Strategy, Threshold, Workers
-from milonga.perturbers.endpoint import Endpoint
+from milonga.core.settings import RewardModel, Workers
 
 R = TypeVar("R", bound=Record)
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(min_length=1)]
-Tracker = Literal["tensorboard", "wandb", "trackio"]
-# The keys of `models.schedules.SCHEDULERS`, which stands where torch is.
-Scheduler = Literal["ddpm", "ddim", "dpm++", "unipc", "compat"]
-Split = Literal["overall", "temporal", "non-temporal", "multi-concept", "single-concept"]
-# Folders of a run beside which a trained system's clips are stored.
-RESERVED = ("base", "reference", "prompts")
-
-
-class Models(Record):
-    """`[models]`: who makes the clips, who ranks and filters them, who only ever judges, who hears events."""
-
-    model: Name = "nano"
-    scheduler: Scheduler | None = None
-    scorers: tuple[Name, ...] = Field(default=("nano-clap-a", "nano-clap-b"), min_length=1)
-    judge: Name = "nano-judge"
-    tagger: Name = "nano-tagger"
-
-
-class Prompts(Record):
-    """`[prompts]`: where captions come from, the k-means selection of τ1 (0 clusters: all), and what τ2 is taken of."""
-
-    sources: tuple[Name, ...] = ()
-    embedder: Name = "tfidf-svd"
-    clusters: int = Field(default=0, ge=0)
-    per_cluster: Count = 70
-    nearest: bool = True
-    temporal: Literal["all", "selected"] = "all"
-
-
-class Plan(Record):
-    """`[plan]`: the strategies, who perturbs captions, and how many clips a shard holds."""
-
-    perturber: Name = "rules"
-    shard: Count = 64
-    llm: Asking = Asking()
-    strategies: tuple[Strategy, ...] = ()
-
-    @field_validator("perturber")
-    @classmethod
-    def _is_sound(cls, name: str) -> str:
-        """A language model's name is checked before any run keeps it: a URL may hold a password."""
-        if name.startswith("llm:"):
-            Endpoint.of(name)
-        return name
-
-
-class Batch(Record):
-    """`[generate]` and `[score]`: how many clips are worked on at once; results do not depend on it."""
-
-    batch: Count = 16
-
-
-class Pairing(Record):
-    """`[pair]`: which scorer ranks (`mean`: their mean), who loses to the best, and what a pair must meet."""
-
-    rank_by: Name = "mean"
-    losers: Literal["all", "worst"] = "all"
-    thresholds: tuple[Threshold, ...] = ()
-
-
-class Labels(Record):
-    """`[label]`: who says which clips are good: `truth`, or folders of labels that `milonga listen export` wrote."""
-
-    sources: tuple[Name, ...] = Field(default=("truth",), min_length=1)
-
-
-class System(Record):
-    """`[[train.systems]]`: a model to be made from the base by training phases, and what it is trained on.
-
-    `pairs`; `rewards`: the run's own clips, each with its reward; `labels`: labelled clips; `rounds`: pairs that the
-    latest policy makes anew, round after round.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    data: Literal["pairs", "rewards", "labels", "rounds"] = "pairs"
-    phases: tuple[Phase, ...] = Field(min_length=1)
-
-
-class Train(Settings):
-    """`[train]`: the trainer's settings, where pairs come from (`run`: this run's own), the share of captions that is
-    only judged, and the systems to train.
-
-    `trackers` are told of every step, beside the run's own curves.
-    """
-
-    heldout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    trackers: tuple[Tracker, ...] = ()
-    pairs: tuple[Name, ...] = Field(default=("run",), min_length=1)
-    systems: tuple[System, ...] = ()
-
-    def settings(self) -> Settings:
-        """The trainer's settings alone."""
-        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
-
-
-class Rounds(Record):
-    """`[rounds]`: generate, score, pair and train by the latest policy, again and again (CRPO, arXiv 2412.21037).
-
-    A round makes clips of `captions` of the run's captions (0: of all), drawn anew. After it the judge hears the policy
-    on `prompts`; when it gained no more than `least_gain` over the best round `patience` times in a row, that was it.
-    """
-
-    count: Count = 4
-    captions: int = Field(default=0, ge=0)
-    prompts: tuple[Name, ...] = ()
-    patience: Count = 1
-    least_gain: float = Field(default=0.0, ge=0.0, le=2.0)
-    strategies: tuple[Strategy, ...] = ()
-    pair: Pairing | None = None
-
-
-class Evaluate(Record):
-    """`[evaluate]`: held-out prompts, how the systems' clips are made, and the bootstrap's resamples."""
-
-    prompts: tuple[Name, ...] = ()
-    steps: Count = 200
-    guidance: float = Field(default=3.0, ge=0.0, allow_inf_nan=False)
-    splits: tuple[Split, ...] = ("overall", "temporal", "multi-concept")
-    resamples: Count = 1000
 
 
 class Recipe(Record):
@@ -181,6 +71,10 @@ class Recipe(Record):
         for where, pairing in (("pair", self.pair), ("rounds.pair", self.rounds.pair)):
             if pairing is not None:
                 _fits(where, pairing, scorers)
+        if self.train.pairs == ("run",):
+            known = {strategy.name for strategy in self.plan.strategies}
+            for name in {name for system in self.train.systems for name in system.strategies}:
+                _one_of("train.systems: strategies", name, known)
         if self.reward.scorer is not None:
             _one_of("reward.scorer", self.reward.scorer, scorers)
         for name in {system.name for system in self.train.systems} & set(RESERVED):
@@ -197,7 +91,7 @@ class Recipe(Record):
             )
         if (self.makes_clips or (rounds and not self.rounds.strategies)) and not self.plan.strategies:
             raise ValueError("plan.strategies is missing: say how the clips are made that this run learns from")
-        if self.train.listen_every and not self.prompts.sources:
+        if any(self.train.settings(one).listen_every for one in self.train.systems) and not self.prompts.sources:
             raise ValueError("prompts.sources is missing: train.listen_every makes clips of the first of them")
         if rounds and not self.rounds.prompts:
             raise ValueError("rounds.prompts is missing: name held-out captions on which the judge decides to go on")

@@ -74,9 +74,12 @@ def _told(one: Any, kind: type[Record]) -> str:
         return _unknown(one["loc"], kind)
     if one["type"] == "missing":
         return f"{place} is missing"
+    message = one["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if not place:
-        return one["msg"].removeprefix("Value error, ")
-    return f"{place} = {json.dumps(one['input'], default=str)}: {one['msg'].replace('Input should', 'must')}"
+        return message
+    if isinstance(one["input"], dict):  # a table whose keys do not fit together: too long to be repeated
+        return f"{place}: {message}"
+    return f"{place} = {json.dumps(one['input'], default=str)}: {message}"
 
 
 def _unknown(loc: Location, kind: type[Record]) -> str:

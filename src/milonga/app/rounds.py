@@ -20,7 +20,8 @@ import numpy as np
 from milonga.app.context import Context, complete, needed, shard_name
 from milonga.app.evaluation import heard_by_all, perform
 from milonga.app.manifest import describe, fingerprints, write_manifest
-from milonga.app.recipe import Recipe, System
+from milonga.app.recipe import Recipe
+from milonga.app.recipe_tables import System
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.parts import Model

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from milonga.app.context import Context, complete, cut, needed, shard_name
 from milonga.app.produce import make_clips
 from milonga.app.progress import tracked
-from milonga.app.recipe import System
+from milonga.app.recipe_tables import System
 from milonga.app.reward import label, reward
 from milonga.core.clips import clips_of
 from milonga.core.errors import DataError
@@ -186,12 +186,12 @@ def _train(context: Context, system: System) -> None:
     from milonga.stages.latents import held_out
     from milonga.stages.train import train as trained
 
-    recipe, path = context.recipe, context.run.path
-    examples = examples_of(context, system, ANCHORS if recipe.train.anchor > 0 else 0)
+    recipe, path, settings = context.recipe, context.run.path, context.recipe.train.settings(system)
+    examples = examples_of(context, system, ANCHORS if settings.anchor > 0 else 0)
     model = context.parts.trainable(recipe.models.model)
     folder, curves = path / "checkpoints" / system.name, path / "metrics" / "training" / f"{system.name}.jsonl"
     curves.parent.mkdir(parents=True, exist_ok=True)
-    settings, watch = recipe.train.settings(), Watch(f"train {system.name}", path / "metrics" / "training", system.name)
+    watch = Watch(f"train {system.name}", path / "metrics" / "training", system.name)
     share = recipe.train.heldout
     if system.data != "pairs":  # only pairs can be held out and judged by their order
         settings, share = settings.model_copy(update={"patience": 0}), 0.0

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from milonga.app.recipe import Name, Tracker, find_in, load_recipe, parse_as, shipped_recipes
+from milonga.app.recipe import find_in, load_recipe, parse_as, shipped_recipes
+from milonga.app.recipe_tables import Name, Tracker
 from milonga.core.errors import RecipeError
 from milonga.core.records import Record
 from milonga.core.settings import Phase, Settings

@@ -209,6 +209,15 @@ def with_anchors(examples: Examples, clips: Examples) -> Examples:
     return _Anchored(examples, clips)
 
 
+def of_groups(examples: Examples, groups: Sequence[str]) -> Examples:
+    """The examples of these groups alone, in their order; DataError where there are none."""
+    told = [examples.batch([place], 0).groups for place in range(len(examples))]
+    places = [place for place, names in enumerate(told) if names is not None and names[0] in groups]
+    if not places:
+        raise DataError(f"no pair is of {' or '.join(groups)}: name other strategies, or loosen pair.thresholds")
+    return Part(examples, places)
+
+
 def held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples | None]:
     """Examples to train on, and those of a share of the captions to be judged on: no caption is in both.
 
