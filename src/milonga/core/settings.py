@@ -143,8 +143,6 @@ class Settings(Record):
             raise ValueError(f'omega = "{self.omega}" and snr_gamma are two weights: keep one of them')
         if self.reference == "cached" and self.fixed_draws == 0:
             raise ValueError('reference = "cached" needs fixed_draws: how many draws of timestep and noise a pair has')
-        if self.reference == "cached" and self.lora_rank:
-            raise ValueError('with lora_rank the reference is the base without its adapter: drop reference = "cached"')
         if self.sharded and self.lora_rank:
             raise ValueError("sharded training has no LoRA: set lora_rank = 0 or sharded = false")
         return self
