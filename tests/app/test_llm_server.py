@@ -46,7 +46,6 @@ def tiny_model(folder: Path) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(names), max_position_embeddings=4096, **sizes, **ends))
-    model.generation_config.max_new_tokens = 48
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -104,5 +103,5 @@ def test_a_real_servers_garbage_is_refused_caption_by_caption_and_the_run_goes_o
     spent = read_json(run.path / "metrics" / "perturber.json")
     assert (spent["requests"], spent["cached"]) == (20, 0)
     assert spent["tokens_in"] > 20 * 100
-    assert 20 <= spent["tokens_out"] <= 20 * 48
+    assert spent["tokens_out"] >= 20  # how many is the server's affair
     assert not (tmp_path / "cache").exists()
