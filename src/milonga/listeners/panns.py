@@ -5,7 +5,8 @@ spectrum is an FFT, where the original convolves with constants that its files c
 checked on loading); what serves training alone (SpecAugment, mixup, dropout) is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn.functional import relu
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip
 from milonga.core.weights import read_weights
+from milonga.listeners.blocked import Blocked, of_blocks, usable
 from milonga.listeners.hearing import by_length, measured
 from milonga.listeners.originals import fill
 from milonga.listeners.tagger import ConvBlock
@@ -52,16 +54,28 @@ class Cnn14(nn.Module):
         self.fc1 = nn.Linear(32 * width, 32 * width)
         self.fc_audioset = nn.Linear(32 * width, CLASSES)
 
-    def forward(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, samples), at least 31 hops of them → embeddings (B, 32·width), not negative, and logits (B, 527)."""
+    def forward(self, waveforms: Tensor, blocks: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """(B, samples), at least 31 hops of them → embeddings (B, 32·width), not negative, and logits (B, 527).
+
+        `blocks` may take the place of the six blocks, if it answers as they do.
+        """
         # In float32 an FFT and the original's convolution round differently where a band is nearly silent.
         mels = log_mel(waveforms.double(), self.mel).to(waveforms)
         picture = self.bn0(mels.transpose(1, 2)).transpose(1, 2).unsqueeze(1)
-        for place in range(1, 7):
-            picture = self.get_submodule(f"conv_block{place}")(picture)
-        frames = picture.mean(dim=3)
+        frames = (blocks or nn.Sequential(*self.blocks()))(picture).mean(dim=3)
         embeddings = relu(self.fc1(frames.amax(dim=2) + frames.mean(dim=2)))
         return embeddings, self.fc_audioset(embeddings)
+
+    def blocks(self) -> list[ConvBlock]:
+        """The six blocks, in order."""
+        return [
+            self.conv_block1,
+            self.conv_block2,
+            self.conv_block3,
+            self.conv_block4,
+            self.conv_block5,
+            self.conv_block6,
+        ]
 
 
 class Kept(nn.Module):
@@ -89,6 +103,10 @@ class PannsEmbedder:
         self.name = name
         self.network = network.eval()
 
+    @cached_property
+    def _blocks(self) -> Blocked | None:
+        return of_blocks(self.network.blocks()) if usable(self.network) else None
+
     def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, 2048) and class logits (N, 527) of N clips of any length and rate, each as it is alone.
 
@@ -99,7 +117,7 @@ class PannsEmbedder:
     @torch.no_grad()
     def of_waves(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The same of N waveforms (samples,) that are ready at the network's rate, whoever made them so."""
-        rows = by_length(lambda batch: list(zip(*self.network(batch), strict=True)), waves, BATCH)
+        rows = by_length(lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)), waves, BATCH)
         embeddings, logits = zip(*rows, strict=True)
         return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
 

@@ -4,7 +4,8 @@ Parts are numbered as in `vggish-10086976.pth`, so a `state_dict` of ours is one
 published metric the last ReLU is cut off and PCA is off; Google's own FAD has both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from milonga.core.records import Clip
 from milonga.core.weights import read_weights
+from milonga.listeners.blocked import Blocked, of_layers, usable
 from milonga.listeners.hearing import measured
 from milonga.listeners.originals import fill
 
@@ -75,9 +77,12 @@ class Vggish(nn.Module):
             nn.Linear(64 * width, 128),
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """(B, 96, 64) → (B, 128); pictures are flattened in the order time, frequency, channel."""
-        found = self.features(pictures.unsqueeze(1))
+    def forward(self, pictures: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(B, 96, 64) → (B, 128); pictures are flattened in the order time, frequency, channel.
+
+        `features` may take the place of the convolutions, if it answers as they do.
+        """
+        found = (features or self.features)(pictures.unsqueeze(1))
         return self.embeddings(found.permute(0, 2, 3, 1).flatten(1))
 
 
@@ -93,6 +98,10 @@ class VggishEmbedder:
     def __init__(self, network: Vggish) -> None:
         self.network = network.eval()
 
+    @cached_property
+    def _features(self) -> Blocked | None:
+        return of_layers(self.network.features) if usable(self.network) else None
+
     def embed(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         """For each clip of any length and rate its rows (seconds // 0.96, 128), as they are for the clip alone.
 
@@ -105,7 +114,7 @@ class VggishEmbedder:
         """The same of waveforms (samples,) that are ready at 16 kHz; too short ones, unpadded, have no rows."""
         pictures = [examples(wave) for wave in waves]
         batches = torch.from_numpy(np.concatenate(pictures)).split(BATCH)
-        rows = torch.cat([self.network(batch) for batch in batches])
+        rows = torch.cat([self.network(batch, self._features) for batch in batches])
         return [part.numpy() for part in rows.split([len(one) for one in pictures])]
 
 
