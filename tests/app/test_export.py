@@ -27,7 +27,7 @@ from milonga.core.ids import content_id
 from milonga.core.records import Pair, Request
 from milonga.core.store import Run
 
-LIMITS = 'pair.thresholds=[{scorer="one", alpha=0.3, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+LIMITS = 'pair.thresholds=[{scorer="one", alpha=0.4, beta=0.0, delta_low=0.0, delta_high=1.0}]'
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,12 @@ def test_the_card_has_table_2_the_refusals_and_figure_2_with_its_thresholds(run,
     overall = next(line for line in body.splitlines() if line.startswith("| Overall"))
     assert overall.split(" | ")[1:3] == ["30", str(len(kept(run)))]
     assert "| α: the winner scores too low |" in body
-    assert "| one | 0.3 | 0 | 0 | 1 |" in body
+    assert "| one | 0.4 | 0 | 0 | 1 |" in body
     shown = [line.split("](")[1].rstrip(")") for line in body.splitlines() if line.startswith("![")]
     assert len(shown) == 4
     first = (folder / shown[0]).read_text()
     assert first.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-    assert "α 0.3" in first
+    assert "α 0.4" in first
     assert (folder / "recipe.toml").read_text() == (run.path / "recipe.toml").read_text()
 
 

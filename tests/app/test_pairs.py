@@ -21,7 +21,7 @@ from milonga.core.store import Run
 from serving import ask, serving
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> a bell & 'quotes'"
-LIMITS = 'pair.thresholds=[{scorer="one", alpha=0.3, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+LIMITS = 'pair.thresholds=[{scorer="one", alpha=0.4, beta=0.0, delta_low=0.0, delta_high=1.0}]'
 
 
 class Parts(FakeParts):

@@ -24,13 +24,13 @@ def tone(hertz: float = 440.0, rate: int = RATE, seconds: float = 1.0) -> Clip:
 
 
 @settings(deadline=None)
-@given(WAVES)
-def test_flac_keeps_a_clip_to_half_a_step(wave):
-    once = from_flac(flac_bytes(Clip(wave, RATE)))
+@given(WAVES, st.sampled_from([16, 24]))
+def test_flac_keeps_a_clip_to_half_a_step(wave, bits):
+    once, full = from_flac(flac_bytes(Clip(wave, RATE), bits)), 2 ** (bits - 1)
     assert once.rate == RATE
     assert once.waveform.dtype == np.float32
-    np.testing.assert_allclose(once.waveform, np.clip(wave, -1, 32767 / 32768), atol=0.5 / 32768 + 1e-7)
-    assert np.array_equal(from_flac(flac_bytes(once)).waveform, once.waveform)
+    np.testing.assert_allclose(once.waveform, np.clip(wave, -1, (full - 1) / full), atol=0.5 / full + 1e-7)
+    assert np.array_equal(from_flac(flac_bytes(once, bits)).waveform, once.waveform)
 
 
 def test_samples_are_rounded_and_clipped_never_wrapped():

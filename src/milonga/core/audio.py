@@ -23,12 +23,18 @@ def to_int16(waveform: np.ndarray) -> np.ndarray:
     Full scale is 32768, the value by which soundfile divides on reading, so 16-bit audio survives the round trip bit
     for bit. Raises AudioError for NaN, infinity or another shape.
     """
+    return _integers(waveform, 16).astype(np.int16)
+
+
+def _integers(waveform: np.ndarray, bits: int) -> np.ndarray:
+    """Samples as whole numbers of so many bits, float64."""
     samples = np.asarray(waveform)
     if samples.ndim != 1:
         raise AudioError(f"a waveform has shape (samples,), not {samples.shape}: mix the channels first")
     if not np.isfinite(samples).all():
         raise AudioError("the waveform has NaN or infinite samples: it cannot be written")
-    return np.clip(np.rint(samples.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
+    full = 2 ** (bits - 1)
+    return np.clip(np.rint(samples.astype(np.float64) * full), -full, full - 1)
 
 
 def read_audio(path: Path, rate: int | None = None, mono: Mono = "mean") -> Clip:
@@ -78,9 +84,9 @@ def read_tags(path: Path) -> dict[str, str]:
     return held if isinstance(held, dict) else {}
 
 
-def flac_bytes(clip: Clip) -> bytes:
-    """A clip as the bytes of a 16-bit FLAC file; raises as `write_audio` does."""
-    return _encode(clip, "FLAC", {})
+def flac_bytes(clip: Clip, bits: Literal[16, 24] = 16) -> bytes:
+    """A clip as the bytes of a FLAC file of 16 or 24 bits; raises as `write_audio` does."""
+    return _encode(clip, "FLAC", {}, bits)
 
 
 def wav_bytes(clip: Clip, comment: dict[str, str]) -> bytes:
@@ -93,14 +99,14 @@ def from_flac(data: bytes, mono: Mono = "mean") -> Clip:
     return _decode(BytesIO(data), "audio bytes", mono)
 
 
-def _encode(clip: Clip, kind: str, comment: dict[str, str]) -> bytes:
+def _encode(clip: Clip, kind: str, comment: dict[str, str], bits: int = 16) -> bytes:
     import soundfile
 
-    samples = to_int16(clip.waveform)
+    samples = _integers(clip.waveform, bits).astype(np.int32) << (32 - bits)  # soundfile takes the upper bits
     if not len(samples):
         raise AudioError("the clip is empty: there is nothing to write")
     buffer = BytesIO()
-    with soundfile.SoundFile(buffer, "w", clip.rate, 1, "PCM_16", format=kind) as file:
+    with soundfile.SoundFile(buffer, "w", clip.rate, 1, f"PCM_{bits}", format=kind) as file:
         for tag, text in _tags(comment, kind).items():
             setattr(file, tag, text)
         file.write(samples)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from milonga.core.audio import flac_bytes, from_flac
 from milonga.core.errors import StoreError
 from milonga.core.records import Comparison, Event, Pair, Prompt, Record, Round, Summary
 from milonga.core.settings import Threshold
@@ -58,13 +59,13 @@ class Material:
 
 
 def clips_of_run(run: Run, system: str, names: set[str]) -> dict[str, bytes]:
-    """The FLAC bytes of a run's evaluated clips of a system whose id is in `names`, by id."""
+    """A run's evaluated clips of a system whose id is in `names`, by id, as FLAC of 16 bits: pages should be light."""
     shards = run.stage(f"evaluate/{system}")
     found = {}
     for shard in shards.names():
         for row in shards.read_table(shard, columns=["id", "audio"]).to_pylist():
             if row["id"] in names:
-                found[row["id"]] = row["audio"]["bytes"]
+                found[row["id"]] = flac_bytes(from_flac(row["audio"]["bytes"]))
     return found
 
 
