@@ -34,6 +34,14 @@ alpha = 0.4
 beta = 0.0
 delta_low = 0.08
 delta_high = 0.7
+
+[[train.systems]]
+name = "sft"
+phases = [{ loss = "sft", epochs = 2 }]
+
+[[train.systems]]
+name = "aligned"
+phases = [{ loss = "sft", epochs = 1 }, { loss = "dpo", epochs = 2, beta = 100.0 }]
 """
 FACTS = {
     "seed": 7,

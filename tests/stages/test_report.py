@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from synthetic_run import FACTS, HOSTILE, make_run
+from synthetic_run import FACTS, HOSTILE, RECIPE, make_run
 
 from milonga.core.errors import StoreError
 from milonga.core.store import write_json
-from milonga.stages.report import facts, subject_of, write_report
+from milonga.stages.report import controls, facts, subject_of, write_report
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,21 @@ def test_the_manifest_is_shown_whole() -> None:
 )
 def test_the_subject_is_aligned_or_the_last_trained(systems: list[str], subject: str) -> None:
     assert subject_of(systems) == subject
+
+
+def test_only_what_is_fine_tuned_alone_is_a_control(page: str) -> None:
+    assert "aligned against sft, the control" in page
+    assert controls(RECIPE) == {"sft"}
+    assert controls("") == controls("no = toml = at all") == set()
+    other = RECIPE.replace('loss = "sft", epochs = 2', 'loss = "ipo", epochs = 2')
+    assert controls(other) == set()
+
+
+def test_other_systems_are_compared_with_out_of_the_way(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    text = (path / "recipe.toml").read_text().replace('loss = "sft", epochs = 2', 'loss = "ipo", epochs = 2')
+    (path / "recipe.toml").write_text(text)
+    shown = write_report(path).read_text(encoding="utf-8")
+    assert "<summary>aligned against the other systems</summary>" in shown
+    assert "<b>aligned against sft.</b>" in shown
+    assert "the control" not in shown

@@ -4,6 +4,7 @@ No network, no framework: style and script are inline, audio and pictures are da
 allows nothing else. Text from the run is escaped everywhere. The same run gives the same bytes.
 """
 
+import tomllib
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
@@ -66,6 +67,7 @@ def contents(material: Any) -> dict[str, Any]:
         "systems": systems,
         "colours": {name: place % COLOURS for place, name in enumerate(systems)},
         "claims": [found for found in claims if found],
+        "controls": controls(material.recipe),
         "headlines": [(captions(split), tables.headline(material, split, systems)) for split in splits],
         "pair_rows": tables.pair_rows(material),
         "refusals": tables.refused_by(material),
@@ -90,6 +92,15 @@ def subject_of(systems: list[str], baseline: str = "base") -> str:
     """The system that the report is about: `aligned`, else the last one that was trained, else the base."""
     trained = [name for name in systems if name not in (baseline, "reference")]
     return "aligned" if "aligned" in trained else [baseline, *trained][-1]
+
+
+def controls(recipe: str) -> set[str]:
+    """The systems of a recipe's text that are fine-tuned and aligned to nothing: all of their phases are SFT."""
+    try:
+        systems = tomllib.loads(recipe).get("train", {}).get("systems", [])
+    except tomllib.TOMLDecodeError:
+        return set()
+    return {one["name"] for one in systems if all(phase["loss"] == "sft" for phase in one["phases"])}
 
 
 def protocols(material: Any) -> list[tuple[str, list[str]]]:
