@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import small_networks
 from milonga.core.errors import CheckpointError
-from milonga.core.ids import file_hash
 from milonga.core.records import Clip
-from milonga.listeners.tagger import EventTagger, events_of, load_tagger, save_tagger, weights_hash
+from milonga.listeners.tagger import EventTagger, events_of, load_tagger, save_tagger
 from small_networks import CLASSES, MEL
 
 
@@ -112,7 +111,6 @@ def test_saved_in_half_precision_and_loaded_it_hears_the_same(folder: Path, tagg
     assert not loaded.network.training
     assert {value.dtype for value in loaded.network.parameters()} == {torch.float32}
     np.testing.assert_allclose(loaded.posteriors(clips), tagger.posteriors(clips), atol=2e-3)
-    assert weights_hash(folder) == file_hash(folder / "model.safetensors")
 
 
 def spoil_config(folder: Path, **changes: object) -> None:

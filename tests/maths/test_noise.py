@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from milonga.maths.noise import (
     add_noise,
-    clip_noise,
     min_snr_weight,
     omega,
     seeded,
@@ -90,17 +89,9 @@ def test_min_snr_weights_are_finite_at_infinite_snr() -> None:
     assert float(min_snr_weight(snr, 5.0, "v_prediction")) == 0.0
 
 
-def test_a_clips_noise_is_its_own_alone_or_in_a_batch() -> None:
-    batch = clip_noise([3, 2**62, 11], (8, 4, 5), step=2)
-    assert batch.shape == (3, 8, 4, 5)
-    assert torch.equal(batch[1:2], clip_noise([2**62], (8, 4, 5), step=2))
-    assert not torch.equal(batch, clip_noise([3, 2**62, 11], (8, 4, 5), step=3))
-    assert abs(float(batch.std()) - 1) < 0.1
-
-
 def test_draws_leave_the_global_stream_alone() -> None:
     before = torch.random.get_rng_state()
-    clip_noise([1], (2, 2), 0)
+    seeded(3, "clip", 0)
     timesteps("high-noise", 4, 10, seeded(5, "t"))
     assert torch.equal(before, torch.random.get_rng_state())
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
 from milonga.core.errors import CheckpointError, brief
-from milonga.core.ids import file_hash
 from milonga.core.records import Clip, Event
 from milonga.listeners.hearing import heard_by
 from milonga.maths.mel import MelSettings
@@ -137,8 +136,3 @@ def load_tagger(folder: Path, name: str) -> EventTagger:
         raise CheckpointError(f"{error.filename} is missing: {folder} holds no tagger") from None
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable tagger: {brief(error)}") from None
-
-
-def weights_hash(folder: Path) -> str:
-    """The SHA-256 of a listener's weights, for protocol stamps and manifests."""
-    return file_hash(folder / "model.safetensors")

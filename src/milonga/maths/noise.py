@@ -5,7 +5,6 @@ clip that is made in another batch, sees exactly the same numbers.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -103,14 +102,6 @@ def omega(name: Omega, alpha_bar: Tensor, prediction: Prediction, gamma: float |
         raise ValueError(f"omega must be 'prediction', 'released', 'epsilon' or 'sigmoid', not {name!r}")
     weight = torch.ones_like(snr) if name == "epsilon" else 1 / (1 + snr * math.exp(-SIGMOID_SHIFT))
     return weight if prediction == "epsilon" else weight * alpha_bar
-
-
-def clip_noise(seeds: Sequence[int], shape: Sequence[int], step: int) -> Tensor:
-    """Standard normal noise (len(seeds), *shape) for one sampling step, float32 on the CPU.
-
-    Each clip's noise is drawn from its own seed and the step's index, so it is the same alone or in any batch.
-    """
-    return torch.stack([torch.randn(tuple(shape), generator=seeded(seed, "clip", step)) for seed in seeds])
 
 
 def _rates(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
