@@ -287,3 +287,12 @@ def test_texts_are_encoded_once_and_padded_without_a_trace(pipeline: TangoPipeli
     torch.testing.assert_close(states[1, : alone.shape[1]], alone[0], atol=1e-5, rtol=0.0)
     with pytest.raises(DataError, match="must be text"):
         pipeline.encode_prompt([None])  # type: ignore[list-item]
+
+
+def test_clips_are_made_on_a_gpu_where_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(TangoPipeline, "to", lambda whole, device: asked.append(device) or whole)
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        TangoModel("tiny", small_networks.pipeline())
+    assert asked == ["cuda"]

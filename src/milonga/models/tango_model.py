@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip, Request
@@ -13,14 +14,15 @@ from milonga.models.tango import StepCallback, TangoPipeline, warn_beyond
 class TangoModel:
     """A `Model` around a pipeline: requests in, clips with their latents out, with a scheduler chosen by name.
 
-    `seconds` is how long its clips are; None for the trained duration.
+    `seconds` is how long its clips are; None for the trained duration. It works on a GPU where this process sees one:
+    noise is drawn on the CPU all the same, so its clips are those of a CPU up to float noise.
     """
 
     def __init__(
         self, name: str, pipeline: TangoPipeline, scheduler: str | None = None, seconds: float | None = None
     ) -> None:
         self.name = name
-        self.pipeline = pipeline
+        self.pipeline = pipeline.to("cuda") if torch.cuda.is_available() else pipeline
         self.rate = pipeline.rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
