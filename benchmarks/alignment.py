@@ -30,7 +30,7 @@ def against_base(run: Path, split: str) -> dict[tuple[str, str], Comparison]:
 
 
 def gains(runs: Sequence[Path], split: str) -> Iterator[str]:
-    """For every metric, each system's gain over the base in every run; bold where its interval excludes zero."""
+    """For every metric, each system's gain over the base in every run; bold where it is better or worse."""
     tables = [against_base(run, split) for run in runs]
     systems = list(dict.fromkeys(system for table in tables for system, _ in table))
     for metric in METRICS:

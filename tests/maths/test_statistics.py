@@ -208,9 +208,20 @@ def test_set_rows_that_do_not_match_or_hold_nan_are_refused() -> None:
     ("difference", "higher", "lower"),
     [((0.3, 0.1, 0.5), "a", "b"), ((-0.3, -0.5, -0.1), "b", "a"), ((0.1, -0.1, 0.3), "neither", "neither")],
 )
-def test_better_follows_the_interval(difference: tuple[float, float, float], higher: str, lower: str) -> None:
-    result = Difference(*difference, p=0.5, n=10)
-    assert (result.better(), result.better(higher=False)) == (higher, lower)
+def test_better_follows_the_interval_where_p_agrees(difference: tuple, higher: str, lower: str) -> None:
+    for p in (0.01, 0.05, NAN):
+        result = Difference(*difference, p=p, n=10)
+        assert (result.better(), result.better(higher=False)) == (higher, lower)
+    assert Difference(*difference, p=0.051, n=10).better() == "neither"
+
+
+def test_four_changes_to_yes_among_many_clips_are_no_finding() -> None:
+    before = np.zeros(180)
+    after = before + (np.arange(180) < 4)
+    found = paired(after, before, 0)
+    assert found.low > 0
+    assert found.p == pytest.approx(2 * 0.5**4, abs=0.02)
+    assert found.better() == "neither"
 
 
 # -- many comparisons

@@ -93,7 +93,7 @@ def is_known(measure: Measure) -> bool:
 def verdict(row: Comparison) -> Verdict:
     """What may be said of `row.a` against `row.b`: better or worse only if the 95 % interval excludes zero.
 
-    The interval and the recorded `better` must agree; where they do not, nothing is claimed.
+    The interval and the recorded `better`, which asks for p too, must agree; where they do not, nothing is claimed.
     """
     if not (math.isfinite(row.low) and math.isfinite(row.high)) or row.low <= 0 <= row.high:
         return "undecided"
