@@ -40,7 +40,7 @@ class Difference:
     n: int
 
     def better(self, higher: bool = True) -> Literal["a", "b", "neither"]:
-        """Which system is better; "neither" where the interval touches zero or p is above 0.05. `higher`: more is better.
+        """Which system is better (`higher`: more is), "neither" where the interval touches zero or p is above 0.05.
 
         Both are asked, because a bootstrap is too sure of itself where few clips differ: of yes or no on 180 clips,
         four changes to yes give an interval above zero, and chance does so once in eight. A p of NaN is not asked.
