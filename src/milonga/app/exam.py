@@ -4,12 +4,14 @@ Listeners first, on real clips of the world: a judge that errs there cannot judg
 held-out captions: what alignment starts from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from milonga.app import registry
 from milonga.app.codec import round_trip
+from milonga.app.progress import tracked
 from milonga.core.ids import derive_seed
 from milonga.core.records import Clip, Prompt, Request
 from milonga.listeners.clap import ClapScorer
@@ -22,13 +24,14 @@ from milonga.stages.generate import generate
 from milonga.stages.hear import hear
 
 Answer = dict[str, Interval]
+Item = TypeVar("Item")
 BATCH = 16
 
 
 def exam(clips: int, captions: int, seed: int = 0) -> Answer:
     """Every measurement by name: listeners on `clips` real clips, the base on `captions` held-out captions."""
     prompts = registry.world_prompts("test", max(clips, captions))
-    real = [registry.reference(prompt) for prompt in prompts[:clips]]
+    real = [registry.reference(prompt) for part in _batches("real clips", prompts[:clips]) for prompt in part]
     found = tagger_exam(prompts[:clips], real) | round_trip_exam(real)
     for name in ("nano-clap-a", "nano-clap-b", "nano-judge"):
         found |= clap_exam(registry.scorer(name), prompts[:clips], real)
@@ -38,7 +41,7 @@ def exam(clips: int, captions: int, seed: int = 0) -> Answer:
 def decisions(clips: Sequence[Clip]) -> np.ndarray:
     """The tagger's yes or no for every clip and class, shape (N, classes), bool."""
     tagger = registry.tagger("nano-tagger")
-    heard = [events for first in range(0, len(clips), BATCH) for events in tagger.hear(clips[first : first + BATCH])]
+    heard = [events for part in _batches("tagger", clips) for events in tagger.hear(part)]
     return np.array([[label in {one.label for one in events} for label in tagger.classes] for events in heard])
 
 
@@ -56,14 +59,15 @@ def tagger_exam(prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Answer:
 
 def round_trip_exam(clips: Sequence[Clip]) -> Answer:
     """How many of the tagger's decisions on real clips survive VAE and vocoder."""
-    rebuilt = round_trip(registry.pipeline("nano"), clips)
+    whole = registry.pipeline("nano")
+    rebuilt = [clip for part in _batches("round trip", clips) for clip in round_trip(whole, part)]
     before, after = decisions(clips), decisions(rebuilt)
     return {"round trip keeps decisions": _share(before == after), "round trip keeps events": _share(after[before])}
 
 
 def clap_exam(scorer: ClapScorer, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Answer:
     """How often a clip fits its caption better than one of a wrong order, and one of a replaced sound."""
-    own = np.concatenate([scorer.embed_clips(clips[first : first + BATCH]) for first in range(0, len(clips), BATCH)])
+    own = np.concatenate([scorer.embed_clips(part) for part in _batches(scorer.name, clips)])
     right = (own * scorer.embed_texts([prompt.text for prompt in prompts])).sum(axis=1)
     rng = np.random.default_rng(derive_seed(0, "hard negatives"))
     kinds: dict[str, Callable] = {"order": swapped, "sound": lambda scene: replaced(scene, rng)}
@@ -83,7 +87,11 @@ def base_exam(prompts: Sequence[Prompt], seed: int) -> Answer:
     model = registry.load("nano")
     assert isinstance(model, TangoModel)
     requests = [Request.of(seed, prompt, prompt.text, steps, guidance) for prompt in prompts]
-    made = {request.prompt_id: clip for request, clip, _ in generate(requests, model, BATCH)}
+    made = {}
+    with tracked("base", len(requests)) as advance:
+        for request, clip, _ in generate(requests, model, BATCH):
+            made[request.prompt_id] = clip
+            advance(1)
     clips = [made[prompt.id] for prompt in prompts]
     heard = hear(
         [prompt.id for prompt in prompts], prompts, clips,
@@ -97,6 +105,15 @@ def base_exam(prompts: Sequence[Prompt], seed: int) -> Answer:
         if np.isfinite(values).sum() > 1:  # a poor base may give no clip in which order can be heard
             found[f"base {metric}"] = proportion(values) if metric in SHARES else bootstrap(values, seed)
     return found
+
+
+def _batches(stage: str, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """`BATCH` at a time, with progress."""
+    with tracked(stage, len(items)) as advance:
+        for first in range(0, len(items), BATCH):
+            part = items[first : first + BATCH]
+            yield part
+            advance(len(part))
 
 
 def _share(yes: np.ndarray) -> Interval:
