@@ -11,6 +11,7 @@ from milonga.maths.noise import (
     add_noise,
     min_snr_weight,
     omega,
+    rates,
     seeded,
     signal_to_noise,
     target,
@@ -42,6 +43,25 @@ def test_no_noise_at_alpha_one_and_only_noise_at_alpha_zero() -> None:
     noisy = add_noise(x, noise, torch.tensor([1.0, 0.0]))
     assert torch.equal(noisy[0], x[0])
     assert torch.equal(noisy[1], noise[1])
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 0.99))
+def test_a_weight_means_the_same_on_a_flow_as_on_noise_and_velocity(alpha: float) -> None:
+    """One wrong idea of the clean latents, told in each prediction: its weighted errors are equal."""
+    x, noise = latents()
+    wrong, bar = torch.randn_like(x), torch.full((2,), alpha, dtype=torch.float64)
+    found = []
+    for kind in ("epsilon", "v_prediction", "flow_prediction"):
+        signal, spread = (float(one[0]) for one in rates(bar, kind))
+        noisy = add_noise(x, noise, bar, kind)
+        misled = target(wrong, (noisy - signal * wrong) / spread, bar, kind)
+        errors = (misled - target(x, noise, bar, kind)).pow(2).flatten(1).mean(1)
+        snr = signal_to_noise(bar)
+        weights = [min_snr_weight(snr, 5.0, kind), omega("epsilon", bar, kind, None), omega("sigmoid", bar, kind, None)]
+        found.append(torch.stack([errors * weight for weight in weights]))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
 
 
 def test_target_is_the_noise_or_the_velocity() -> None:

@@ -99,8 +99,8 @@ def test_what_makes_no_sense_is_told_in_one_line(pipeline: TangoPipeline, change
 
 
 def test_an_unknown_scheduler_names_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"unknown scheduler 'euler': choose one of ddpm, ddim, dpm\+\+, unipc"):
-        TangoModel("tiny", small_networks.pipeline(), "euler")
+    with pytest.raises(RecipeError, match=r"unknown scheduler 'heun': choose one of ddpm, ddim, dpm\+\+, unipc"):
+        TangoModel("tiny", small_networks.pipeline(), "heun")
 
 
 def test_guidance_up_to_one_runs_the_network_on_half_as_much() -> None:

@@ -54,7 +54,9 @@ def generate(
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="as the model was trained")] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="How to denoise: ddpm, ddim, dpm++, unipc, compat.", show_default="the model's own"),
+        typer.Option(
+            help="ddpm, ddim, dpm++, unipc or compat; of a flow euler, dpm++ or unipc.", show_default="the model's own"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
 ) -> None:

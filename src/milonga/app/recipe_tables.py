@@ -11,8 +11,8 @@ from milonga.perturbers.endpoint import Endpoint
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
-# The keys of `models.schedules.SCHEDULERS`, which stands where torch is.
-Scheduler = Literal["ddpm", "ddim", "dpm++", "unipc", "compat"]
+# `models.schedules.NAMES`, which stands where torch is.
+Scheduler = Literal["ddpm", "ddim", "dpm++", "unipc", "compat", "euler"]
 Split = Literal["overall", "temporal", "non-temporal", "multi-concept", "single-concept"]
 # Folders of a run beside which a trained system's clips are stored.
 RESERVED = ("base", "reference", "prompts")

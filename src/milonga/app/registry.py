@@ -237,12 +237,11 @@ def perturber(name: str, asking: Asking | None = None) -> Perturber:
 
 def trainable(name: str, unet: Path | None = None) -> "Trainable":
     """A model's U-Net (or one from another folder) and schedule with fresh weights, for the trainer."""
+    from milonga.models.schedules import forward_process
     from milonga.stages.denoise import Trainable
 
     whole = pipeline(name, unet)
-    states, mask = whole.encode_prompt([""])
-    schedule = whole.scheduler
-    return Trainable(whole.unet, schedule.alphas_cumprod, schedule.config.prediction_type, states, mask)
+    return Trainable(whole.unet, *forward_process(whole.scheduler), *whole.encode_prompt([""]))
 
 
 def examples(name: str, run: Run, pairs: Sequence[Pair], anchors: int = 0) -> "PairExamples":

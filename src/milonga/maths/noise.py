@@ -1,5 +1,8 @@
 """The forward process (Eq. 3), what a U-Net is asked to predict from it, and every draw of noise and timestep.
 
+A flow (Lipman et al. 2023, Liu et al. 2023) is the same process at another scale, so it is told by ᾱ too: of latents
+and noise it takes 1 − σ and σ, which sum to 1, where diffusion takes √ᾱ and √(1−ᾱ), whose squares do.
+
 All draws come from CPU generators named by what they are for, never from the global stream: a run that resumes, or a
 clip that is made in another batch, sees exactly the same numbers.
 """
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from milonga.core.ids import derive_seed
 
-Prediction = Literal["v_prediction", "epsilon"]
+Prediction = Literal["v_prediction", "epsilon", "flow_prediction"]
 Timesteps = Literal["uniform", "biased", "high-noise"]
 Omega = Literal["prediction", "released", "epsilon", "sigmoid"]
 
@@ -22,23 +25,24 @@ def seeded(seed: int, *parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
 
 
-def add_noise(x: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noisy latents √ᾱ·x + √(1−ᾱ)·noise (Eq. 3, whose printed (1−ᾱ) lacks the root).
+def add_noise(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction = "v_prediction") -> Tensor:
+    """The noisy latents √ᾱ·x + √(1−ᾱ)·noise (Eq. 3, whose printed (1−ᾱ) lacks the root); a flow's (1−σ)·x + σ·noise.
 
     x, noise: (B, ...); alpha_bar: (B,), each item's ᾱ at its own timestep.
     """
-    signal, spread = _rates(alpha_bar, x)
+    signal, spread = (_shaped(one, x) for one in rates(alpha_bar, prediction))
     return signal * x + spread * noise
 
 
 def velocity(x: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """The v-prediction target √ᾱ·noise − √(1−ᾱ)·x (Salimans & Ho 2022); shapes as in `add_noise`."""
-    signal, spread = _rates(alpha_bar, x)
+    signal, spread = (_shaped(one, x) for one in rates(alpha_bar, "v_prediction"))
     return signal * noise - spread * x
 
 
 def target(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction) -> Tensor:
-    """What the U-Net should answer: the noise itself (Eq. 4) or the velocity (what Tango's checkpoints predict).
+    """What the U-Net should answer: the noise itself (Eq. 4), the velocity (what Tango's checkpoints predict), or a
+    flow's noise − x, which is the way from latents to noise.
 
     Raises ValueError for any other `prediction`.
     """
@@ -46,7 +50,26 @@ def target(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction) 
         return noise
     if prediction == "v_prediction":
         return velocity(x, noise, alpha_bar)
-    raise ValueError(f"prediction must be 'v_prediction' or 'epsilon', not {prediction!r}")
+    if prediction == "flow_prediction":
+        return noise - x
+    raise ValueError(f"prediction must be 'v_prediction', 'epsilon' or 'flow_prediction', not {prediction!r}")
+
+
+def rates(alpha_bar: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """How much of the latents and of the noise there is at each ᾱ, in its shape and type: √ᾱ and √(1−ᾱ), or for a flow
+    1 − σ and σ, which stand in the same ratio.
+    """
+    signal, spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    if prediction == "flow_prediction":
+        return signal / (signal + spread), spread / (signal + spread)
+    return signal, spread
+
+
+def shown_timesteps(steps: Tensor, alpha_bar: Tensor, total: int, prediction: Prediction) -> Tensor:
+    """What the U-Net is told as its timestep (B,): the step's own number, of `total`; for a flow total·σ, float32."""
+    if prediction != "flow_prediction":
+        return steps
+    return (total * rates(alpha_bar, prediction)[1]).float()
 
 
 def timesteps(kind: Timesteps, count: int, total: int, generator: torch.Generator) -> Tensor:
@@ -71,12 +94,15 @@ def signal_to_noise(alpha_bar: Tensor) -> Tensor:
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction: Prediction) -> Tensor:
-    """The Min-SNR weight of an error (Hang et al. 2023): min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v.
+    """The Min-SNR weight of an error (Hang et al. 2023), which is min(SNR, γ) on the error in the latents: min(SNR,
+    γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v, min(SNR, γ)·σ² for a flow, where σ = 1/(1 + √SNR).
 
     The released Tango code uses the ε form on its v errors. Finite at SNR 0 and ∞.
     """
     if prediction == "epsilon":
         return (gamma / snr).clamp(max=1.0)
+    if prediction == "flow_prediction":
+        return snr.clamp(max=gamma) / (1 + snr.sqrt()) ** 2
     return snr.clamp(max=gamma) / (snr + 1)
 
 
@@ -88,8 +114,8 @@ def omega(name: Omega, alpha_bar: Tensor, prediction: Prediction, gamma: float |
 
     "prediction": 1, as released; with γ, Min-SNR in the form that fits the prediction. "released": Min-SNR in its ε
     form whatever is predicted, as the released Tango code has it. "epsilon": 1 on the error in ε, as Eqs 4 and 17 are
-    printed. "sigmoid": σ(2 − λ) on the error in ε (arXiv 2303.00848). An error in v is (SNR + 1)/SNR = 1/ᾱ times that
-    in ε, so the last two are ᾱ times as much for v. Raises ValueError for another name, or where γ is missing.
+    printed. "sigmoid": σ(2 − λ) on the error in ε (arXiv 2303.00848). An error in ε is ᾱ times that in v, and (1 − σ)²
+    times a flow's, so the last two have that factor there. Raises ValueError for another name, or where γ is missing.
     """
     snr = signal_to_noise(alpha_bar)
     if name == "prediction":
@@ -101,10 +127,11 @@ def omega(name: Omega, alpha_bar: Tensor, prediction: Prediction, gamma: float |
     if name not in ("epsilon", "sigmoid"):
         raise ValueError(f"omega must be 'prediction', 'released', 'epsilon' or 'sigmoid', not {name!r}")
     weight = torch.ones_like(snr) if name == "epsilon" else 1 / (1 + snr * math.exp(-SIGMOID_SHIFT))
+    if prediction == "flow_prediction":
+        return weight * rates(alpha_bar, prediction)[0] ** 2
     return weight if prediction == "epsilon" else weight * alpha_bar
 
 
-def _rates(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """√ᾱ and √(1−ᾱ), shaped to multiply `like` item by item, in its type and on its device."""
-    alpha = alpha_bar.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
-    return alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype)
+def _shaped(rate: Tensor, like: Tensor) -> Tensor:
+    """A rate (B,), shaped to multiply `like` item by item, in its type and on its device."""
+    return rate.to(like).reshape(-1, *[1] * (like.dim() - 1))

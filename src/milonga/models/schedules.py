@@ -2,16 +2,24 @@
 
 How they depart from the original (FACTS §4): every count of steps starts at full noise ("trailing" timesteps, Lin et
 al. 2023), where the original's start below it wherever the count does not divide 1000, and for few steps far below.
-`compat` has the original's timesteps.
+`compat` has the original's timesteps. A model that predicts a flow has schedulers of its own.
 """
 
 import copy
 import inspect
 from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from milonga.core.errors import RecipeError
+from milonga.maths.noise import Prediction
 
 FULL_NOISE = {"timestep_spacing": "trailing", "steps_offset": 0}
 # Every kind with what it changes in a model's own noise schedule.
@@ -23,37 +31,102 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "compat": (DDPMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
 }
 
+SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+# The same for models that predict a flow, whose schedule is a shift of an even one.
+FLOW_SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "euler": (FlowMatchEulerDiscreteScheduler, {}),
+    "dpm++": (DPMSolverMultistepScheduler, SOLVER | {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, SOLVER),
+}
+NAMES = tuple(dict.fromkeys([*SCHEDULERS, *FLOW_SCHEDULERS]))
+UNEVEN = ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas", "shift_terminal")  # of diffusers' flows
+
 
 def check_scheduler(name: str | None) -> None:
     """Raises RecipeError for a name that no scheduler has, listing the known ones; None is the model's own."""
-    if name is not None and name not in SCHEDULERS:
-        raise RecipeError(f"unknown scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}")
+    if name is not None and name not in NAMES:
+        raise RecipeError(f"unknown scheduler {name!r}: choose one of {', '.join(NAMES)}")
 
 
 def scheduler_named(name: str, config: Any) -> Any:
-    """A new scheduler of one of `SCHEDULERS`' kinds with another's noise schedule (betas, prediction).
+    """A new scheduler of one of `SCHEDULERS`' kinds with another's noise schedule (betas, prediction); of one of
+    `FLOW_SCHEDULERS`', where the other's model predicts a flow.
 
-    Raises RecipeError for an unknown name, listing the known ones.
+    Raises RecipeError for an unknown name, and for one that the model's prediction rules out, listing those it has.
     """
     check_scheduler(name)
-    kind, changes = SCHEDULERS[name]
-    return kind.from_config(config, **changes)
+    flow = predicts_flow(config)
+    known = FLOW_SCHEDULERS if flow else SCHEDULERS
+    if name not in known:
+        told = "predicts a flow" if flow else "predicts no flow"
+        raise RecipeError(f"scheduler {name} does not fit a model that {told}: choose one of {', '.join(known)}")
+    kind, changes = known[name]
+    if not flow:
+        return kind.from_config(config, **changes)
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    called = "shift" if kind is FlowMatchEulerDiscreteScheduler else "flow_shift"
+    return kind(num_train_timesteps=config["num_train_timesteps"], **{called: shift}, **changes)
+
+
+def predicts_flow(config: Any) -> bool:
+    """Whether a scheduler's config belongs to a model that predicts a flow: flow matching's names no prediction."""
+    return config.get("prediction_type", "flow_prediction") == "flow_prediction"
+
+
+def forward_process(scheduler: Any) -> tuple[torch.Tensor, Prediction]:
+    """What a model was trained on: ᾱ (N,) of its timesteps, and what it predicts.
+
+    A flow's ᾱ, float64, are those with the ratio of signal and noise that 1 − σ and σ have. Raises RecipeError for a
+    prediction, or a flow's schedule, that is not known here.
+    """
+    config = scheduler.config
+    if not predicts_flow(config):
+        if config.prediction_type not in ("epsilon", "v_prediction"):
+            raise RecipeError(f"the model predicts {config.prediction_type!r}: only noise, velocity and flow are known")
+        return scheduler.alphas_cumprod, config.prediction_type
+    _check_even(config)
+    total, shift = config.num_train_timesteps, config.get("shift", config.get("flow_shift", 1.0))
+    even = torch.arange(1, total + 1, dtype=torch.float64) / total
+    sigmas = shift * even / (1 + (shift - 1) * even)
+    return (1 - sigmas) ** 2 / ((1 - sigmas) ** 2 + sigmas**2), "flow_prediction"
 
 
 def begun(scheduler: Any, steps: int, device: Any = None) -> Any:
     """A copy of a scheduler that stands before its first of `steps` steps.
 
     A scheduler remembers where it is: with one for each call, threads may share a pipeline. Raises RecipeError when
-    there are fewer than 1 or more steps than the schedule has.
+    there are fewer than 1 or more steps than the schedule has, and for a flow's schedule that is not known here.
     """
     total = scheduler.config.num_train_timesteps
     if not 1 <= steps <= total:
         raise RecipeError(f"steps must be at least 1 and at most {total}, not {steps}")
     made = _even(scheduler, steps) or copy.deepcopy(scheduler)
+    if isinstance(made, FlowMatchEulerDiscreteScheduler):
+        _check_even(made.config)  # left to itself it ends with a step that moves nothing
+        made.set_timesteps(sigmas=[1 - place / steps for place in range(steps)], device=device)
+        return made
     made.set_timesteps(steps, device=device)
     if int(max(made.timesteps)) >= total:
         raise RecipeError(f"{steps} steps begin beyond the schedule, as in the original: choose fewer, or another kind")
     return made
+
+
+def noise_share(scheduler: Any, step: Any) -> float:
+    """Where a timestep stands between no noise (0) and all of it (1), as a share of the schedule."""
+    whole = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)  # its timesteps count from 1, and need not be whole
+    return float(step if whole else step + 1) / scheduler.config.num_train_timesteps
+
+
+def model_input(scheduler: Any, latents: torch.Tensor, step: Any) -> torch.Tensor:
+    """Latents as a scheduler wants them shown to the network; a flow's are shown as they are."""
+    scale = getattr(scheduler, "scale_model_input", None)
+    return latents if scale is None else scale(latents, step)
+
+
+def _check_even(config: Any) -> None:
+    for name in UNEVEN:
+        if config.get(name):
+            raise RecipeError(f"the model's flow has {name}, which is not supported: only a fixed shift is")
 
 
 def _even(scheduler: Any, steps: int) -> Any:
@@ -61,8 +134,8 @@ def _even(scheduler: Any, steps: int) -> Any:
 
     There diffusers' DDIM denoises by 1000 // steps a step and says that it was 1000 / steps: noise is left over.
     """
-    uneven = scheduler.config.num_train_timesteps % steps and scheduler.config.timestep_spacing == "trailing"
-    if not (uneven and type(scheduler) is DDIMScheduler):
+    config, ddim = scheduler.config, type(scheduler) is DDIMScheduler
+    if not (ddim and config.num_train_timesteps % steps and config.timestep_spacing == "trailing"):
         return None
     return DPMSolverMultistepScheduler.from_config(scheduler.config, solver_order=1, algorithm_type="dpmsolver++")
 

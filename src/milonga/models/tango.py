@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderMode
 
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
-from milonga.models.schedules import begun, scheduler_named, takes_generator
+from milonga.models.schedules import begun, model_input, noise_share, scheduler_named, takes_generator
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 ALWAYS = (0.0, 1.0)
@@ -138,15 +138,15 @@ class TangoPipeline(DiffusionPipeline):
         _check_guidance(guidance, interval)
         scheduler = begun(self.scheduler, steps, self._execution_device)
         noise = generator if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-        made = self._initial(len(words), seconds, latents, noise) * scheduler.init_noise_sigma
+        made = self._initial(len(words), seconds, latents, noise) * getattr(scheduler, "init_noise_sigma", 1.0)
         text = self._guided(words, negative) if guidance > 1 else self.encode_prompt(words)
         held = {"latents": made, "prompt_embeds": text[0], "prompt_mask": text[1]}
         extra = {"generator": noise} if takes_generator(scheduler) else {}
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, step in enumerate(scheduler.timesteps):
-                share = float(step + 1) / scheduler.config.num_train_timesteps
+                share = noise_share(scheduler, step)
                 seen = held if interval[0] < share <= interval[1] else _conditional(held)
-                answer = self._denoise(scheduler.scale_model_input(held["latents"], step), step, seen, guidance)
+                answer = self._denoise(model_input(scheduler, held["latents"], step), step, seen, guidance)
                 held["latents"] = scheduler.step(answer, step, held["latents"], **extra).prev_sample
                 if callback is not None:
                     held |= callback(self, number, step, {name: held[name] for name in watched})

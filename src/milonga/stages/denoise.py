@@ -16,6 +16,7 @@ from milonga.maths.noise import (
     add_noise,
     omega,
     seeded,
+    shown_timesteps,
     target,
     timesteps,
 )
@@ -32,6 +33,7 @@ Precision = Literal["fp32", "bf16"]
 class Trainable:
     """A U-Net to train, its schedule's ᾱ (N,), what it predicts, and the encoded empty caption (1, L, D) and (1, L).
 
+    A flow's ᾱ are those with its signal-to-noise ratios, as `models.schedules.forward_process` gives them.
     The empty caption is what guidance uses at inference, so it is also what caption dropout must put in.
     """
 
@@ -120,10 +122,11 @@ def noised(
         x, noise = torch.cat([x, batch.loser]), torch.cat([noise, draws.loser_noise])
         other = steps if draws.loser_timesteps is None else draws.loser_timesteps
         states, mask, steps = states.repeat(2, 1, 1), mask.repeat(2, 1), torch.cat([steps, other])
-    noise, alpha_bar = noise.to(x.device), model.alphas_cumprod[steps].to(x.device)
-    weights = omega(weighting, alpha_bar, model.prediction, gamma)
-    wanted = target(x, noise, alpha_bar, model.prediction)
-    return Noisy(add_noise(x, noise, alpha_bar), steps.to(x.device), states, mask, wanted, weights)
+    noise, alpha_bar, kind = noise.to(x.device), model.alphas_cumprod[steps], model.prediction
+    weights = omega(weighting, alpha_bar, kind, gamma)
+    shown = shown_timesteps(steps, alpha_bar, len(model.alphas_cumprod), kind).to(x.device)
+    inputs, wanted = add_noise(x, noise, alpha_bar, kind), target(x, noise, alpha_bar, kind)
+    return Noisy(inputs, shown, states, mask, wanted, None if weights is None else weights.float().to(x.device))
 
 
 def with_reference(errors: Errors, found: Tensor) -> Errors:
