@@ -1,10 +1,11 @@
 """The tables of docs/alignment.md out of finished runs of recipes/alignment.toml, one run a seed.
 
-    python benchmarks/alignment.py RUN [RUN ...] [--split temporal] [--write docs/alignment.md]
+    python benchmarks/alignment.py RUN [RUN ...] [--split temporal] [--write docs/alignment.md] [--part sweeps]
 
-Per run the systems' values; then, for every metric, each gain over the base, a column for each run, with its 95 %
-interval over captions, and the mean over runs, so that one lucky seed cannot be mistaken for a result; then what the
-reward models were worth, and the rounds. `--write` puts all that between the page's two markers, and leaves the rest.
+First every system's mean gain over the base, and in how many runs it was beyond chance; then, for every metric, the
+gains in each run with their 95 % intervals over captions, so that one lucky seed cannot be mistaken for a result; then
+the systems' values, what the reward models were worth, and the rounds. Of a single run there is one table of gains.
+`--write` puts all that between two markers of a page, named by `--part`, and leaves the rest.
 """
 
 import argparse
@@ -20,8 +21,6 @@ from milonga.core.store import read_json, write_text
 from milonga.stages.report_material import read_material
 from milonga.stages.report_rounds import reward_told
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-
 
 def against_base(run: Path, split: str) -> dict[tuple[str, str], Comparison]:
     """By system and metric, what each system of a run gained over the base."""
@@ -29,18 +28,35 @@ def against_base(run: Path, split: str) -> dict[tuple[str, str], Comparison]:
     return {(one.a, one.metric): one for one in found if one.split == split and one.b == "base"}
 
 
-def gains(runs: Sequence[Path], split: str) -> Iterator[str]:
-    """For every metric, each system's gain over the base in every run; bold where it is better or worse."""
-    tables = [against_base(run, split) for run in runs]
+Gains = list[dict[tuple[str, str], Comparison]]  # of each run, by system and metric
+
+
+def known(tables: Gains) -> tuple[list[str], list[str]]:
+    """The systems and the metrics of which there are gains."""
     systems = list(dict.fromkeys(system for table in tables for system, _ in table))
-    for metric in METRICS:
-        if any((system, metric) in table for table in tables for system in systems):
-            yield f"\n{METRICS[metric]}, gain over the base\n"
-            yield row("system", *(run.name for run in runs), "mean of runs")
-            yield row("---", *["---"] * (len(runs) + 1))
-            for system in systems:
-                held = [table.get((system, metric)) for table in tables]
-                yield row(system, *map(_cell, held), _mean(held))
+    return systems, [one for one in METRICS if any((system, one) in table for table in tables for system in systems)]
+
+
+def at_a_glance(tables: Gains) -> Iterator[str]:
+    """A line for each system: its gains over the base, in the mean of the runs where there are several."""
+    systems, metrics = known(tables)
+    yield row("gain over the base", *(METRICS[metric] for metric in metrics))
+    yield row(*["---"] * (len(metrics) + 1))
+    for system in systems:
+        held = [[table.get((system, metric)) for table in tables] for metric in metrics]
+        yield row(system, *(_cell(one[0]) if len(tables) == 1 else _glance(one) for one in held))
+
+
+def gains(tables: Gains, names: Sequence[str]) -> Iterator[str]:
+    """For every metric, each system's gain over the base in every run; bold where it is beyond chance."""
+    systems, metrics = known(tables)
+    for metric in metrics:
+        yield f"\n**{METRICS[metric]}**, gain over the base\n"
+        yield row("system", *names, "mean of runs")
+        yield row(*["---"] * (len(names) + 2))
+        for system in systems:
+            held = [table.get((system, metric)) for table in tables]
+            yield row(system, *map(_cell, held), _mean(held))
 
 
 def _cell(one: Comparison | None) -> str:
@@ -48,6 +64,16 @@ def _cell(one: Comparison | None) -> str:
         return ""
     text = f"{one.difference:+.3f}"
     return f"{text if one.better == 'neither' else f'**{text}**'} [{one.low:+.3f}, {one.high:+.3f}]"
+
+
+def _glance(held: Sequence[Comparison | None]) -> str:
+    """The mean over runs, and in how many of them it was better (+) or worse (−) than the base beyond chance."""
+    found = [one for one in held if one is not None]
+    better = sum(one.better == one.a for one in found)
+    worse = sum(one.better == one.b for one in found)
+    told = ", ".join(f"{sign}{count}" for sign, count in (("+", better), ("−", worse)) if count)
+    mean = f"{statistics.mean(one.difference for one in found):+.3f}"
+    return f"**{mean}** ({told} of {len(found)})" if told else mean
 
 
 def _mean(held: Sequence[Comparison | None]) -> str:
@@ -77,16 +103,21 @@ def learnt(runs: Sequence[Path]) -> Iterator[str]:
 
 def page(runs: Sequence[Path], split: str) -> str:
     """All tables as Markdown."""
-    lines = [line for run in runs for line in (f"\n{run.name}, {split} captions\n", *values(run, split))]
-    return "\n".join([*lines, *gains(runs, split), *learnt(runs)]).strip()
+    tables = [against_base(run, split) for run in runs]
+    lines = list(at_a_glance(tables))
+    if len(runs) > 1:
+        lines += gains(tables, [run.name for run in runs])
+    lines += [line for run in runs for line in (f"\n**{run.name}**, {split} captions\n", *values(run, split))]
+    return "\n".join([*lines, *learnt(runs)]).strip()
 
 
-def written(text: str, tables: str) -> str:
-    """A page with other tables between its markers; DataError where it has none."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+def written(text: str, tables: str, part: str) -> str:
+    """A page with other tables between a part's markers; DataError where it has none."""
+    first, last = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
+    head, begin, rest = text.partition(first)
+    _, end, tail = rest.partition(last)
     if not begin or not end:
-        raise DataError(f"the page lacks {BEGIN} or {END}, between which the tables stand")
+        raise DataError(f"the page lacks {first} or {last}, between which the tables stand")
     return f"{head}{begin}\n{tables}\n{end}{tail}"
 
 
@@ -96,12 +127,13 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--split", default="overall")
     parser.add_argument("--write", type=Path, metavar="PAGE")
+    parser.add_argument("--part", default="results")
     asked = parser.parse_args()
     tables = page(asked.runs, asked.split)
     if asked.write is None:
         print(tables)
     else:
-        write_text(asked.write, written(asked.write.read_text(encoding="utf-8"), tables))
+        write_text(asked.write, written(asked.write.read_text(encoding="utf-8"), tables, asked.part))
 
 
 if __name__ == "__main__":

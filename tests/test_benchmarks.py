@@ -23,22 +23,36 @@ def test_tables_of_runs_go_between_the_pages_markers(alignment, tmp_path, monkey
 
     runs = [make_run(tmp_path / name) for name in ("one", "two")]
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{alignment.BEGIN}\nold\n{alignment.END}\nafter\n")
+    kept = "<!-- sweeps:begin -->\nkept\n<!-- sweeps:end -->"
+    page.write_text(f"before\n<!-- results:begin -->\nold\n<!-- results:end -->\n{kept}\nafter\n")
     monkeypatch.setattr(sys, "argv", ["alignment.py", *map(str, runs), "--write", str(page)])
     alignment.main()
     text = page.read_text()
     assert text.startswith("before\n")
-    assert text.endswith("after\n")
+    assert text.endswith(f"{kept}\nafter\n")
     assert "old" not in text
     assert "| system | one | two | mean of runs |" in text
-    line = next(row for row in text.splitlines() if row.startswith("| aligned |") and "+0.029" in row)
+    line = next(row for row in text.splitlines() if row.startswith("| aligned |") and "to +0.029" in row)
     assert "**+0.029** [+0.018, +0.040]" in line
     assert "+0.029 (+0.029 to +0.029)" in line
+    assert "**+0.029** (+2 of 2)" in text  # at a glance
     again = text
     alignment.main()
     assert page.read_text() == again
 
 
+def test_a_single_run_has_one_table_of_gains_between_markers_of_their_own(alignment, tmp_path, monkeypatch):
+    from synthetic_run import make_run
+
+    page = tmp_path / "page.md"
+    page.write_text("<!-- sweeps:begin --><!-- sweeps:end -->")
+    run = make_run(tmp_path / "one")
+    monkeypatch.setattr(sys, "argv", ["alignment.py", str(run), "--write", str(page), "--part", "sweeps"])
+    alignment.main()
+    assert "mean of runs" not in page.read_text()
+    assert "| aligned | **+0.029** [+0.018, +0.040] |" in page.read_text()
+
+
 def test_a_page_without_markers_is_told(alignment):
     with pytest.raises(DataError, match="lacks <!-- results:begin"):
-        alignment.written("nothing", "tables")
+        alignment.written("nothing", "tables", "results")

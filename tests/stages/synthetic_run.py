@@ -261,7 +261,7 @@ def write_numbers(root: Path) -> None:
 def compare(split: str, metric: str, a: str, b: str, gap: float, width: float, count: int) -> Comparison:
     """A comparison whose `better` follows from its interval and the metric's direction."""
     low, high = gap - width, gap + width
-    better = "neither" if low <= 0 <= high else ("a" if (gap > 0) != (metric in LOWER) else "b")
+    better = "neither" if low <= 0 <= high else (a if (gap > 0) != (metric in LOWER) else b)
     return Comparison(
         split=split, metric=metric, a=a, b=b, difference=gap, low=low, high=high, p=0.01, n=count, better=better
     )

@@ -85,7 +85,7 @@ def test_no_run_folder_is_an_error_in_one_line(tmp_path: Path) -> None:
 
 def test_an_interval_over_zero_is_never_claimed(tmp_path: Path) -> None:
     row = {"split": "overall", "metric": "clap", "a": "aligned", "b": "base", "difference": 0.02, "low": -0.01}
-    row |= {"high": 0.05, "p": 0.2, "n": 60, "better": "a"}
+    row |= {"high": 0.05, "p": 0.2, "n": 60, "better": "aligned"}
     write_json(tmp_path / "metrics" / "comparisons.json", [row])
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "it is undecided whether aligned fits its captions better than base" in page

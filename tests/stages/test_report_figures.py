@@ -39,7 +39,7 @@ def comparison(metric: str, low: float, high: float, better: str) -> Comparison:
 
 def test_right_of_the_line_is_better_for_every_metric() -> None:
     for metric, low, high in (("clap", 0.1, 0.2), ("fd", -0.2, -0.1)):
-        figure = forest([(1, comparison(metric, low, high, "a"))], measures([metric])[0], "x")
+        figure = forest([(1, comparison(metric, low, high, "aligned"))], measures([metric])[0], "x")
         (mark,) = parts(figure, "circle", "mark")
         assert float(mark.get("cx", "0")) > 100
         assert "open" not in mark.get("class", "")

@@ -112,7 +112,7 @@ def comparisons(
 
 
 def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with Holm's p for all of their split; `better` still goes by the interval of each alone."""
+    """The comparisons with Holm's p for all of their split; `better` goes by interval and p of each alone."""
     splits = {split: [row for row in rows if row.split == split] for split in dict.fromkeys(row.split for row in rows)}
     return [
         row.model_copy(update={"holm": float(p)})

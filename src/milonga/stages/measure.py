@@ -87,7 +87,7 @@ def comparisons(
 ) -> list[Comparison]:  # fmt: skip
     """Differences of every two systems (later − earlier) over the prompts that both answered, with Holm's p.
 
-    Holm corrects for all comparisons of a split; `better` goes by the interval of each alone.
+    Holm corrects for all comparisons of a split; `better` goes by the interval and the p of each alone.
     """
     rows = []
     for split, keys in asked.splits.items():

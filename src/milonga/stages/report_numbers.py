@@ -98,11 +98,10 @@ def verdict(row: Comparison) -> Verdict:
     if not (math.isfinite(row.low) and math.isfinite(row.high)) or row.low <= 0 <= row.high:
         return "undecided"
     measure = measures([row.metric])[0]
-    wins, loses = row.better in ("a", row.a), row.better in ("b", row.b)
-    gains = (row.low > 0) == measure.up if is_known(measure) else wins
-    if gains and wins:
-        return "better"
-    return "worse" if not gains and loses else "undecided"
+    gains = (row.low > 0) == measure.up if is_known(measure) else row.better == row.a
+    if row.better != (row.a if gains else row.b):
+        return "undecided"
+    return "better" if gains else "worse"
 
 
 def compared(rows: Sequence[Comparison], system: str, baseline: str, split: str) -> dict[str, Comparison]:
@@ -116,17 +115,8 @@ def compared(rows: Sequence[Comparison], system: str, baseline: str, split: str)
 
 def turned(row: Comparison) -> Comparison:
     """The same comparison seen from the other side: b against a."""
-    better = {"a": "b", "b": "a"}.get(row.better, row.better)
-    return row.model_copy(
-        update={
-            "a": row.b,
-            "b": row.a,
-            "difference": -row.difference,
-            "low": -row.high,
-            "high": -row.low,
-            "better": better,
-        }
-    )
+    numbers = {"difference": -row.difference, "low": -row.high, "high": -row.low}
+    return row.model_copy(update={"a": row.b, "b": row.a, **numbers})
 
 
 def ordered(names: Sequence[str]) -> list[str]:
