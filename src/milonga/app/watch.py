@@ -150,9 +150,11 @@ def tracker(kind: str, name: str, folder: Path, config: Row) -> Iterator[OnStep]
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """All numbers of a row by name, those of its tables as `table/name`; what does not apply is left out."""
+    """All numbers of a row but its step, by name, those of its tables as `table/name`; None is left out."""
     found: dict[str, float] = {}
     for name, value in row.items():
+        if name == "step":
+            continue
         if isinstance(value, dict):
             found |= {f"{name}/{inner}": float(one) for inner, one in value.items()}
         elif isinstance(value, int | float):
