@@ -6,7 +6,7 @@ import pytest
 from synthetic_run import make_run
 
 from milonga.core.errors import StoreError
-from milonga.core.records import Event, Prompt, Summary
+from milonga.core.records import Event, Prompt, RewardReport, Summary
 from milonga.stages import report_gallery
 from milonga.stages.report_gallery import DRAWN, IMPROVED, LOWEST, WORSENED, Card, gallery, judged, lanes
 from milonga.stages.report_material import Material, read_material, read_rows, read_steps, read_thresholds
@@ -96,8 +96,16 @@ def test_null_in_a_summary_is_not_a_number_and_foreign_rows_are_refused(tmp_path
     path.write_text(f'[{row}, "value": null}}]')
     assert read_rows(path, Summary)[0].value != read_rows(path, Summary)[0].value
     path.write_text('[{"system": "base"}]')
-    with pytest.raises(StoreError, match="does not hold a list of Summary rows"):
+    with pytest.raises(StoreError, match="does not hold Summary rows"):
         read_rows(path, Summary)
+
+
+def test_a_report_that_lacks_a_number_is_refused_and_not_half_told(tmp_path: Path) -> None:
+    path = tmp_path / "reward.json"
+    assert read_rows(path, RewardReport) == []
+    path.write_text('{"scorer": "a", "taught": 3}')
+    with pytest.raises(StoreError, match="reward.json does not hold RewardReport rows"):
+        read_rows(path, RewardReport)
 
 
 def test_thresholds_come_from_the_recipe_and_a_broken_recipe_is_an_error(material: Material) -> None:

@@ -231,6 +231,25 @@ class Comparison(Record):
     holm: float | None = None
 
 
+class RewardReport(Record):
+    """What a reward model learnt, measured on labels of captions that it never saw.
+
+    `accuracy` is the share of them called right, with its 95 % interval; `majority` what the commoner answer would get;
+    `auc` how often a good clip is placed above a bad one, and `cosine_auc` the same by the CLAP's bare similarity.
+    """
+
+    scorer: str
+    taught: int
+    held_out: int
+    desirable: float
+    accuracy: float
+    low: float
+    high: float
+    majority: float
+    auc: float
+    cosine_auc: float
+
+
 @dataclass(frozen=True)
 class Clip:
     """A mono waveform, float32 in [-1, 1] with shape (samples,), and its sampling rate in Hz.

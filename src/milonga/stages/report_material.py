@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from milonga.core.audio import flac_bytes, from_flac
 from milonga.core.errors import StoreError
-from milonga.core.records import Comparison, Event, Pair, Prompt, Record, Round, Summary
+from milonga.core.records import Comparison, Event, Pair, Prompt, Record, RewardReport, Round, Summary
 from milonga.core.settings import Threshold
 from milonga.core.store import Run, read_json
 
@@ -55,7 +55,7 @@ class Material:
     whole: bool = True
     warnings: tuple[str, ...] = ()
     rounds: dict[str, list[Round]] = field(default_factory=dict)
-    reward: dict[str, Any] = field(default_factory=dict)
+    reward: RewardReport | None = None
 
 
 def clips_of_run(run: Run, system: str, names: set[str]) -> dict[str, bytes]:
@@ -78,7 +78,7 @@ def read_material(path: Path) -> Material:
     text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
     pairs = [*run.stage("pair").read_records(Pair), *run.stage("refused").read_records(Pair)]
     prompts = run.stage("evaluate/prompts").read_records(Prompt)
-    manifest, reward = path / "manifest.json", path / "metrics" / "reward.json"
+    manifest = path / "manifest.json"
     return Material(
         name=path.resolve().name,
         clips=partial(clips_of_run, run),
@@ -93,19 +93,24 @@ def read_material(path: Path) -> Material:
         thresholds=read_thresholds(text, recipe),
         manifest=read_json(manifest) if manifest.exists() else {},
         rounds={file.stem: read_rows(file, Round) for file in sorted((path / "metrics" / "rounds").glob("*.json"))},
-        reward=read_json(reward) if reward.exists() else {},
+        reward=next(iter(read_rows(path / "metrics" / "reward.json", RewardReport)), None),
     )
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:
-    """Records from a JSON list, none if there is no such file; null stands for NaN. StoreError for other rows."""
+    """Records from a JSON list, or the only one of a file; none if there is no such file; null stands for NaN.
+
+    Raises StoreError for anything else.
+    """
     if not path.exists():
         return []
     try:
-        rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in read_json(path)]
+        found = read_json(path)
+        listed = [found] if isinstance(found, dict) else found
+        rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in listed]
         return [kind.model_validate(row) for row in rows]
     except (AttributeError, TypeError, ValidationError) as error:
-        message = f"{path} does not hold a list of {kind.__name__} rows: delete it and run `evaluate` again"
+        message = f"{path} does not hold {kind.__name__} rows: delete it and run `evaluate` again"
         raise StoreError(message) from error
 
 

@@ -1,13 +1,12 @@
 """The report's part on rounds and on the reward model: a table and a curve across rounds, and one sentence."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
-from milonga.core.records import Round
+from milonga.core.records import RewardReport, Round
 from milonga.stages.report_figures import HEIGHT, WIDTH, Frame, short, svg, ticks
 from milonga.stages.report_numbers import MEASURES, Verdict
 
@@ -37,16 +36,16 @@ def rounds_shown(found: dict[str, list[Round]]) -> list[tuple[str, list[RoundRow
     return [(name, _rows(rounds), _figure(name, rounds)) for name, rounds in found.items() if rounds]
 
 
-def reward_told(row: Mapping[str, Any]) -> str:
-    """What a reward model learnt by its report (`stages.reward.RewardReport`), in one sentence; empty for none."""
-    if not row:
+def reward_told(report: RewardReport | None) -> str:
+    """What a reward model learnt by its report, in one sentence; empty for none."""
+    if report is None:
         return ""
-    share, interval = SHARE.value(row["accuracy"]), SHARE.interval(row["low"], row["high"])
+    share, interval = SHARE.value(report.accuracy), SHARE.interval(report.low, report.high)
     return (
-        f"The reward model on {row['scorer']}’s features learnt from {row['taught']:,} labels and is right on "
-        f"{share} {interval} of {row['held_out']:,} held-out ones (the commoner answer alone: "
-        f"{SHARE.value(row['majority'])}); it places a good clip above a bad one in {SHARE.value(row['auc'])} of "
-        f"couples, the bare similarity in {SHARE.value(row['cosine_auc'])}."
+        f"The reward model on {report.scorer}’s features learnt from {report.taught:,} labels and is right on "
+        f"{share} {interval} of {report.held_out:,} held-out ones (the commoner answer alone: "
+        f"{SHARE.value(report.majority)}); it places a good clip above a bad one in {SHARE.value(report.auc)} of "
+        f"couples, the bare similarity in {SHARE.value(report.cosine_auc)}."
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from milonga.core.errors import DataError
 from milonga.core.ids import content_id
-from milonga.core.records import Label, Record
+from milonga.core.records import Label, Record, RewardReport
 from milonga.core.settings import RewardModel
 from milonga.maths.noise import seeded
 from milonga.maths.statistics import proportion
@@ -27,25 +27,6 @@ class Reward(Record):
     id: str
     prompt_id: str
     reward: float
-
-
-class RewardReport(Record):
-    """What a reward model learnt, measured on labels of captions that it never saw.
-
-    `accuracy` is the share of them called right, with its 95 % interval; `majority` what the commoner answer would get;
-    `auc` how often a good clip is placed above a bad one, and `cosine_auc` the same by the CLAP's bare similarity.
-    """
-
-    scorer: str
-    taught: int
-    held_out: int
-    desirable: float
-    accuracy: float
-    low: float
-    high: float
-    majority: float
-    auc: float
-    cosine_auc: float
 
 
 def joined(clips: np.ndarray, texts: np.ndarray) -> Tensor:
