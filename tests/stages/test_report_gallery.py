@@ -104,7 +104,7 @@ def test_a_report_that_lacks_a_number_is_refused_and_not_half_told(tmp_path: Pat
     path = tmp_path / "reward.json"
     assert read_rows(path, RewardReport) == []
     path.write_text('{"scorer": "a", "taught": 3}')
-    with pytest.raises(StoreError, match="reward.json does not hold RewardReport rows"):
+    with pytest.raises(StoreError, match="does not hold RewardReport rows"):
         read_rows(path, RewardReport)
 
 
