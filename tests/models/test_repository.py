@@ -141,5 +141,5 @@ def test_schedulers_and_types_are_chosen_at_loading(hub: Hub) -> None:
     loaded = milonga.load(TANGO2, scheduler="compat", dtype=torch.bfloat16)
     assert (loaded.scheduler.config.timestep_spacing, loaded.dtype) == ("leading", torch.bfloat16)
     assert milonga.load(TANGO2).scheduler.config.timestep_spacing == "trailing"
-    with pytest.raises(RecipeError, match="unknown scheduler 'euler'"):
-        milonga.load(TANGO2, scheduler="euler")
+    with pytest.raises(RecipeError, match="unknown scheduler 'heun'"):
+        milonga.load(TANGO2, scheduler="heun")
