@@ -19,8 +19,9 @@ demo: install
 	$(BIN)/milonga run recipes/demo.toml --out runs/demo
 	@echo "Open the report in a browser: file://$(CURDIR)/runs/demo/report.html"
 
+# Two tests at a time: the suite is meant for two cores.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff format --check .
