@@ -14,7 +14,7 @@ from milonga.app import registry, sources
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Prompt
 from milonga.maths.mel import normalise
-from milonga.nano.captions import split_of
+from milonga.nano.captions import caption_in, split_of
 from milonga.nano.world import CLASSES, SAMPLES
 from milonga.stages.prompts import tags_of
 
@@ -48,6 +48,14 @@ def test_captions_of_the_world_are_different_from_their_split_and_always_the_sam
 def test_no_caption_is_in_two_splits() -> None:
     texts = [{one.text for one in registry.world_prompts(split, 60)} for split in ("train", "tune", "test")]
     assert len(set.union(*texts)) == 180
+
+
+def test_a_scene_whose_few_captions_are_all_anothers_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """800 captions of `tune` meet one dog that barks once: a scene with no caption there."""
+    monkeypatch.setattr("milonga.nano.captions.TRIES", 200)
+    assert len(registry.prompt_source("world:tune:800")) == 800
+    with pytest.raises(DataError, match=r"of 200 captions of \(\('Dog',\),\) none is in tune"):
+        caption_in("tune", (("Dog",),), {"Dog": 1}, np.random.default_rng(0))
 
 
 def test_a_world_that_has_no_more_to_say_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,11 @@ def world_prompts(split: str, count: int) -> list[Prompt]:
     rng, repeats = np.random.default_rng(derive_seed(0, "world prompts", split)), 0
     while len(found) < count and repeats < LIMIT:
         scene = draw_scene(rng)
-        text = caption_in(split, scene, draw_counts(scene, rng), rng)
+        try:
+            text = caption_in(split, scene, draw_counts(scene, rng), rng)
+        except DataError:  # all of this scene's few captions are in other splits
+            repeats += 1
+            continue
         repeats = repeats + 1 if text in found else 0
         found.setdefault(text, Prompt.of(text, f"world:{split}", tags_of(text, scene), scene))
     return list(found.values())

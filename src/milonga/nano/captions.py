@@ -12,12 +12,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from milonga.core.errors import DataError
 from milonga.core.ids import content_id
 from milonga.core.records import Scene
 from milonga.nano.lexicon import VOICES, Form, Voice, participle, third_person
 
 T = TypeVar("T")
 Say = Callable[[str], str]
+TRIES = 1000  # captions drawn of one scene before its split is said to have none
 
 _NUMBERS = ("", "a single", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TIMES = ("", "once", "twice", *(f"{word} times" for word in _NUMBERS[3:]))
@@ -139,11 +141,15 @@ def caption(scene: Scene, counts: Mapping[str, int] | None, rng: np.random.Gener
 
 
 def caption_in(split: str, scene: Scene, counts: Mapping[str, int] | None, rng: np.random.Generator) -> str:
-    """A caption of `scene` that belongs to `split` ("train", "tune" or "test"): drawn anew until one does."""
-    while True:
+    """A caption of `scene` that belongs to `split` ("train", "tune" or "test"): drawn anew until one does.
+
+    Raises DataError where none of many does: a scene of one sound has few captions, which may all be another split's.
+    """
+    for _ in range(TRIES):
         text = caption(scene, counts, rng)
         if split_of(text) == split:
             return text
+    raise DataError(f"of {TRIES} captions of {scene} none is in {split}: take another scene")
 
 
 def split_of(text: str) -> str:
