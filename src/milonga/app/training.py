@@ -127,7 +127,8 @@ def _own(recipe: Training, out: Path, ranks: "Ranks") -> Path:
     if not finished.exists():
         all_examples = ranks.in_turn(lambda: _examples(recipe, out))  # the first one encodes, the others read
         examples, heldout = held_out(all_examples, recipe.train.heldout, recipe.seed)
-        tell_betas(recipe.train.phases, examples)
+        if ranks.lead:
+            tell_betas(recipe.train.phases, examples)
         watch = Watch(f"train {recipe.name}", out / "metrics", recipe.name)
         with watch.shown(recipe.train.trackers if ranks.lead else (), recipe.model_dump(mode="json")) as on_step:
             model = registry.trainable(recipe.model)
