@@ -1,11 +1,14 @@
 """Pairs a second and peak memory: Milonga's trainer against a plain loop that does what the released script does.
 
-    python benchmarks/training.py [--model nano] [--pairs 64] [--batch 4] [--steps 8] [--threads 1] [--ways ...]
+    python benchmarks/training.py [--model nano] [--pairs 64] [--step 32] [--batch 4] [--own 32] [--steps 4]
+                                  [--rounds 3] [--threads 1] [--ways ...]
 
 The plain loop reads two WAV files a pair, makes mels with its spectrum by convolution, passes them through the VAE and
-the captions through T5, and both U-Nets (the reference is a deep copy), in float32, in every step. Each way
-runs in a process of its own, on the same model, pairs and threads; what is told is CPU time too, because other work on
-the machine stretches the wall's.
+the captions through T5 (whose dropout is awake, as released), and both U-Nets (the reference is a deep copy), in
+float32, in every step. A step is of as many pairs for all (--step), added up by the plain loop in batches of --batch
+(the released script has four on a GPU), and by Milonga in --own. Each way runs in a process of its own, on the same
+model, pairs and threads. All ways take turns, --rounds times, and the median is told, of CPU time too, because other
+work on the machine stretches the wall's and, less, the CPU's.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -27,8 +31,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "cached": {"reference": "cached", "fixed_draws": 1},
     "lora": {"lora_rank": 8},
     "lora-cached": {"lora_rank": 8, "reference": "cached", "fixed_draws": 1},
+    "cached-bf16": {"reference": "cached", "fixed_draws": 1, "precision": "bf16"},
+    "lora-cached-bf16": {"lora_rank": 8, "reference": "cached", "fixed_draws": 1, "precision": "bf16"},
     "small": {"reference": "cached", "fixed_draws": 1, "gradient_checkpointing": True},  # for memory, not for speed
 }
+NUMBERS = {"pairs": 64, "step": 32, "batch": 4, "own": 32, "steps": 4, "rounds": 3, "threads": 1}
 EPOCHS = 4  # of DPO in the paper's recipe: what encoding and a table of errors are shared out over
 
 
@@ -38,39 +45,41 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[way for way in WAYS if way != "small"])
-    for name, value in (("pairs", 64), ("batch", 4), ("steps", 8), ("threads", 1)):
+    for name, value in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     asked = parser.parse_args()
     if asked.way:
         print(json.dumps(measured(asked)))
         return
-    found = {}
-    for way in asked.ways:
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in asked.ways}
+    for way in asked.ways * asked.rounds:
         done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)
-        found[way] = json.loads(done.stdout.splitlines()[-1])
-    print(table(found))
+        found[way].append(json.loads(done.stdout.splitlines()[-1]))
+    print(table({way: {name: median(one[name] for one in runs) for name in runs[0]} for way, runs in found.items()}))
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
-    """The ways side by side; the last column shares what is done once out over `EPOCHS` epochs."""
+    """The ways side by side; the columns in the middle share what is done once out over `EPOCHS` epochs: encoding, and
+    where there is a table of errors as many passes of the reference as there are draws.
+    """
     lines = [
-        "| way | CPU s a pair | pairs a CPU s | against the first | with what is done once | wall s a pair | peak MB |",
-        "|---|---|---|---|---|---|---|",
+        f"| way | CPU s a pair | pairs a CPU s | against the first | {EPOCHS} epochs, one draw | {EPOCHS} epochs, "
+        f"{EPOCHS} draws | wall s a pair | peak MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     plain = found[next(iter(found))]["cpu"]  # the first way named, which is the plain one unless others were asked for
     for way, one in found.items():
-        whole = one["cpu"] + one["once"] / EPOCHS
-        lines.append(
-            f"| {way} | {one['cpu']:.3f} | {1 / one['cpu']:.2f} | {plain / one['cpu']:.1f}× | {plain / whole:.1f}× "
-            f"| {one['wall']:.3f} | {one['peak']:.0f} |"
-        )
+        cpu, encoding = one["cpu"], one["encoding"] / EPOCHS
+        gains = [plain / (cpu + more) for more in (0, encoding + one["table"] / EPOCHS, encoding + one["table"])]
+        told = " | ".join(f"{gain:.1f}×" for gain in gains)
+        lines.append(f"| {way} | {cpu:.4f} | {1 / cpu:.1f} | {told} | {one['wall']:.3f} | {one['peak']:.0f} |")
     return "\n".join(lines)
 
 
 def measured(asked: argparse.Namespace) -> dict[str, float]:
-    """CPU and wall seconds a pair of one way, CPU seconds a pair of what it does once, and the process's peak in MB."""
+    """CPU and wall seconds a pair of one way, CPU seconds a pair of encoding and of one table, and the peak in MB."""
     import torch
 
     from milonga.app.memory import keep_freed
@@ -113,20 +122,23 @@ def plain(
     from milonga.app.registry import pipeline
 
     whole = pipeline(asked.model)
+    whole.text_encoder.train()
     reference = copy.deepcopy(whole.unet).requires_grad_(False)
     optimizer = torch.optim.AdamW(whole.unet.parameters(), lr=1e-6)
 
     def step(number: int) -> None:
-        rows = [(number * asked.batch + place) % len(files) for place in range(asked.batch)]
-        loss = plain_loss(whole, reference, [files[row] for row in rows], [captions[row] for row in rows])
-        loss.backward()
+        rows = [(number * asked.step + place) % len(files) for place in range(asked.step)]
+        for first in range(0, asked.step, asked.batch):
+            part = rows[first : first + asked.batch]
+            loss = plain_loss(whole, reference, [files[row] for row in part], [captions[row] for row in part])
+            (loss * asked.batch / asked.step).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     step(0)  # warm
     cpu, wall = timed(lambda: [step(number) for number in range(asked.steps)])
-    done = asked.steps * asked.batch
-    return {"cpu": cpu / done, "wall": wall / done, "once": 0.0}
+    done = asked.steps * asked.step
+    return {"cpu": cpu / done, "wall": wall / done, "encoding": 0.0, "table": 0.0}
 
 
 def plain_loss(whole: Any, reference: Any, files: list[tuple[Path, Path]], captions: list[str]) -> Any:
@@ -185,7 +197,7 @@ def kernels(fft: int) -> Any:
 def cheap(
     asked: argparse.Namespace, files: list[tuple[Path, Path]], captions: list[str], folder: Path
 ) -> dict[str, float]:
-    """Milonga's trainer on what was encoded once; a table of errors and its draws are counted as done once."""
+    """Milonga's trainer on what was encoded once; encoding and a table of errors are timed apart."""
     import torch
 
     from milonga.app.codec import moments, wave_for
@@ -194,6 +206,7 @@ def cheap(
     from milonga.core.audio import read_audio
     from milonga.core.settings import Phase, Settings
     from milonga.stages.latents import Moments, PairExamples
+    from milonga.stages.reference import Cached
     from milonga.stages.train import train
 
     held: list[Any] = []
@@ -208,25 +221,34 @@ def cheap(
         winner, loser = (Moments(mean, logvar, whole.vae.config.scaling_factor) for mean, logvar in roles)
         held.append(PairExamples(winner, loser, *whole.encode_prompt(captions)))
 
-    once, _ = timed(encode)
+    encoding, _ = timed(encode)
+    filling = spied_on(Cached)
     model = trainable(asked.model)
     marks: list[tuple[float, float]] = []
-    settings = Settings(batch_size=asked.batch, learning_rate=1e-6, **WAYS[asked.way])
-    epochs = -(-(asked.steps + 2) * asked.batch // len(files))
-    before = time.process_time()
+    shape = {"batch_size": asked.own, "accumulation": asked.step // asked.own}
+    settings = Settings(learning_rate=1e-6, **shape, **WAYS[asked.way])
+    epochs = -(-(asked.steps + 2) * asked.step // len(files))
 
     def mark(row: dict[str, Any]) -> None:
         marks.append((time.process_time(), time.perf_counter()))
 
     train(model, held[0], [Phase(loss="dpo", epochs=epochs, beta=2000.0)], settings, 0, folder / "out", mark)
-    done = (len(marks) - 1) * asked.batch
+    done = (len(marks) - 1) * asked.step
     (cpu, wall), (first_cpu, first_wall) = marks[-1], marks[0]
-    each = (cpu - first_cpu) / done
-    if (
-        settings.reference == "cached"
-    ):  # what came before the first step, less that step; every epoch has a draw of its own
-        once += EPOCHS * max(0.0, first_cpu - before - each * asked.batch)
-    return {"cpu": each, "wall": (wall - first_wall) / done, "once": once / len(files)}
+    each = {"cpu": (cpu - first_cpu) / done, "wall": (wall - first_wall) / done}
+    return each | {"encoding": encoding / len(files), "table": sum(filling) / len(files)}
+
+
+def spied_on(cached: Any) -> list[float]:
+    """CPU seconds of every filling of a table of errors from now on."""
+    found: list[float] = []
+    fill = cached.fill
+
+    def filled(*given: Any) -> None:
+        found.append(timed(lambda: fill(*given))[0])
+
+    cached.fill = filled
+    return found
 
 
 if __name__ == "__main__":

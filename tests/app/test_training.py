@@ -75,6 +75,10 @@ def test_a_model_is_fine_tuned_on_a_folder_of_clips_and_plays(model, clips, tmp_
     assert not torch.equal(tuned.unet.conv_in.weight, base.unet.conv_in.weight)
     assert torch.equal(tuned.vae.quant_conv.weight, base.vae.quant_conv.weight)
     assert json.loads((finished / "training.json").read_text())["name"] == "own"
+    card = (finished / "README.md").read_text()
+    for words in ("library_name: diffusers", f"`clips:{clips}`", "after 8 of 8 steps", "## Licences", "| ldm |"):
+        assert words in card, words
+    assert "TangoPipeline" in (finished / "pipeline.py").read_text()
     monkeypatch.setattr(registry, "trainable", None)  # done: neither trained nor loaded again
     assert training.train(file, tmp_path / "out") == [finished]
 

@@ -12,7 +12,7 @@ import torch
 from milonga.core.settings import Phase, Settings
 from milonga.maths.losses import LOSSES, Errors
 from milonga.stages.denoise import draw, noised
-from milonga.stages.steps import count_steps, rate_factor, steps
+from milonga.stages.steps import count_steps, learning_rate, rate_factor, steps
 from milonga.stages.train import train
 
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=100.0))
@@ -72,6 +72,9 @@ def test_there_is_one_beta_and_a_rate_that_ends_at_zero_whatever_is_accumulated(
     assert total == 48 // accumulation
     assert rate_factor(2, total, settings) == 1.0
     assert rate_factor(total, total, settings) == 0.0
+    rates = [learning_rate(step, settings) for step in steps(PHASES, 16, settings, 3, 0)]
+    assert len(rates) == total
+    assert rates[-2] - rates[-1] == pytest.approx(rates[-1])  # one more of these steps down is zero
 
 
 def test_training_asks_for_no_vae_no_text_encoder_and_no_tracker() -> None:

@@ -175,6 +175,29 @@ def test_bf16_answers_leave_as_float32() -> None:
     assert noisy.answers(model.unet, "bf16").dtype == torch.float32
 
 
+@pytest.mark.parametrize(("precision", "calls"), [("fp32", True), ("bf16", False)])
+def test_bf16_on_a_cpu_does_without_the_fused_attention_whose_backward_is_slow_there(
+    precision: str, calls: bool, tmp_path: Path, monkeypatch
+) -> None:
+    fused: list[int] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args, **more):
+        fused.append(1)
+        return attention(*args, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    rows = run(tmp_path, but(precision=precision))
+    assert bool(fused) == calls
+    assert rows[0]["distance"] == 0.0  # the reference attends alike
+
+
+def test_the_fused_attention_stays_where_latents_are_large() -> None:
+    unet = tiny.model().unet
+    denoise.attend_plainly(unet, (2, 256, 16), "bf16")
+    assert all("2_0" in type(one).__name__ for one in unet.attn_processors.values())
+
+
 def test_gradient_checkpointing_computes_again_and_changes_no_number(tmp_path: Path, monkeypatch) -> None:
     calls: list[int] = []
     checkpoint = torch.utils.checkpoint.checkpoint

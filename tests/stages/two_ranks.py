@@ -17,6 +17,7 @@ from milonga.stages.steps import Step, learning_rate
 
 PAIRS, SEED = 7, 3  # an odd number: the last step of an epoch cannot be shared evenly
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=100.0))
+GUARDED = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=2, beta=100.0))
 PLAIN = Settings(
     batch_size=2, accumulation=2, learning_rate=1e-3, warmup_steps=1, ema=0.5, anchor=0.5, caption_dropout=0.2
 )
@@ -26,6 +27,8 @@ TRAININGS = {
     "cached": PLAIN.model_copy(update={"reference": "cached", "fixed_draws": 2}),
     "sharded": PLAIN.model_copy(update={"sharded": True, "checkpoint_every": 2}),
     "released": PLAIN.model_copy(update={"released_ranks": 2}),
+    "guarded": PLAIN.model_copy(update={"guard_by": "weights", "winner_guard": 0.9}),
+    "guarded, sharded": PLAIN.model_copy(update={"guard_by": "weights", "winner_guard": 0.9, "sharded": True}),
 }
 
 
@@ -44,7 +47,8 @@ def main(folder: Path) -> None:
 def run(folder: Path, settings: Settings) -> list[dict]:
     """One training from its last checkpoint; its rows, on the first rank."""
     rows: list[dict] = []
-    trainer.train(tiny.model(), tiny.pairs(PAIRS), PHASES, settings, SEED, folder, rows.append)
+    phases = GUARDED if settings.guard_by == "weights" else PHASES
+    trainer.train(tiny.model(), tiny.pairs(PAIRS), phases, settings, SEED, folder, rows.append)
     return rows
 
 

@@ -181,6 +181,10 @@ def made_by(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What made a run, as (what, value): model, scorers, seed, commit and versions."""
     origin = _origin(manifest)
     scorers = [("scorer", f"{name}, weights {digest}") for name, digest in origin.scorer_hashes.items()]
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)
-    facts = [("seed", str(manifest["seed"])), ("commit", manifest["commit"] or "unknown"), ("versions", versions)]
-    return [("model", f"{origin.model}, weights {origin.model_hash}"), *scorers, *facts]
+    return [("model", f"{origin.model}, weights {origin.model_hash}"), *scorers, *facts(manifest)]
+
+
+def facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The seed, commit and versions of what made something, as (what, value)."""
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version)
+    return [("seed", str(made["seed"])), ("commit", made["commit"] or "unknown"), ("versions", versions)]

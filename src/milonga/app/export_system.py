@@ -91,8 +91,8 @@ def _the_same(folder: Path, made: str) -> Path:
     return folder
 
 
-def _write(part: Path, path: Path, unet: Path, base: str) -> None:
-    """The pipeline and what else a user of it may need."""
+def write_pipeline(part: Path, unet: Path, base: str) -> None:
+    """The base's parts with a trained U-Net, its adapter where there is one, and what diffusers finds it by."""
     from milonga.app.registry import pipeline
 
     pipeline(base, unet).save_pretrained(part)
@@ -100,6 +100,11 @@ def _write(part: Path, path: Path, unet: Path, base: str) -> None:
     if adapter.is_dir():
         shutil.copytree(adapter, part / "adapter")
     write_text(part / "pipeline.py", PIPELINE)
+
+
+def _write(part: Path, path: Path, unet: Path, base: str) -> None:
+    """The pipeline and what else a user of it may need."""
+    write_pipeline(part, unet, base)
     shutil.copy(path / "recipe.toml", part)
     for file in sorted((path / "metrics").glob("*.json")):
         (part / "metrics").mkdir(exist_ok=True)

@@ -15,13 +15,16 @@ PACKAGES = ("milonga", "torch", "diffusers", "transformers", "numpy", "scikit-le
 
 def describe(recipe: Recipe, fingerprints: dict[str, Any]) -> dict[str, Any]:
     """A manifest: `recipe` in full, `seed`, `versions`, `commit` (None outside git) and `fingerprints`."""
+    found = {"seed": recipe.seed} | software() | {"fingerprints": fingerprints}
+    return found | {"recipe": recipe.model_dump(mode="json")}
+
+
+def software() -> dict[str, Any]:
+    """This `commit`, the `versions` of what it stands on, and the kind of `machine`."""
     return {
-        "seed": recipe.seed,
         "commit": commit(Path(__file__).parent),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}",
-        "fingerprints": fingerprints,
-        "recipe": recipe.model_dump(mode="json"),
     }
 
 

@@ -184,8 +184,10 @@ def _train(context: Context, system: System) -> None:
     from milonga.app.examples import examples_of
     from milonga.app.watch import Watch, tell_betas
     from milonga.stages.latents import held_out
+    from milonga.stages.ranks import Ranks
     from milonga.stages.train import train as trained
 
+    lead = Ranks().lead
     recipe, path, settings = context.recipe, context.run.path, context.recipe.train.settings(system)
     examples = examples_of(context, system, ANCHORS if settings.anchor > 0 else 0)
     model = context.parts.trainable(recipe.models.model)
@@ -196,9 +198,10 @@ def _train(context: Context, system: System) -> None:
     if system.data != "pairs":  # only pairs can be held out and judged by their order
         settings, share = settings.model_copy(update={"patience": 0}), 0.0
     examples, heldout = held_out(examples, share, recipe.seed)
-    tell_betas(system.phases, examples)
+    if lead:
+        tell_betas(system.phases, examples)
     listen = watch.listener(context.parts, recipe, model, settings)
-    with watch.shown(recipe.train.trackers, recipe.model_dump(mode="json")["train"]) as on_step:
+    with watch.shown(recipe.train.trackers if lead else (), recipe.model_dump(mode="json")["train"]) as on_step:
         trained(model, examples, system.phases, settings, recipe.seed, folder, on_step, heldout, curves, listen)
 
 

@@ -127,14 +127,15 @@ def _own(recipe: Training, out: Path, ranks: "Ranks") -> Path:
     if not finished.exists():
         all_examples = ranks.in_turn(lambda: _examples(recipe, out))  # the first one encodes, the others read
         examples, heldout = held_out(all_examples, recipe.train.heldout, recipe.seed)
-        tell_betas(recipe.train.phases, examples)
+        if ranks.lead:
+            tell_betas(recipe.train.phases, examples)
         watch = Watch(f"train {recipe.name}", out / "metrics", recipe.name)
         with watch.shown(recipe.train.trackers if ranks.lead else (), recipe.model_dump(mode="json")) as on_step:
             model = registry.trainable(recipe.model)
             curves = out / "metrics" / f"{recipe.name}.jsonl"
             trained(model, examples, recipe.train.phases, settings, recipe.seed, out, on_step, heldout, curves)
         if ranks.lead:
-            _ship(recipe, out / "unet", finished)
+            _ship(recipe, out, finished)
         ranks.wait()
     return finished
 
@@ -156,13 +157,19 @@ def _examples(recipe: Training, out: Path) -> "Examples":
     return pairs if clips is None else with_anchors(pairs, clips)
 
 
-def _ship(recipe: Training, unet: Path, finished: Path) -> None:
-    """The whole model with its trained U-Net, in diffusers' layout, and the recipe that made it."""
-    from milonga.app.registry import pipeline
+def _ship(recipe: Training, out: Path, finished: Path) -> None:
+    """The whole model with its trained U-Net, in diffusers' layout, the recipe that made it, and its card."""
+    from milonga.app.export import facts
+    from milonga.app.export_system import write_pipeline
+    from milonga.app.manifest import software
     from milonga.core.store import write_text
     from milonga.stages.checkpoints import aside
+    from milonga.stages.model_card import own_card
 
+    told = recipe.model_dump(mode="json")
+    last = (out / "metrics" / f"{recipe.name}.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     with aside(finished) as part:
-        pipeline(recipe.model, unet).save_pretrained(part)
-        write_text(part / "training.json", json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
+        write_pipeline(part, out / "unet", recipe.model)
+        write_text(part / "training.json", json.dumps(told, indent=1) + "\n")
+        write_text(part / "README.md", own_card(told, json.loads(last), facts(software() | {"seed": recipe.seed})))
     print(f"milonga: {finished} holds the model: milonga generate PROMPT --model {finished}", file=sys.stderr)

@@ -40,6 +40,7 @@ SHOWN = {
     "accuracy": "pairs told apart",
     "heldout_accuracy": "held-out pairs told apart",
     "saturation": "gradient factor σ(−½βm)",
+    "safeguard": "share of the losers' pull that is kept (λ)",
     "beta": "β",
     "distance": "distance from the reference",
     "grad_norm": "gradient norm",

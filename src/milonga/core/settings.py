@@ -116,6 +116,7 @@ class Settings(Record):
     shared_timestep: bool = True
     omega: Literal["prediction", "released", "epsilon", "sigmoid"] = "prediction"
     winner_guard: float = Field(default=0.0, ge=0.0, lt=1.0)
+    guard_by: Literal["answers", "weights"] = "answers"
     auto_beta: float | None = Field(default=None, gt=0.0, lt=0.5)
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
     caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)

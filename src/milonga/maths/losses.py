@@ -80,8 +80,8 @@ def crpo(errors: Errors, beta: float) -> Tensor:
 
 def sdpo(errors: Errors, beta: float) -> Tensor:
     """Diffusion-DPO with the winner guarded, shape (B,) (arXiv 2511.03317): the value of `dpo`, but the loser's
-    gradient times `errors.safeguard`, so that to first order no step raises the winner's error. Raises as `dpo`, and
-    ValueError without a safeguard.
+    gradient times `errors.safeguard`. What that holds back depends on which gradients the safeguard is taken from, see
+    `safe_scale`. Raises as `dpo`, and ValueError without a safeguard.
     """
     if errors.safeguard is None or errors.policy_loser is None:
         raise ValueError("sdpo needs losers and the safeguard of each pair")
@@ -168,13 +168,23 @@ LOSSES: dict[str, LossSpec] = {
 
 
 def safe_scale(winner: Tensor, loser: Tensor, guard: float = 0.0) -> Tensor:
-    """SDPO's λ = min(1, (1 − μ)·‖g_w‖² / ⟨g_w, g_l⟩) where the gradients align, else 1; shape (B,), no gradient.
+    """SDPO's λ (`safe_share`) pair by pair, from gradients by the answers; shape (B,), no gradient.
 
     winner, loser (B, ...): the residuals (answer − target), to which the errors' gradients by the answers are
-    proportional; μ = `guard` in [0, 1) is the share of the winner's own descent that is kept (arXiv 2511.03317).
+    proportional. This is the authors' short cut: it takes the two answers for one thing that a step moves, where in
+    truth they hang together by the weights alone. The winner's error cannot rise along such a step; along one in
+    weights it can, and λ from gradients by the weights is what keeps it from that (`guard_by = "weights"`).
     """
     mine, other = winner.detach().float().flatten(1), loser.detach().float().flatten(1)
-    aligned, own = (mine * other).sum(1), mine.pow(2).sum(1)
+    return safe_share(mine.pow(2).sum(1), (mine * other).sum(1), guard)
+
+
+def safe_share(own: Tensor, aligned: Tensor, guard: float = 0.0) -> Tensor:
+    """SDPO's λ = min(1, (1 − μ)·‖g_w‖² / ⟨g_w, g_l⟩) where the gradients align, else 1 (arXiv 2511.03317).
+
+    own = ‖g_w‖² and aligned = ⟨g_w, g_l⟩ of one shape; μ = `guard` in [0, 1) is the share of the winner's own descent
+    that is kept: along g_w − λ·g_l it is ‖g_w‖² − λ⟨g_w, g_l⟩ ≥ μ‖g_w‖², so to first order its error does not rise.
+    """
     bound = (1 - guard) * own / aligned.clamp(min=1e-30)
     return bound.clamp(max=1.0).where(aligned > 0, own.new_ones(()))
 

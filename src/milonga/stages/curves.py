@@ -45,7 +45,8 @@ def preference_row(errors: Errors, beta: float) -> dict[str, float | None]:
     """What the errors of a step's pairs say, as means: fields that need losers or a reference are None without them.
 
     Δw and Δl apart, since both may rise while the margin grows; the margin's quantiles; how many winners got worse;
-    and σ(−½βm), the factor that scales DPO's gradient: near 0 the pairs teach nothing more.
+    and σ(−½βm), the factor that scales DPO's gradient: near 0 the pairs teach nothing more. SDPO's λ, below 1 where the
+    winner had to be guarded.
     """
     row: dict[str, Any] = dict.fromkeys(PREFERENCE_FIELDS)
     row["winner_error"] = errors.policy_winner.mean().item()
@@ -55,6 +56,8 @@ def preference_row(errors: Errors, beta: float) -> dict[str, float | None]:
         row |= _against_reference(errors, beta)
     if errors.desirable is not None and errors.reference_winner is not None:
         row |= _by_label(errors.policy_winner - errors.reference_winner, errors.desirable.bool())
+    if errors.safeguard is not None:
+        row["safeguard"] = errors.safeguard.mean().item()
     return {name: finite(value) for name, value in row.items()}
 
 
@@ -70,6 +73,7 @@ PREFERENCE_FIELDS = (
     "accuracy",
     "winner_worse",
     "saturation",
+    "safeguard",
 )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Network = Callable[..., Any]  # a U-Net, or what stands for it: compiled, or one of many ranks
 Precision = Literal["fp32", "bf16"]
+SMALL = 512  # places of a latent up to which plain attention is the faster one in bfloat16 on a CPU
 
 
 @dataclass
@@ -104,6 +105,19 @@ class Noisy:
     def errors(self, unet: "Network", precision: Precision = "fp32") -> Tensor:
         """A U-Net's errors on each: `errors_of` its `answers`."""
         return self.errors_of(self.answers(unet, precision))
+
+
+def attend_plainly(unet: "UNet2DConditionModel", shape: Sequence[int], precision: Precision) -> None:
+    """Takes torch's fused attention out of a U-Net where it is the slower one: bfloat16 on a CPU, small latents.
+
+    Its backward pass there costs some 12 ms a call however little there is to attend to, which was two fifths of nano's
+    step (torch 2.13); latents (C, H, W) = `shape` of Tango's size are better served by it. The same numbers but for
+    rounding.
+    """
+    if precision == "bf16" and unet.device.type == "cpu" and shape[1] * shape[2] <= SMALL:
+        from diffusers.models.attention_processor import AttnProcessor
+
+        unet.set_attn_processor(AttnProcessor())
 
 
 def noised(

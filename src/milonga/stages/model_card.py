@@ -1,4 +1,4 @@
-"""The model card of an exported system: README.md with what it was trained on and how, its numbers and licences."""
+"""The model card of a trained model: README.md with what it was trained on and how, its numbers and licences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def card(
     name, run = system["name"], material.name
     base = recipe["models"]["model"]
     parts = [
-        _head(f"{run}: {name}", system),
+        _head(f"{run}: {name}", system["phases"]),
         f"# {run}: {name}",
         f"A text-to-audio latent diffusion model: {code(base)}, whose U-Net was aligned to preferences by Milonga. "
         f"It was trained on {DATA[system['data']]}.",
@@ -49,8 +49,38 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _head(title: str, system: Mapping[str, Any]) -> str:
-    losses = [f"  - {loss}" for loss in dict.fromkeys(phase["loss"] for phase in system["phases"])]
+def own_card(recipe: Mapping[str, Any], last: Mapping[str, Any], made_by: Sequence[tuple[str, str]]) -> str:
+    """The card of a model that was trained on own data, without a run; `last` is the training's last row of curves."""
+    base, train = recipe["model"], recipe["train"]
+    measured = [(words, f"{last[name]:.4g}") for name, words in MEASURED.items() if last.get(name) is not None]
+    data = [
+        f"- {what}: {code(recipe['data'][what])}" for what in ("pairs", "clips") if recipe["data"][what] is not None
+    ]
+    steps = f"{last['step']:,} of {last['total']:,} steps"
+    parts = [
+        _head(recipe["name"], train["phases"]),
+        f"# {recipe['name']}",
+        f"A text-to-audio latent diffusion model: {code(base)}, whose U-Net was trained by Milonga on one's own data.",
+        _load(base),
+        f"## Results\n\nIt was not evaluated. Its training ended after {steps} with\n\n{grid(('', ''), measured)}",
+        f"## Training\n\n{_phases(train)}\n\n{_settings(train)}",
+        "## Data\n\n" + "\n".join(data),
+        "## What made it\n\n" + grid(("", ""), made_by),
+        f"## Licences\n\n{LICENCES}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+MEASURED = {
+    "loss": "loss of the last step",
+    "heldout_accuracy": "held-out pairs told apart, as a share",
+    "heldout_margin": "their margin",
+    "heldout_delta_winner": "their winners' error against the reference",
+}
+
+
+def _head(title: str, phases: Sequence[Mapping[str, Any]]) -> str:
+    losses = [f"  - {loss}" for loss in dict.fromkeys(phase["loss"] for phase in phases)]
     lines = ["---", f"pretty_name: {json.dumps(title)}", "library_name: diffusers", "pipeline_tag: text-to-audio"]
     return "\n".join([*lines, "tags:", "  - audio", "  - milonga", *losses, "---"])
 

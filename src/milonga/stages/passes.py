@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milonga.core.settings import Phase, Settings
-from milonga.maths.losses import Errors, LossSpec, safe_scale
+from milonga.maths.losses import Errors, LossSpec, safe_scale, safe_share
 from milonga.maths.noise import seeded
 from milonga.stages.denoise import Network, Noisy, Trainable, as_errors, draw, noised, with_reference
 from milonga.stages.latents import Batch, Examples
@@ -17,7 +17,8 @@ from milonga.stages.ranks import Ranks
 from milonga.stages.reference import Key, Reference
 from milonga.stages.steps import Step
 
-VECTORS = ("policy_winner", "policy_loser", "reference_winner", "reference_loser", "desirable")  # of a row
+# Of a row.
+VECTORS = ("policy_winner", "policy_loser", "reference_winner", "reference_loser", "desirable", "safeguard")
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,40 @@ class Passes:
 
     def gradient(self, step: Step, beta: float, baseline: float) -> Found:
         """Adds up the gradient of a step's mean loss, batch by batch; ranks average it in the last pass."""
+        if loss_spec(step.phase.loss).needs_safeguard and self._settings.guard_by == "weights":
+            return self._guarded(step, beta, baseline)
+        return self._added_up(step, beta, baseline)
+
+    def _guarded(self, step: Step, beta: float, baseline: float) -> Found:
+        """SDPO's gradient with one λ for the step, from the gradients by the weights: a step without losers' pull is
+        taken first, and then the whole of it, whose difference is that pull.
+        """
+        parameters = [one for one in self.model.unet.parameters() if one.requires_grad]
+        self._added_up(step, beta, baseline, 0.0)
+        alone = [_gradient(one) for one in parameters]
+        for one in parameters:
+            one.grad = None
+        found = self._added_up(step, beta, baseline, 1.0)
+        own, kept = (self._dot(alone, other) for other in (alone, [_gradient(one) for one in parameters]))
+        share = safe_share(own, own - kept, self._settings.winner_guard)
+        for one, winner in zip(parameters, alone, strict=True):
+            _gradient(one).sub_(winner).mul_(share.item()).add_(winner)
+        return replace(found, errors=replace(found.errors, safeguard=share.reshape(1)))
+
+    def _dot(self, some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+        """The inner product of two gradients, a scalar."""
+        products = [self.ranks.whole((one * other).sum()) for one, other in zip(some, others, strict=True)]
+        return torch.stack(products).sum()
+
+    def _added_up(self, step: Step, beta: float, baseline: float, share: float | None = None) -> Found:
+        """The gradient of all of a step's batches, SDPO's with this `share` of the losers' pull where it is given."""
         parts = self._parts(step)
         told: list[_Told] = []
         anchors: list[Tensor] = []
         for part in parts:
             last, anchored = part is parts[-1], self._settings.anchor > 0
             with self.ranks.syncing(self.network, last and not anchored):
-                told.append(self._pairs(step, part, beta, baseline))
+                told.append(self._pairs(step, part, beta, baseline, share))
             if anchored:
                 with self.ranks.syncing(self.network, last):
                     anchors.append(self._anchors(step, part))
@@ -100,7 +128,7 @@ class Passes:
                 found.append(_Part(phase, mine, torch.tensor(counts, device=self.model.unet.device)))
         return found
 
-    def _pairs(self, step: Step, part: _Part, beta: float, baseline: float) -> _Told:
+    def _pairs(self, step: Step, part: _Part, beta: float, baseline: float, share: float | None) -> _Told:
         """Errors, losses and distances of one batch, whose gradient is added."""
         spec, rows = loss_spec(part.phase.loss), [step.indices[place] for place in part.places]
         number = self._pass(step.epoch)
@@ -111,9 +139,11 @@ class Passes:
         answers = noisy.answers(self.network, self._settings.precision)
         errors = as_errors(noisy.errors_of(answers), losers)
         errors, distances = self._referred(errors, noisy, answers, keys, spec)
-        losses = spec.function(self._completed(errors, batch, noisy, answers, spec, baseline), beta)
+        safeguard = self._safeguard(noisy, answers, spec, share)
+        losses = spec.function(self._completed(errors, batch, safeguard, spec, baseline), beta)
         self._backward((losses * part.counts).sum(), step)
-        return _Told(replace(errors, desirable=batch.desirable if not losers else None), losses.detach(), distances)
+        told = replace(errors, desirable=batch.desirable if not losers else None, safeguard=safeguard)
+        return _Told(told, losses.detach(), distances)
 
     def _referred(
         self, errors: Errors, noisy: Noisy, answers: Tensor, keys: list[Key], spec: LossSpec
@@ -127,14 +157,19 @@ class Passes:
         apart = (answers.detach() - theirs).pow(2).flatten(1).mean(1)
         return with_reference(errors, found), apart.reshape(-1, len(keys)).mean(0)
 
+    def _safeguard(self, noisy: Noisy, answers: Tensor, spec: LossSpec, share: float | None) -> Tensor | None:
+        """How much of each loser's pull is kept (B,): a given `share`, or what its answer allows."""
+        if not spec.needs_safeguard:
+            return None
+        winner, loser = (answers.detach() - noisy.target).chunk(2)
+        if share is not None:
+            return winner.new_full((len(winner),), share)
+        return safe_scale(winner, loser, self._settings.winner_guard)
+
     def _completed(
-        self, errors: Errors, batch: Batch, noisy: Noisy, answers: Tensor, spec: LossSpec, baseline: float
+        self, errors: Errors, batch: Batch, safeguard: Tensor | None, spec: LossSpec, baseline: float
     ) -> Errors:
         """Errors with all that single losses ask for beside them."""
-        safeguard = None
-        if spec.needs_safeguard:
-            winner, loser = (answers.detach() - noisy.target).chunk(2)
-            safeguard = safe_scale(winner, loser, self._settings.winner_guard)
         weights = batch.weights if spec.needs_weights else None
         desirable = batch.desirable if spec.labels and errors.policy_loser is None else None
         return replace(errors, safeguard=safeguard, weights=weights, desirable=desirable, baseline=baseline)
@@ -180,6 +215,13 @@ class Passes:
     def _joined(self, vectors: Sequence[Tensor], counts: Tensor) -> Tensor:
         """Vectors of several batches and all ranks, end to end, without gradients and without what does not count."""
         return self.ranks.together(torch.cat(list(vectors)).detach())[counts]
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    """A parameter's gradient; one that no pass has reached gets zeros, which count in no product."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _fields(told: _Told) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from milonga.core.store import Run
 from milonga.stages.adapter import add_adapter, save_and_merge
 from milonga.stages.checkpoints import Checkpoints, State, aside
 from milonga.stages.curves import Curves, finite, preference_row
-from milonga.stages.denoise import Trainable
+from milonga.stages.denoise import Trainable, attend_plainly
 from milonga.stages.guards import alarm, beta_of, ends_early, forget, remember
 from milonga.stages.heldout import FIELDS, HeldOut
 from milonga.stages.latents import Examples
@@ -98,6 +98,7 @@ class _Training:
         # Dropout would part the policy from its reference before the first step, and draw from the global stream.
         model.unet.eval()
         ranks.place(model.unet)
+        attend_plainly(model.unet, examples.batch([0], 0).winner.shape[1:], settings.precision)
         wanted = heldout is not None or any(loss_spec(phase.loss).needs_reference for phase in phases)
         reference = self._reference() if wanted else None
         network = self._network()
