@@ -227,7 +227,8 @@ def test_the_vocoder_sounds_as_recorded(sound: TangoPipeline, facts: Any) -> Non
 @pytest.mark.slow
 def test_a_whole_clip_sounds_as_recorded(sound: TangoPipeline, recorded: dict[str, Tensor]) -> None:
     theirs = load_file(FOLDER / "e2e_decode.safetensors")
-    latents = recorded["loop.g3.final"][:1]
+    guided = max(loops(), key=lambda case: float(case.rpartition(".g")[2]))
+    latents = recorded[f"{guided}.final"][:1]
     with torch.no_grad():
         mel = sound.vae.decode(latents / sound.vae.config.scaling_factor).sample
     close(mel, theirs["mel"], 2e-4)
