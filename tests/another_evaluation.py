@@ -175,10 +175,9 @@ def clap(folder: Path) -> dict[str, Any]:
     model = ClapModel(config).eval()
     own = model.state_dict()
     for theirs, ours in mapping.items():
-        parts = held[theirs].chunk(len(ours)) if ours and theirs in held else ()
-        for name, part in zip(ours or (), parts, strict=False):
-            if name in own and "index" not in name:
-                own[name].copy_(part.reshape(own[name].shape))
+        for place, name in enumerate(ours or ()):
+            if theirs in held and name in own and "index" not in name:
+                own[name].copy_(held[theirs].tensor_split(len(ours))[place] if len(ours) > 1 else held[theirs])
     made, rows = {}, []
     for name, samples in waves({"quick": 2.2, "long": 7.0, "whole": 10.0}, 48000).items():
         wave = np.trunc(np.clip(samples / 32768, -1, 1) * 32767).astype(np.int16).astype(np.float32) / 32767
@@ -193,7 +192,7 @@ def clap(folder: Path) -> dict[str, Any]:
         made |= {f"{name}/wav48k_int16": samples, f"{name}/quantised_first64": full[:64]}
         made |= {
             f"{name}/padded_nonzero_tail": (480000, np.flatnonzero(full)[-1]),
-            f"{name}/logmel_shape": (1, *picture.shape),
+            f"{name}/logmel_shape": (1, 1, *picture.shape),
         }
         made |= {
             f"{name}/logmel_frames_0_8": picture[:8],
