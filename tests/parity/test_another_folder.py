@@ -1,4 +1,4 @@
-"""The parity tests pass unchanged on another folder of recorded numbers: other seeds, names, shapes, prompts, counts."""
+"""The parity tests pass unchanged on another folder of recorded numbers: other seeds, names, shapes, prompts."""
 
 import os
 import subprocess
