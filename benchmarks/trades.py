@@ -51,10 +51,11 @@ class Way:
 
 
 WAYS = [
-    Way("ddim", 8), Way("dpm++", 8), Way("dpm++", 16), Way("ddim", 50), Way("unipc", 8), Way("dpm++", 4),
-    Way("ddim", 4), Way("dpm++", 8, (0.3, 1.0)), Way("dpm++", 8, (0.0, 0.7)), Way("dpm++", 16, every=2),
-    Way("ddpm", 20), Way("compat", 20), Way("unipc", 4), Way("ddim", 16), Way("dpm++", 20), Way("dpm++", 50),
-    Way("ddim", 200),
+    Way("ddim", 200), Way("dpm++", 16), Way("dpm++", 8), Way("unipc", 8), Way("dpm++", 16, every=2), Way("ddim", 16),
+    Way("dpm++", 16, (0.3, 1.0)), Way("dpm++", 16, (0.0, 0.7)), Way("ddpm", 20), Way("dpm++", 4), Way("ddim", 8),
+    Way("unipc", 16), Way("dpm++", 16, every=3), Way("dpm++", 8, (0.3, 1.0)), Way("compat", 20), Way("ddpm", 200),
+    Way("unipc", 4), Way("ddim", 4), Way("dpm++", 16, (0.3, 1.0), every=2), Way("dpm++", 8, (0.0, 0.7)),
+    Way("dpm++", 20), Way("ddim", 50), Way("dpm++", 50),
 ]  # fmt: skip
 
 

@@ -36,19 +36,20 @@ def as_clip(samples: np.ndarray, rate: int = RATE) -> Clip:
 def seeded(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A full set of weights by rule W1, for the keys and shapes of `own`; its constants stay as they are."""
     salt = reference.manifest(FOLDER)["salt"]
-    return {k: torch.from_numpy(_values(k, tuple(v.shape), salt)) if v.is_meta else v for k, v in own.items()}
+    return {k: torch.from_numpy(value(k, tuple(v.shape), salt)) if v.is_meta else v for k, v in own.items()}
 
 
 def by_rule(name: str, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A whole original file by rule W1, from the layout of that name; `constants` are tensors that are not drawn."""
     salt = json.loads((FOLDER / "manifest.json").read_text())["salt"]
     return {
-        key: constants[key] if key in constants else torch.from_numpy(_values(key, tuple(told["shape"]), salt))
+        key: constants[key] if key in constants else torch.from_numpy(value(key, tuple(told["shape"]), salt))
         for key, told in layout(name).items()
     }
 
 
-def _values(key: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
+def value(key: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
+    """A tensor by rule W1, from its original key."""
     parent, leaf = ["", *key.split(".")][-2:]
     if leaf == "num_batches_tracked":
         return np.zeros(shape, dtype=np.int64)

@@ -59,6 +59,12 @@ def test_an_unknown_name_is_an_attribute_error():
         milonga.dance  # noqa: B018
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gramophone"])
+def test_load_refuses_a_device_that_is_not_there(device: str):
+    with pytest.raises(RecipeError, match=f"nothing can be computed on device '{device}' here"):
+        milonga.load(device=device)
+
+
 def test_load_refuses_a_name_that_is_no_model():
     with pytest.raises(RecipeError, match=r"'tangoo' is neither a folder nor one of .*nano"):
         milonga.load("tangoo")

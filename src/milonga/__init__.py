@@ -31,15 +31,16 @@ def load(
     A folder or repository is in diffusers' layout or one of the original Tango's; of a repository (`user/name`) only
     the files that are needed are fetched, at a branch, tag or commit named by `revision`. `scheduler` is one of
     `ddpm`, `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; of a model that predicts a flow `euler`,
-    `dpm++` and `unipc`. `dtype` and `device` are torch's (default:
-    float32 on the CPU). `tokenizer` is a folder or repository with the text encoder's tokenizer, which the original's
-    repositories leave out. Raises RecipeError for a name or scheduler that is none, CheckpointError when weights cannot
-    be fetched or used.
+    `dpm++` and `unipc`. `dtype` and `device` are torch's (default: float32 on the CPU). `tokenizer` is a folder or
+    repository with the text encoder's tokenizer, which the original's repositories leave out. Raises RecipeError for a
+    name, scheduler or device that is none, CheckpointError when weights cannot be fetched or used.
     """
     from milonga.app.registry import pipeline
+    from milonga.models.loading import check_device
     from milonga.models.schedules import check_scheduler
 
     check_scheduler(scheduler)
+    check_device(device or "cpu")
     made = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
     return (made if scheduler is None else made.use(scheduler)).to(device or "cpu")
 

@@ -74,13 +74,20 @@ def test_audiocaps_tables_find_their_clips_by_any_of_the_usual_names(name: str, 
         assert_heard(one, place)
 
 
-def test_several_captions_of_a_clip_are_one_recording(tmp_path: Path) -> None:
-    rows = [(1, "a", 10, "One"), (2, "a", 10, "Two"), (3, "b", 0, "Three")]
+def test_several_captions_of_a_clip_are_one_recording_wherever_they_stand(tmp_path: Path) -> None:
+    """In AudioCaps' own test.csv the five captions of a clip are hundreds of rows apart."""
+    rows = [(1, "a", 10, "One"), (3, "b", 0, "Three"), (2, "a", 10, "Two")]
     for place, video in enumerate("ab"):
         wav(tmp_path / f"{video}.wav", place)
     found = list(recordings(audiocaps(tmp_path / "val.csv", rows)))
     assert [one.captions for one in found] == [("One", "Two"), ("Three",)]
     assert found[0].id != found[1].id
+
+
+def test_a_table_may_name_clips_by_video_and_start_in_one_column(tmp_path: Path) -> None:
+    wav(tmp_path / "-a_30.wav", 0)
+    (tmp_path / "subset.csv").write_text('clip,caption,audioset_labels\n-a_30,Rain falls,"/m/06mb1,/m/0jb2l"\n')
+    assert told(list(recordings(tmp_path / "subset.csv"))) == [(("Rain falls",), 16000)]
 
 
 def test_the_originals_json_lines_name_their_clips(tmp_path: Path) -> None:

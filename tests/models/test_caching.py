@@ -33,3 +33,13 @@ def test_every_step_is_the_plain_loop_and_a_new_batch_computes_anew() -> None:
         assert pipeline(**USUAL, guidance_interval=(0.0, 0.5)).audios.shape == before.shape
     with pytest.raises(ValueError, match="at least 1"), deep_features_kept(pipeline.unet, every=0):
         pass
+
+
+def test_a_generation_does_not_begin_with_what_another_left() -> None:
+    pipeline = small_networks.pipeline()
+    with deep_features_kept(pipeline.unet, every=2):
+        alone = pipeline(**USUAL).audios  # five steps: the next call would be one of those that compute nothing
+    with deep_features_kept(pipeline.unet, every=2):
+        pipeline(**USUAL | {"prompt": "a bell rings", "seeds": [2]})
+        after = pipeline(**USUAL).audios
+    assert np.array_equal(after, alone)

@@ -89,7 +89,14 @@ def test_embeddings_and_cosines_are_the_recorded_ones(numbers: dict[str, np.ndar
     expected = np.stack([numbers[f"{name}/audio_embed512_normalised"] for name in names(numbers)])
     np.testing.assert_allclose(rows, expected, atol=1e-5)
     with torch.no_grad():
+        pictures = torch.stack([scorer._picture(heard(clip(numbers, name))) for name in names(numbers)])
+        pooled = model.audio_model(pictures, is_longer=torch.zeros(len(rows), 1, dtype=torch.bool)).pooler_output
+        recorded.assert_near(
+            pooled.numpy(), np.stack([numbers[f"{name}/htsat_embedding768"] for name in names(numbers)]), 1e-4
+        )
         ids, mask = (torch.from_numpy(numbers[f"text/{part}"]) for part in ("input_ids", "attention_mask"))
+        said = model.text_model(input_ids=ids, attention_mask=mask).pooler_output.numpy()
+        recorded.assert_near(said, numbers["text/pooler768"], 1e-4)
         texts = model.get_text_features(ids, mask).pooler_output.numpy()  # type: ignore[union-attr]
     np.testing.assert_allclose(texts, numbers["text/text_embed512_normalised"], atol=1e-5)
     np.testing.assert_allclose(rows @ texts.T, numbers["cosine_audio_x_text"], atol=1e-5)

@@ -227,7 +227,8 @@ def test_the_vocoder_sounds_as_recorded(sound: TangoPipeline, facts: Any) -> Non
 @pytest.mark.slow
 def test_a_whole_clip_sounds_as_recorded(sound: TangoPipeline, recorded: dict[str, Tensor]) -> None:
     theirs = load_file(FOLDER / "e2e_decode.safetensors")
-    latents = recorded["loop.g3.final"][:1]
+    guided = max(loops(), key=lambda case: float(case.rpartition(".g")[2]))
+    latents = recorded[f"{guided}.final"][:1]
     with torch.no_grad():
         mel = sound.vae.decode(latents / sound.vae.config.scaling_factor).sample
     close(mel, theirs["mel"], 2e-4)
@@ -235,7 +236,7 @@ def test_a_whole_clip_sounds_as_recorded(sound: TangoPipeline, recorded: dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)  # 40 s of one core; a crowded machine takes its time
 def test_the_full_size_networks_answer_as_recorded(facts: Any, tmp_path: Path) -> None:
     recorded = load_file(FOLDER / "full_size_nets.safetensors")
     layout = read_layout(original_folder.write_published(tmp_path, FOLDER / "layouts" / "configs"))

@@ -7,7 +7,7 @@ ones take its place.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # What the column of a clip is called, where it is a path and where its bytes are inside: the first that is there.
 PATHS = ("location", "file_name", "audio", "path", "file")
 BYTES = ("audio", "chosen")
+IDS = ("youtube_id", "start_time", "audiocap_id")  # AudioCaps'
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 BATCH = 16  # rows of Parquet that are read at once
 
@@ -50,7 +51,8 @@ class Entry:
 def recordings(
     path: Path, audio: Path | None = None, refused: Refused | None = None, mono: Mono = "mean"
 ) -> Iterator[Recording]:
-    """The clips of a data set with their captions, one after the other, in its order; rows of one clip are one.
+    """The clips of a data set with their captions, one after the other, in its order; a table's rows of one clip,
+    wherever they stand, are one.
 
     `path` is a CSV table or JSON lines (`.jsonl`, `.json`), a folder with `metadata.csv`, `.jsonl` or `.parquet`, or
     Parquet (a file, or a folder of them) with audio inside. Clips of a table are looked for in the folder `audio`,
@@ -98,19 +100,14 @@ def metadata_of(folder: Path) -> Path | None:
 
 
 def _listed(table: Path, folder: Path) -> Iterator[Entry]:
-    """The rows of a table whose clips are files: rows that stand together and have one clip are one entry."""
-    last: Entry | None = None
+    """The rows of a table whose clips are files, one entry for each file: AudioCaps' five captions lie far apart."""
+    found: dict[Path, Entry] = {}
     for number, row in _rows(table):
         where = f"{table}, line {number}"
         captions, source = captions_of(row, COLUMNS, where), _file(row, folder, where)
-        if last is not None and last.source == source:
-            last = Entry(last.where, (*last.captions, *captions), source)
-            continue
-        if last is not None:
-            yield last
-        last = Entry(where, tuple(captions), source)
-    if last is not None:
-        yield last
+        first = found.get(source, Entry(where, (), source))
+        found[source] = replace(first, captions=(*first.captions, *captions))
+    yield from found.values()
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -127,13 +124,22 @@ def _file(row: dict[str, Any], folder: Path, where: str) -> Path:
     named = next((row[column] for column in PATHS if isinstance(row.get(column), str) and row[column]), None)
     if named is not None:
         return next((one for one in (folder / named, Path(named)) if one.is_file()), folder / named)
-    if not row.get("youtube_id"):
+    stems = _stems(row)
+    if not stems:
         held = ", ".join(map(str, row))
-        raise DataError(f"{where}: no column {', '.join(PATHS)} or youtube_id names a clip (it has: {held})")
-    video, start = row["youtube_id"], row.get("start_time")
-    stems = [f"{video}_{start}", f"Y{video}_{start}", video, f"Y{video}", str(row.get("audiocap_id", video))]
+        raise DataError(f"{where}: no column {', '.join(PATHS)}, clip or youtube_id names a clip (it has: {held})")
     places = [folder / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
     return next((one for one in places if one.is_file()), places[0])
+
+
+def _stems(row: dict[str, Any]) -> list[str]:
+    """What AudioCaps' clips are called by their ids, without suffix; its test subset has them in one column, `clip`."""
+    if row.get("clip"):
+        return [row["clip"], f"Y{row['clip']}"]
+    if not row.get("youtube_id"):
+        return []
+    video, start = row["youtube_id"], row.get("start_time")
+    return [f"{video}_{start}", f"Y{video}_{start}", video, f"Y{video}", str(row.get("audiocap_id", video))]
 
 
 def _embedded(files: Sequence[Path]) -> Iterator[Entry]:
@@ -163,7 +169,7 @@ def _batches(file: Path) -> Iterator[list[dict[str, Any]]]:
 
     try:
         with pq.ParquetFile(file) as table:
-            wanted = [name for name in table.schema_arrow.names if name in (*COLUMNS, *PATHS, *BYTES, "youtube_id")]
+            wanted = [name for name in table.schema_arrow.names if name in (*COLUMNS, *PATHS, *BYTES, *IDS)]
             for batch in table.iter_batches(BATCH, columns=wanted, use_threads=False):
                 yield batch.to_pylist()
     except (OSError, pa.ArrowException) as error:

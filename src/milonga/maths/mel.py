@@ -69,19 +69,26 @@ def _edges(settings: MelSettings) -> np.ndarray:
     return mel_to_hertz(np.linspace(low, high, settings.bands + 2))
 
 
-def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
-    """Log-mel pictures, shape (B, frames, bands), of waveforms (B, samples).
+def magnitudes(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
+    """Short-time magnitudes, shape (B, fft/2+1, frames), of waveforms (B, samples).
 
     Centred frames with reflected edges and a periodic Hann window, samples // hop + 1 of them. With `settings.tango`
-    the last, surplus frame is cropped, and values are clipped to [-1, 1] and NaN becomes 0 before the transform
-    (FACTS §2, step 5).
+    values are clipped to [-1, 1] and NaN becomes 0 before the transform (FACTS §2, step 5).
     """
     if settings.tango:
         waveforms = torch.nan_to_num(waveforms.clamp(-1, 1))
     window = torch.hann_window(settings.fft, device=waveforms.device, dtype=waveforms.dtype)
-    spectrum = torch.stft(
+    return torch.stft(
         waveforms, settings.fft, settings.hop, window=window, center=True, pad_mode="reflect", return_complex=True
     ).abs()
+
+
+def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
+    """Log-mel pictures, shape (B, frames, bands), of waveforms (B, samples), from their `magnitudes`.
+
+    With `settings.tango` the last, surplus frame is cropped.
+    """
+    spectrum = magnitudes(waveforms, settings)
     matrix = mel_matrix(settings).to(spectrum)
     mel = (matrix @ spectrum**settings.power).clamp(min=settings.floor)
     picture = 10 * torch.log10(mel) if settings.decibels else torch.log(mel)

@@ -52,13 +52,14 @@ def mixes(
 ) -> list[np.ndarray]:
     """The mixes of some pairs of waveforms of one length, each with a peak of 0.5.
 
-    With `compat` one of them has that peak and the others keep their distance from it, as in the original. Silent
-    waveforms must not be among the pairs (`audible_pairs`).
+    With `compat` one of them has that peak and the others keep their distance from it, as in the original, where one
+    silent waveform (NaN, see `training_wave`) makes all mixes NaN. Else silence must not be among the pairs
+    (`audible_pairs`).
     """
     made = [mix(waves[one], waves[other], rate) for one, other in pairs]
     peaks = [np.abs(wave).max() for wave in made]
     return [
-        (wave / (max(peaks) if compat else peak) * 0.5).astype(np.float32)
+        (wave / (np.max(peaks) if compat else peak) * 0.5).astype(np.float32)
         for wave, peak in zip(made, peaks, strict=True)
     ]
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import SpeechT5HifiGan, T5EncoderModel
 
-from milonga.core.errors import CheckpointError, brief
+from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.models.original import load_original
 from milonga.models.original_layout import is_original
 from milonga.models.tango import TangoPipeline
@@ -42,6 +42,14 @@ def load_pipeline(
         place = unet if unet and part == "unet" else folder / part
         parts[part] = _guarded(place, lambda kind=kind, place=place: _network(kind, place, dtype))
     return _guarded(folder, lambda: TangoPipeline.from_pretrained(folder, local_files_only=True, **parts))
+
+
+def check_device(device: Any) -> None:
+    """Raises RecipeError for a device that this torch, or this machine, has not."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(f"nothing can be computed on device {device!r} here: {brief(error)}") from error
 
 
 def sampling(folder: Path) -> tuple[int, float]:
