@@ -8,14 +8,25 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
+# "is shortly followed by" and "right before" are connectives whole, so that nothing of them stays behind in a phrase.
 _LINK = re.compile(
-    r"\s*,?\s*\b(and then|and finally|then|followed by|before|after|while|as|with|and|over)\b\s*|\s*,\s*", re.IGNORECASE
+    r"\s*,?\s*\b(?:(?:(?:is|are|was|were)\s+)?(?:(?:then|soon|shortly|quickly|closely|immediately)\s+)?(?=followed by)"
+    r"|(?:right|just|shortly|immediately)\s+(?=before|after|as\b|while))?"
+    r"\b(and then|and finally|then|followed by|before|after|while|as|with|and|over)\b\s*|\s*,\s*",
+    re.IGNORECASE,
 )
 _IDLE = re.compile(r"^(at )?first\b,?\s*|\s+at the same time\b", re.IGNORECASE)  # would be wrong once phrases move
 _THEN = ("and then", "and finally", "then", "followed by", "before")
 _LOOSE = ("and", "with", "over", ",")
 _AUXILIARIES = frozenset(("is", "are", "was", "were", "can", "does", "do", "has", "have"))
 _DETERMINERS = frozenset(("a", "an", "the", "some", "several", "his", "her", "its", "their", "of"))
+
+_PRONOUNS = frozenset(("it", "its", "he", "his", "she", "her", "they", "their"))
+# Of these participles something else is the subject: "turning off" is no sound without what was told before it.
+_BOUND = frozenset(
+    ("turning", "starting", "stopping", "slowing", "speeding", "fading", "getting", "growing", "going", "shutting")
+)
+_ASPECT = frozenset(("start", "begin", "stop", "continue", "keep"))  # "people start talking" is a clause
 
 _PREPOSITIONS = ("in", "on", "by", "from", "with", "at")
 
@@ -28,7 +39,9 @@ approach clang clink chug shout rub screech open close turn drive fly move walk 
 explode croak crow howl rumble boom wail blare chime toll applaud give make continue patter hover echo crack
 gust cough sniff call oink neigh moo baa chew slam rip cut saw hammer whine chatter shuffle crinkle crumple
 pop toot groan moan hiccup describe converse mumble grind chuckle giggle ride race use work present shift rise
-dribble drip purr hoot chop spin transition
+dribble drip purr hoot chop spin transition slow fade decelerate get come shut throttle proceed increase decrease
+say belch sputter resume subside sigh drain clank jump skid stutter depart restart return exhale inhale yawn sniffle
+gulp strum bounce yell cluck trill caw whisper swish slosh fizzle
 """
 _VERBS = frozenset(_VERB_WORDS.split())
 
@@ -121,6 +134,8 @@ def phrases(caption: str) -> list[Phrase]:
             found[-1] = Phrase(link, text)
         elif last and not text.strip():
             continue
+        elif last and _is_open(last.text):  # "and is then revved" is one doing
+            found[-1] = Phrase(last.link, f"{last.text} {link} {text}")
         elif last and link in _LOOSE and not (_is_sound(last.text) and _is_sound(text)):
             if link == "," and last.link in ("after", "before", "as", "while") and len(found) == 1:
                 found.append(Phrase(link, text))
@@ -169,17 +184,28 @@ def is_clause(text: str) -> bool:
         return True
     if not words or words[0].endswith("ing"):  # "typing occurs" is a clause, "typing on a keyboard" is not
         return any(word.endswith("s") and _is_verb(word) for word in words[1:2])
-    verbs = any(before not in _DETERMINERS and not before.endswith("'s") and _is_verb(word) for before, word in pairs)
+    compounds = {
+        one for one, after in pairs if after.endswith("ing") and one not in _ASPECT
+    }  # "a tool drill operating"
+    words_before = [(one, word) for one, word in pairs if word not in compounds]
+    verbs = any(one not in _DETERMINERS and not one.endswith("'s") and _is_verb(word) for one, word in words_before)
     # A verb that is not listed: "a turbine whines" has a word in -s that is no plural after "of", and no -ing.
     ends = [word for before, word in pairs[1:] if before not in (*_DETERMINERS, *_PREPOSITIONS)]
     unlisted = words[0] in ("a", "an") and any(re.fullmatch(r"[a-z]+[^aisu']s", word) for word in ends)
     return verbs or (unlisted and not any(word.endswith("ing") for word in words))
 
 
-def lacks_subject(text: str) -> bool:
-    """Whether a phrase begins with its verb ("then laughs"), so that it cannot stand first."""
-    first = re.findall(r"[a-z'-]*", text.lower())[0]
+def begins_with_verb(text: str) -> bool:
+    """Whether a phrase begins with its finite verb: "laughs" in "a man speaks then laughs"."""
+    first = _first(text)
     return first in _AUXILIARIES or (first.endswith("s") and _is_verb(first))
+
+
+def lacks_subject(text: str) -> bool:
+    """Whether a phrase speaks of what was told before it, so that it cannot stand first: "laughs", "it idles",
+    "turning off".
+    """
+    return begins_with_verb(text) or _first(text) in _PRONOUNS | _BOUND
 
 
 def begins_with_participle(text: str) -> bool:
@@ -191,6 +217,15 @@ def lowered(text: str) -> str:
     """The text with a small first letter, unless its first word is a name in capitals or "I"."""
     text = text.strip()
     return text if text[1:2].isupper() or text.startswith("I ") else text[:1].lower() + text[1:]
+
+
+def _first(text: str) -> str:
+    return re.findall(r"[a-z'-]*", text.lower())[0]
+
+
+def _is_open(text: str) -> bool:
+    """Whether a phrase ends with an auxiliary, so that its verb is yet to come."""
+    return text.lower().rpartition(" ")[2] in ("is", "are", "was", "were")
 
 
 def _is_verb(word: str) -> bool:

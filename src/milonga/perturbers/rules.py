@@ -18,6 +18,7 @@ from milonga.perturbers.phrases import (
     Phrase,
     Sound,
     begins_with_participle,
+    begins_with_verb,
     is_clause,
     joined,
     lacks_subject,
@@ -37,6 +38,7 @@ _SPEAKERS: dict[str, tuple[str, ...]] = {
     "male": ("female",),
     "female": ("male",),
 }
+_PRONOUN = re.compile(r"\b(he|she|him|his|hers?|himself|herself)\b", re.IGNORECASE)
 _SPEAKER = re.compile(rf"\b({'|'.join(_SPEAKERS)})\b", re.IGNORECASE)
 
 _BINDING = ("before", "after", "while", "as")  # "before sneezing" has its subject elsewhere
@@ -92,8 +94,10 @@ def _in_turns(changes: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def _another_speaker(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
-    """ "A man speaks" -> "A woman speaks": one speaker changed, the rest left alone."""
+    """ "A man speaks" -> "A woman speaks": one speaker changed, the rest left alone; none where a pronoun means one."""
     text = joined(found)
+    if _PRONOUN.search(text):
+        return
     for match in _shuffled(list(_SPEAKER.finditer(text)), rng):
         for other in _shuffled(_SPEAKERS[match[1].lower()], rng):
             yield text[: match.start()] + other + text[match.end() :]
@@ -102,7 +106,7 @@ def _another_speaker(found: list[Phrase], rng: np.random.Generator) -> Iterable[
 def _replaced(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """One phrase replaced by a sound of its kin first, then by any other that the caption does not hold."""
     for place, sound in _crossed(found, rng):
-        yield _with_sound(found, place, sound)
+        yield joined(_with_sound(found, place, sound))
 
 
 def _dropped(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
@@ -110,7 +114,7 @@ def _dropped(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     if len(found) < 2:
         return
     for place in _shuffled(range(len(found)), rng):
-        rest = [*found[:place], *found[place + 1 :]]
+        rest = [*found[:place], *_after(found, place)]
         # "After a, b": the "after" stays only where its comma does.
         rest[0] = Phrase(found[0].link if any(one.link == "," for one in rest[1:]) else "", rest[0].text)
         if not lacks_subject(rest[0].text) and rest[0].text:
@@ -122,7 +126,7 @@ def _added(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     text, clause = joined(found), is_clause(found[-1].text)
     for sound in _absent(text, rng):
         links = ("and", "while", "then") if clause else ("and", "followed by", "with")
-        yield f"{text} {_one_of(links, rng)} {sound.said(clause)}"
+        yield f"{text} {_one_of(_others(links, found[-1].link), rng)} {sound.said(clause)}"
 
 
 def _reordered(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
@@ -142,19 +146,22 @@ def _reordered(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
 def _moved(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """Another order and another sound: strategy 3's captions are wrong in both ways (Table 1)."""
     for place, sound in _crossed(found, rng):
-        changed = [*found]
-        changed[place] = Phrase(found[place].link, sound.said(_wants_clause(found[place])))
+        changed = _with_sound(found, place, sound)
         yield next(iter(_reordered(changed, rng)), joined(changed))
 
 
 def _added_in_time(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """A new event before or after what the caption tells."""
     text, clause = joined(found), is_clause(found[-1].text)
+    next_link = found[1].link if len(found) > 1 else ""
     for sound in _absent(text, rng):
         if rng.random() < 0.5 and not found[0].link and not lacks_subject(text):
-            yield f"{sound.said(is_clause(found[0].text))}, then {text}"
+            begins = is_clause(found[0].text)
+            link = _others((", then", " before" if begins else " followed by"), next_link)[0]
+            yield f"{sound.said(begins)}{link} {text}"
         else:
-            yield f"{text}, then {sound.said(True)}" if clause else f"{text}, followed by {sound.said(False)}"
+            link = _others(("then", "followed by") if clause else ("followed by", "then"), found[-1].link)[0]
+            yield f"{text}, {link} {sound.said(clause and link == 'then')}"
 
 
 _CHANGES: tuple[Change, ...] = (_another_speaker, _replaced, _dropped, _added, _reordered, _replaced)
@@ -174,38 +181,57 @@ def _sequences(order: tuple[str, ...], rng: np.random.Generator) -> Iterable[str
             rng,
         )
         return
-    text = order[0]
+    text, last = order[0], ""
     for phrase in order[1:]:
-        text += f" {_one_of(('then', 'before', 'and then') if is_clause(phrase) else ('followed by',), rng)} {phrase}"
+        links = _others(("then", "before", "and then") if is_clause(phrase) else ("followed by", "then"), last)
+        last = _one_of(links, rng) if is_clause(phrase) else links[0]
+        text += f" {last} {phrase}"
     yield text
 
 
 def _crossed(found: list[Phrase], rng: np.random.Generator) -> Iterator[tuple[int, Sound]]:
-    """(place, sound to put there), every place taking its turn, kin before strangers."""
+    """(place, sound to put there), every place taking its turn, kin before strangers.
+
+    A stranger is not put where nothing else of the caption would be left.
+    """
     whole = joined(found)
     places = _shuffled(range(len(found)), rng)
     queues = []
     for place in places:
         kin = {sound.kin for sound in SOUNDS if sound.keys.search(found[place].text)}
-        absent = _absent(whole, rng)
-        queues.append([(place, sound) for sound in sorted(absent, key=lambda sound: sound.kin not in kin)])
+        fitting = [one for one in _absent(whole, rng) if one.kin in kin or len(_with_sound(found, place, one)) > 1]
+        queues.append([(place, sound) for sound in sorted(fitting, key=lambda sound: sound.kin not in kin)])
     for row in zip_longest(*queues):
         yield from (pair for pair in row if pair)
 
 
-def _with_sound(found: list[Phrase], place: int, sound: Sound) -> str:
+def _with_sound(found: list[Phrase], place: int, sound: Sound) -> list[Phrase]:
     new = Phrase(found[place].link, sound.said(_wants_clause(found[place])))
     rest = found[place + 1 :]
     if rest and lacks_subject(rest[0].text):
         rest = rest[1:]  # "a man speaks and laughs": the second verb goes with its subject
-    return joined([*found[:place], new, *rest])
+    return [*found[:place], new, *rest]
+
+
+def _after(found: list[Phrase], place: int) -> list[Phrase]:
+    """What follows a phrase that is left out: "a with b and c" goes on as "a with c"."""
+    rest = found[place + 1 :]
+    if place and rest and rest[0].link in ("and", ","):
+        return [Phrase(found[place].link, rest[0].text), *rest[1:]]
+    return rest
+
+
+def _others(links: tuple[str, ...], used: str) -> tuple[str, ...]:
+    """The connectives that do not repeat the one used just before ("and then" is a "then"), all where none is left."""
+    plain = used.removeprefix("and ")
+    return tuple(link for link in links if plain not in link or not plain) or links
 
 
 def _wants_clause(phrase: Phrase) -> bool:
     """Whether a clause fits in a phrase's place: after "while" always, after "followed by" never."""
     if phrase.link in ("while", "as"):
         return not begins_with_participle(phrase.text)
-    clause = is_clause(phrase.text) or lacks_subject(phrase.text)
+    clause = is_clause(phrase.text) or begins_with_verb(phrase.text)
     return clause and phrase.link not in ("followed by", "with", "over")
 
 

@@ -10,6 +10,7 @@ from milonga.core.records import Prompt, Record
 from milonga.stages.prompts import Clusters
 
 EXAMPLES = 3
+FEW = 500  # up to so many captions are drawn as larger dots
 DOTS = 4000  # captions drawn on the map; of more, those with the smallest hashes
 WIDTH, HEIGHT, EDGE = 900, 620, 24
 
@@ -91,7 +92,8 @@ def _map(found: Clusters, kept: Sequence[Prompt], rows: Sequence[Cluster]) -> Ma
         x, y = at(np.array([row.x, row.y]))
         title = escape(f"{row.number}: {row.size} captions, {row.taken} taken; {row.examples[0]}")
         names.append(f'<text x="{x}" y="{y}"><title>{title}</title>{row.number}</text>')
+    size = "few" if len(places) <= FEW else "many"
     return Markup(  # every text was escaped above; the rest are numbers
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Map of {len(places)} captions">'
+        f'<svg class="{size}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Map of {len(places)} captions">'
         f'<path class="left" d="{dots[False]}"/><path class="taken" d="{dots[True]}"/>{"".join(names)}</svg>'
     )
