@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from milonga.app import extractors, registry
-from milonga.app.gather import REFERENCE, Gathered, Sound, gather
+from milonga.app.gather import REFERENCE, Gathered, Sound, agreement, gather
 from milonga.app.progress import tracked
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Comparison, Event, Summary
@@ -37,6 +37,7 @@ class Asked:
     tagger: str | None = None
     protocol: str = "milonga"
     splits: tuple[str, ...] = ()
+    labels: str | None = None
     sigmoid: bool = False
     reconstruction: bool = False
     resamples: int = 1000
@@ -62,8 +63,9 @@ class Evaluation:
 def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | None, asked: Asked) -> Evaluation:
     """Hears and measures what `sources` hold (`gather`). Raises in one line for anything that cannot be."""
     loading = of_protocol(asked.protocol)
-    gathered = alike(gather(sources, reference, captions), asked.force)
-    asked, splits = with_listeners(asked, gathered), gathered.splits(asked.splits)
+    given = gather(sources, reference, captions)
+    gathered = alike(given, asked.force)
+    asked, splits = with_listeners(asked, gathered), gathered.splits(asked.splits, asked.labels)
     listeners = listeners_of(asked, loading)
     performances = heard(gathered, listeners, asked, loading)
     real = next((one for one in performances if one.name == REFERENCE), None)
@@ -73,7 +75,7 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
     with tracked("measure", measure.count(systems, listed, question)) as advance:
         rows = measure.summaries(systems, listed, question, advance)
         found = measure.comparisons(systems, listed, question, advance)
-    told = measure.warnings(systems, listed, question)
+    told = [*left_out(given, gathered), *agreement(splits), *measure.warnings(systems, listed, question)]
     return Evaluation(gathered, performances, rows, found, told, splits, classes_of(asked))
 
 
@@ -109,6 +111,14 @@ def alike(gathered: Gathered, force: bool) -> Gathered:
 
     real = kept(gathered.reference) if paired(gathered) else gathered.reference
     return replace(gathered, systems={name: kept(own) for name, own in gathered.systems.items()}, reference=real)
+
+
+def left_out(given: Gathered, evaluated: Gathered) -> list[str]:
+    """What was forced: of which sides how many clips are not evaluated, because others have none of that name."""
+    sides = [(name, own, evaluated.systems[name]) for name, own in given.systems.items()]
+    sides.append((REFERENCE, given.reference, evaluated.reference))
+    lost = [f"{len(own) - len(kept)} of {len(own)} of {name}" for name, own, kept in sides if len(kept) < len(own)]
+    return [f"forced onto the clips that all have: left out are {', '.join(lost)}"] if lost else []
 
 
 def with_listeners(asked: Asked, gathered: Gathered) -> Asked:
