@@ -11,6 +11,7 @@ from milonga.app import extractors, registry
 from milonga.app.gather import REFERENCE, Gathered, Sound, agreement, gather
 from milonga.app.progress import tracked
 from milonga.core.errors import DataError, RecipeError
+from milonga.core.hub import offline
 from milonga.core.records import Comparison, Event, Summary
 from milonga.listeners.loading import Loading, of_protocol
 from milonga.maths import metrics as of_scenes
@@ -62,6 +63,11 @@ class Evaluation:
 
 def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | None, asked: Asked) -> Evaluation:
     """Hears and measures what `sources` hold (`gather`). Raises in one line for anything that cannot be."""
+    with offline(not asked.fetch):
+        return _evaluated(sources, reference, captions, asked)
+
+
+def _evaluated(sources: Sequence[str], reference: Path | None, captions: Path | None, asked: Asked) -> Evaluation:
     loading = of_protocol(asked.protocol)
     given = gather(sources, reference, captions)
     gathered = alike(given, asked.force)
@@ -132,6 +138,10 @@ def with_listeners(asked: Asked, gathered: Gathered) -> Asked:
         raise RecipeError("CLAP judges by captions: give --captions CSV with the columns clip and caption")
     if asked.reconstruction and not paired(gathered):
         raise RecipeError("--reconstruction compares clips with their originals: give a reference of the same names")
+    if asked.protocol != Asked.protocol and not (asked.panns or asked.vggish or asked.reconstruction):
+        raise RecipeError(
+            f"--protocol {asked.protocol} is how PANNs, VGGish and --reconstruction are given clips: ask for one"
+        )
     return asked
 
 
