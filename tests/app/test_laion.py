@@ -10,6 +10,7 @@ import laion_file
 from milonga.app import laion, registry
 from milonga.app.cli import app
 from milonga.core.errors import CheckpointError, RecipeError
+from milonga.core.hub import offline
 from milonga.core.parts import Scorer
 from milonga.core.records import Clip
 from milonga.listeners import laion_clap
