@@ -6,11 +6,14 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 
 import milonga
 from milonga.app.recipe import parse_recipe
-from milonga.core.errors import RecipeError
+from milonga.core.audio import write_audio
+from milonga.core.errors import RecipeError, StoreError
+from milonga.core.records import Clip
 
 RECIPE = """
 name = "public"
@@ -26,7 +29,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_public_names_are_these():
-    assert milonga.__all__ == ["TangoPipeline", "__version__", "load", "run"]
+    assert milonga.__all__ == ["TangoPipeline", "__version__", "evaluate", "load", "run"]
     assert set(milonga.__all__) <= set(dir(milonga))
 
 
@@ -48,7 +51,7 @@ def test_the_pipeline_is_the_class_that_models_define():
 
 
 def test_every_public_function_says_what_it_does():
-    for name in ("load", "run"):
+    for name in ("evaluate", "load", "run"):
         function = getattr(milonga, name)
         assert inspect.getdoc(function)
         assert all(one.annotation is not one.empty for one in inspect.signature(function).parameters.values())
@@ -93,3 +96,25 @@ def test_run_refuses_a_stage_that_does_not_exist(tmp_path):
 
 def test_the_module_is_the_command():
     assert python("-m", "milonga", "--version").stdout.strip() == milonga.__version__
+
+
+def test_evaluate_measures_as_the_command_does_and_its_options_are_the_commands(tmp_path):
+    from milonga.app.evaluate_door import evaluate as door
+
+    options = set(inspect.signature(milonga.evaluate).parameters)
+    renamed = {"no_cache": "cache", "as_json": "sources"}  # a value comes back, which needs no form
+    assert options == {renamed.get(name, name) for name in inspect.signature(door).parameters}
+    waves = np.random.default_rng(0).normal(0, 0.1, (2, 12, 8000)).astype(np.float32)
+    for name, own in zip(("made", "real"), waves, strict=True):
+        for number, wave in enumerate(own):
+            write_audio(tmp_path / name / f"{number}.wav", Clip(wave, 16000))
+    found = milonga.evaluate(
+        tmp_path / "made", reference=tmp_path / "real", resamples=100, cache=False, out=tmp_path / "out"
+    )
+    told = {row.metric: row for row in found.summaries if row.system == "made"}
+    assert {"fd", "kl", "is", "silent"} <= told.keys()
+    assert told["kl"].low < told["kl"].value < told["kl"].high
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())[0]["protocol"] == found.summaries[0].protocol
+    assert (tmp_path / "out" / "leaderboard.html").exists()
+    with pytest.raises(StoreError, match="is not there"):
+        milonga.evaluate(tmp_path / "nowhere")

@@ -92,6 +92,34 @@ def test_without_a_reference_and_captions_there_are_only_metrics_of_clips_alone(
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert {(row["system"], row["metric"]) for row in told["summary"]} == {("one", "silent"), ("one", "clipped")}
+    assert any("no real clips, so none of FD, FD∞, KAD, KL" in one for one in told["warnings"])
+    assert not any(one.startswith(("FD:", "FD∞:")) for one in told["warnings"])
+
+
+def test_the_table_to_read_says_how_its_numbers_were_made(root: Path) -> None:
+    done = milonga(root / "near", root / "real", "--resamples", 100, "--no-cache")
+    assert done.exit_code == 0, done.output
+    made = done.stdout.partition("how they were made\n")[2]
+    assert re.search(r"FD: nano-tagger@[0-9a-f]{8}; mean of channels", made)
+    assert "softmax, reference ‖ generated" in made
+    assert re.search(r"^all: protocol milonga; 100 resamples; milonga .*; N 6; seed 0$", made, re.M)
+
+
+def test_labels_split_by_their_number_and_tell_how_far_captions_agree(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labelled.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["clip", "caption", "audioset_labels"])
+        labels = ["/m/1,/m/2", "/m/1,/m/2,/m/3", "/m/1", "", "/m/1", "/m/1,/m/2"]
+        texts = [*CAPTIONS[:4], "a dog barks", "a dog barks"]
+        rows.writerows([f"clip{n}.wav", text, label] for n, (text, label) in enumerate(zip(texts, labels, strict=True)))
+    words = [root / "near", "--captions", path, "--labels", "audioset_labels", "--json", "--no-cache"]
+    done = milonga(*words, "--resamples", 100)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    found = {(row["split"], row["metric"]): row["n"] for row in told["summary"]}
+    assert (found["several labels", "silent"], found["one label", "silent"]) == (3, 2)
+    assert "multi-concept by caption: 3 clips, by labels: 3 of 5; they agree on 3 (60%)" in told["warnings"]
 
 
 def test_a_table_names_clips_systems_and_real_clips(root: Path) -> None:
@@ -170,7 +198,14 @@ def test_the_published_listeners_hear_by_the_protocols_rules(
         (["empty", "real"], "holds no audio files"),
         (["far", "far", "real"], "names of their own"),
         (["near", "real", "--protocol", "fast"], "no protocol 'fast': there are milonga, audioldm, tango"),
+        (["near", "real", "--protocol", "tango"], "how PANNs, VGGish and --reconstruction are given clips"),
         (["near", "real", "--clap", "nano-judge"], "CLAP judges by captions"),
+        (["near", "real", "--clap", "a/b", "--captions", "captions.csv"], "a/b is not on this machine: --fetch"),
+        (["near", "real", "--tagger", "a/b@v1"], "a/b is not on this machine: --fetch"),
+        (
+            ["near", "real", "--clap", "laion-clap:a/b@mean", "--captions", "captions.csv"],
+            "not on this machine: --fetch",
+        ),
         (["near", "real", "--clap", "nowhere", "--captions", "captions.csv"], "neither a folder nor one of"),
         (["near", "--reconstruction"], "give a reference of the same names"),
         (["near", "real", "--panns", "NOWHERE.pth"], "neither a file nor OWNER/NAME:FILE"),
@@ -212,6 +247,7 @@ def test_different_clips_are_compared_on_equal_terms_if_forced(root: Path, tmp_p
     asked = Asked(tagger="nano-tagger", resamples=100, force=True, cache=None)
     found = evaluate([str(root / "far"), str(few), str(root / "real")], None, None, asked)
     assert {row.n for row in found.summaries if row.metric == "kl"} == {COUNT - 1}
+    assert "forced onto the clips that all have: left out are 1 of 6 of far, 1 of 6 of reference" in found.warnings
 
 
 def test_nothing_is_fetched_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import laion_file
 from milonga.app import laion, registry
 from milonga.app.cli import app
 from milonga.core.errors import CheckpointError, RecipeError
+from milonga.core.hub import offline
 from milonga.core.parts import Scorer
 from milonga.core.records import Clip
 from milonga.listeners import laion_clap
@@ -63,10 +64,12 @@ def test_convert_is_a_door_for_it_too(source: Path, tmp_path: Path) -> None:
     assert "is there already" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["laion-clap:", "laion-clap:nowhere.pt", "laion-clap:nowhere@last"])
+@pytest.mark.parametrize(
+    "name", ["laion-clap:", "laion-clap:nowhere.pt", "laion-clap:no/where.pt", "laion-clap:nowhere@last"]
+)
 def test_a_name_without_a_file_is_told_how_to_write_one(name: str) -> None:
     for door in (registry.scorer, registry.fingerprint):
-        with pytest.raises(RecipeError, match=r"write laion-clap:FILE\.pt or laion-clap:FOLDER"):
+        with pytest.raises(RecipeError, match=r"write laion-clap:FILE\.pt, laion-clap:FOLDER or laion-clap:user/name"):
             door(name)
 
 
@@ -82,3 +85,16 @@ def test_a_broken_file_leaves_nothing_behind(tmp_path: Path, cache: Path) -> Non
     (path.parent / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no usable tokenizer"):
         registry.scorer(f"laion-clap:{path}")
+
+
+def test_without_leave_to_fetch_the_tokenizer_is_not_fetched_either(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda place, local_files_only: asked.append(local_files_only)
+    )
+    laion._tokenizer(tmp_path / "a.pt", None)
+    with offline():
+        laion._tokenizer(tmp_path / "a.pt", None)
+    assert asked == [False, True]

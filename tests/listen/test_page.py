@@ -183,6 +183,10 @@ def test_the_admin_page_counts_and_invites(browser, place) -> None:
     visit.page.fill("#number", "2")
     visit.page.get_by_role("button", name="Invite").click()
     visit.page.wait_for_function(f"() => document.querySelectorAll('tbody tr').length === {before + 2}")
+    visit.page.locator("button.copy").first.focus()
+    ratings.invite(1)  # by the command, say: the page shows it by itself, and leaves the focus where it was
+    visit.page.wait_for_function(f"() => document.querySelectorAll('tbody tr').length === {before + 3}", timeout=15000)
+    assert visit.page.evaluate("document.activeElement === document.querySelector('button.copy')")
     shown = visit.page.locator("td.link code").last.inner_text()
     assert shown == f"{base}/r/{ratings.invited()[-1].token}"
     assert visit.troubles == []

@@ -153,7 +153,7 @@ def test_answers_are_checked_and_are_of_the_rater_whose_link_it_is(place: Place)
     assert first["tones"] == {"answered": 6, "total": 6}
     for bad in (
         {"ovl": 6}, {"ovl": 0}, {"ovl": "3"}, {"ovl": 3.5}, {"ovl": True},
-        {"seconds": -1}, {"seconds": "inf"}, {"rater": 1},
+        {"seconds": -1}, {"seconds": "inf"}, {"seconds": "2"}, {"seconds": True}, {"rater": 1},
     ):  # fmt: skip
         assert ask(place.base, "PUT", f"{path}/trials/0", good | bad)[0] == 422
     for wrong in ({"ovl": 3}, {"better": "a"}, good | {"better": "a"}):

@@ -143,3 +143,31 @@ def test_schedulers_and_types_are_chosen_at_loading(hub: Hub) -> None:
     assert milonga.load(TANGO2).scheduler.config.timestep_spacing == "trailing"
     with pytest.raises(RecipeError, match="unknown scheduler 'heun'"):
         milonga.load(TANGO2, scheduler="heun")
+
+
+def test_a_clap_of_the_hub_is_fetched_when_asked_for_and_then_heard_without_asking(hub: Hub, tmp_path: Path) -> None:
+    from milonga.core.audio import write_audio
+    from milonga.core.errors import MilongaError
+    from milonga.core.records import Clip
+
+    hub.repositories["some/clap"] = Repository(registry.folder_of("nano-clap-a"))
+    (tmp_path / "captions.csv").write_text("clip,caption\n0.wav,a bell rings\n1.wav,a dog barks\n")
+    for number in (0, 1):
+        wave = np.random.default_rng(number).normal(0, 0.1, 16000).astype(np.float32)
+        write_audio(tmp_path / "made" / f"{number}.wav", Clip(wave, 16000))
+
+    def scores(fetch: bool, clap: str = "some/clap") -> list[float]:
+        claps, captions = [clap], tmp_path / "captions.csv"
+        found = milonga.evaluate(tmp_path / "made", captions=captions, claps=claps, fetch=fetch, cache=False)
+        return [row.value for row in found.summaries if row.metric == "clap"]
+
+    with pytest.raises(MilongaError, match="some/clap is not on this machine: --fetch would download it"):
+        scores(fetch=False)
+    assert hub.asked == []
+    assert scores(fetch=True) == scores(fetch=True, clap="nano-clap-a")
+    assert {path.split("/")[-1] for path in hub.got()} == {
+        "config.json", "front_end.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    before = len(hub.asked)
+    assert scores(fetch=False) == scores(fetch=False, clap="nano-clap-a")
+    assert len(hub.asked) == before

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milonga.core.records import Comparison
+from milonga.core.records import Comparison, Summary
 from milonga.stages.report_claim import claim
-from milonga.stages.report_numbers import MEASURES, compared, measures, ordered, turned, verdict
+from milonga.stages.report_numbers import MEASURES, compared, measures, ordered, stamps, turned, verdict
 
 NUMBERS = st.floats(-2, 2, allow_nan=False)
 
@@ -90,6 +90,39 @@ def test_a_worse_or_undecided_lead_says_so() -> None:
     assert unclear is not None
     assert "undecided whether" in unclear.sentence
     assert claim({}) is None
+
+
+def test_a_claim_says_what_the_correction_for_many_comparisons_leaves_of_it() -> None:
+    def told(**holm: float) -> str:
+        rows = {
+            "clap": row("clap", 0.01, 0.03, "a"),
+            "fd": row("fd", 0.1, 0.5, "b"),
+            "is": row("is", -0.1, 0.2, "neither"),
+        }
+        made = claim({name: one.model_copy(update={"holm": holm.get(name)}) for name, one in rows.items()})
+        assert made is not None
+        return made.corrected
+
+    assert told() == told(**{"is": 0.01}) == ""
+    assert "none of the differences is beyond chance" in told(clap=0.2, fd=0.9)
+    assert told(clap=0.01, fd=0.9).endswith("these are beyond chance: Judge CLAP.")
+    assert told(clap=0.01, fd=0.02).endswith("all of them.")
+
+
+def test_stamps_are_told_once_and_what_systems_differ_in_by_their_name() -> None:
+    def stamped(system: str, metric: str, stamp: str, split: str = "overall") -> Summary:
+        return Summary(system=system, split=split, metric=metric, value=1, low=0, high=2, n=9, protocol=stamp)
+
+    rows = [
+        stamped("a", "fd", "panns@1; seed 0; N 9"),
+        stamped("a", "is", "panns@1; seed 0; sd 0.1; N 8"),
+        stamped("b", "fd", "panns@1; seed 0; N 9"),
+        stamped("b", "is", "panns@1; seed 0; sd 0.2; N 8"),
+        stamped("b", "is", "panns@1; seed 0; sd 0.3; N 4", "temporal"),
+    ]
+    assert stamps(rows) == ([("FD", "N 9"), ("IS", "N 8; sd 0.1 (a); sd 0.2 (b)")], "panns@1; seed 0")
+    assert stamps(rows[:1]) == ([], "panns@1; seed 0; N 9")
+    assert stamps([]) == ([], "")
 
 
 def test_shares_are_told_in_points_and_undefined_numbers_as_a_dash() -> None:

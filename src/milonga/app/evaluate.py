@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from milonga.app import extractors, registry
-from milonga.app.gather import REFERENCE, Gathered, Sound, gather
+from milonga.app.gather import REFERENCE, Gathered, Sound, agreement, gather
 from milonga.app.progress import tracked
 from milonga.core.errors import DataError, RecipeError
+from milonga.core.hub import offline
 from milonga.core.records import Comparison, Event, Summary
 from milonga.listeners.loading import Loading, of_protocol
 from milonga.maths import metrics as of_scenes
@@ -37,6 +38,7 @@ class Asked:
     tagger: str | None = None
     protocol: str = "milonga"
     splits: tuple[str, ...] = ()
+    labels: str | None = None
     sigmoid: bool = False
     reconstruction: bool = False
     resamples: int = 1000
@@ -61,9 +63,15 @@ class Evaluation:
 
 def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | None, asked: Asked) -> Evaluation:
     """Hears and measures what `sources` hold (`gather`). Raises in one line for anything that cannot be."""
+    with offline(not asked.fetch):
+        return _evaluated(sources, reference, captions, asked)
+
+
+def _evaluated(sources: Sequence[str], reference: Path | None, captions: Path | None, asked: Asked) -> Evaluation:
     loading = of_protocol(asked.protocol)
-    gathered = alike(gather(sources, reference, captions), asked.force)
-    asked, splits = with_listeners(asked, gathered), gathered.splits(asked.splits)
+    given = gather(sources, reference, captions)
+    gathered = alike(given, asked.force)
+    asked, splits = with_listeners(asked, gathered), gathered.splits(asked.splits, asked.labels)
     listeners = listeners_of(asked, loading)
     performances = heard(gathered, listeners, asked, loading)
     real = next((one for one in performances if one.name == REFERENCE), None)
@@ -73,7 +81,7 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
     with tracked("measure", measure.count(systems, listed, question)) as advance:
         rows = measure.summaries(systems, listed, question, advance)
         found = measure.comparisons(systems, listed, question, advance)
-    told = measure.warnings(systems, listed, question)
+    told = [*left_out(given, gathered), *agreement(splits), *measure.warnings(systems, listed, question)]
     return Evaluation(gathered, performances, rows, found, told, splits, classes_of(asked))
 
 
@@ -111,6 +119,14 @@ def alike(gathered: Gathered, force: bool) -> Gathered:
     return replace(gathered, systems={name: kept(own) for name, own in gathered.systems.items()}, reference=real)
 
 
+def left_out(given: Gathered, evaluated: Gathered) -> list[str]:
+    """What was forced: of which sides how many clips are not evaluated, because others have none of that name."""
+    sides = [(name, own, evaluated.systems[name]) for name, own in given.systems.items()]
+    sides.append((REFERENCE, given.reference, evaluated.reference))
+    lost = [f"{len(own) - len(kept)} of {len(own)} of {name}" for name, own, kept in sides if len(kept) < len(own)]
+    return [f"forced onto the clips that all have: left out are {', '.join(lost)}"] if lost else []
+
+
 def with_listeners(asked: Asked, gathered: Gathered) -> Asked:
     """The same with nano's own listeners where none is named: they know the small world's sounds and no others.
 
@@ -122,6 +138,10 @@ def with_listeners(asked: Asked, gathered: Gathered) -> Asked:
         raise RecipeError("CLAP judges by captions: give --captions CSV with the columns clip and caption")
     if asked.reconstruction and not paired(gathered):
         raise RecipeError("--reconstruction compares clips with their originals: give a reference of the same names")
+    if asked.protocol != Asked.protocol and not (asked.panns or asked.vggish or asked.reconstruction):
+        raise RecipeError(
+            f"--protocol {asked.protocol} is how PANNs, VGGish and --reconstruction are given clips: ask for one"
+        )
     return asked
 
 

@@ -43,6 +43,10 @@ def evaluate(
     splits: Annotated[
         Many, typer.Option("--split", metavar="COLUMN", help="Split by a column of the captions too.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Class labels, divided by commas: split by their number, tell agreement."),
+    ] = None,
     sigmoid: Annotated[bool, typer.Option("--kl-sigmoid", help="The toolkit's sigmoid KL as well.")] = False,
     reconstruction: Annotated[
         bool, typer.Option("--reconstruction", help="PSNR, SSIM and LSD against the reference of the same name.")
@@ -66,8 +70,8 @@ def evaluate(
 
     asked = Asked(
         panns=panns, vggish=vggish, claps=tuple(claps or ()), tagger=tagger, protocol=protocol,
-        splits=tuple(splits or ()), sigmoid=sigmoid, reconstruction=reconstruction, resamples=resamples, seed=seed,
-        force=force, fetch=fetch, cache=None if no_cache else cache_folder(),
+        splits=tuple(splits or ()), labels=labels, sigmoid=sigmoid, reconstruction=reconstruction,
+        resamples=resamples, seed=seed, force=force, fetch=fetch, cache=None if no_cache else cache_folder(),
     )  # fmt: skip
     found = evaluate(sources, reference, captions, asked)
     typer.echo(told.as_json(found) if as_json else told.as_text(found))

@@ -9,7 +9,7 @@ from typing import Any
 from milonga.app.evaluate import Evaluation
 from milonga.core.records import Comparison, Record, Summary
 from milonga.core.store import write_json, write_text
-from milonga.stages.report_numbers import MINUS, measures
+from milonga.stages.report_numbers import MINUS, Measure, measures, stamps
 
 
 def as_text(found: Evaluation) -> str:
@@ -19,6 +19,7 @@ def as_text(found: Evaluation) -> str:
         lines += [*_values(split, [row for row in found.summaries if row.split == split]), ""]
     if found.comparisons:
         lines += [*_differences(found.comparisons), ""]
+    lines += [*_made(found.summaries), ""]
     return "\n".join(lines + [f"note: {told}" for told in found.warnings]).rstrip()
 
 
@@ -49,15 +50,21 @@ def _values(split: str, found: Sequence[Summary]) -> list[str]:
     systems = list(dict.fromkeys(row.system for row in found))
     cells = {(row.system, row.metric): row for row in found}
     head = f"{split} (N {max(row.n for row in found)})"
-    width = max(24, *(len(name) + 2 for name in systems))
-    lines = [f"{head:<28}" + "".join(f"{name:>{width}}" for name in systems)]
-    for one in measures(list(dict.fromkeys(row.metric for row in found))):
-        shown = []
-        for system in systems:
-            row = cells.get((system, one.name))
-            shown.append(f"{one.value(row.value)} {one.interval(row.low, row.high)}".strip() if row else "–")
-        lines.append(f"{one.title + ' ' + one.arrow:<28}" + "".join(f"{cell:>{width}}" for cell in shown))
-    return lines
+    table = [(head, systems)]
+    for one in measures([row.metric for row in found]):
+        table.append((f"{one.title} {one.arrow}", [_cell(cells.get((system, one.name)), one) for system in systems]))
+    first = max(28, *(len(name) for name, _ in table))
+    width = max(24, *(len(cell) + 2 for _, row in table for cell in row))
+    return [f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell in row) for name, row in table]
+
+
+def _cell(row: Summary | None, measure: Measure) -> str:
+    return f"{measure.value(row.value)} {measure.interval(row.low, row.high)}".strip() if row else "–"
+
+
+def _made(found: Sequence[Summary]) -> list[str]:
+    lines, shared = stamps(found)
+    return ["how they were made", *(f"{titles}: {line}" for titles, line in lines), f"all: {shared}"] if shared else []
 
 
 def _differences(found: Sequence[Comparison]) -> list[str]:

@@ -21,6 +21,7 @@ from milonga.stages.evaluate import splits_of
 from milonga.stages.prompts import tags_of
 
 SPLITS = ("overall", "temporal", "non-temporal", "multi-concept", "single-concept")
+LABELLED = ("one label", "several labels")
 REFERENCE = "reference"
 
 
@@ -56,8 +57,9 @@ class Gathered:
     prompts: dict[str, Prompt] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)  # key → column → value
 
-    def splits(self, columns: Sequence[str] = ()) -> dict[str, list[str]]:
-        """Keys by split: all; by the rules of §5.5 where captions are known; by every value of the named columns.
+    def splits(self, columns: Sequence[str] = (), labels: str | None = None) -> dict[str, list[str]]:
+        """Keys by split: all; by the rules of §5.5 where captions are known; by every value of the named columns; by
+        whether the column `labels` holds several class labels, divided by commas, or one.
 
         Raises RecipeError for a column that the table has not.
         """
@@ -69,10 +71,11 @@ class Gathered:
             parts = splits_of(known, SPLITS[1:])
             found |= {name: [of_prompt[one.id] for one in part] for name, part in parts.items()}
         for column in columns:
-            found |= self._by_column(column, keys)
-        return found
+            found |= self._by(column, keys, lambda value, column=column: f"{column}: {value}")
+        return found | (self._by(labels, keys, lambda value: LABELLED["," in value]) if labels else {})
 
-    def _by_column(self, column: str, keys: Sequence[str]) -> dict[str, list[str]]:
+    def _by(self, column: str, keys: Sequence[str], name_of: Callable[[str], str]) -> dict[str, list[str]]:
+        """Keys by what `name_of` makes of their cell in `column`; those whose cell is empty are in no split."""
         there = sorted({name for row in self.labels.values() for name in row})
         if column not in there:
             raise RecipeError(f"no column {column!r} to split by: there are {', '.join(there) or 'none'}")
@@ -80,8 +83,21 @@ class Gathered:
         for key in keys:
             value = self.labels.get(key, {}).get(column, "")
             if value:
-                found.setdefault(f"{column}: {value}", []).append(key)
+                found.setdefault(name_of(value), []).append(key)
         return dict(sorted(found.items()))
+
+
+def agreement(splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """How far the sounds that captions tell of agree with the labels that clips carry, where both are known."""
+    one, several = (set(splits.get(name, ())) for name in LABELLED)
+    told = set(splits.get("multi-concept", ()))
+    if not one | several:
+        return []
+    same = len(several & told) + len(one - told)
+    return [
+        f"multi-concept by caption: {len((one | several) & told)} clips, by labels: {len(several)} of "
+        f"{len(one | several)}; they agree on {same} ({same / len(one | several):.0%})"
+    ]
 
 
 def gather(sources: Sequence[str], reference: Path | None, captions: Path | None) -> Gathered:

@@ -1,4 +1,5 @@
-"""LAION-CLAP by name: `laion-clap:PATH[@WINDOWS]`, PATH being LAION's own `.pt` or a folder in transformers' layout.
+"""LAION-CLAP by name: `laion-clap:PATH[@WINDOWS]`, PATH being LAION's own `.pt`, or a folder or a repository of the Hub
+(`user/name`) in transformers' layout.
 
 A `.pt` is converted once, to safetensors in the cache, under its hash: it is read as a file of tensors and never run.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import RowCache, cache_folder
 from milonga.core.errors import CheckpointError, RecipeError, brief
+from milonga.core.hub import as_repository, is_offline
 from milonga.core.ids import content_id, file_hash
 
 if TYPE_CHECKING:
@@ -26,17 +28,28 @@ WEIGHTS = (".safetensors", ".bin")
 def parsed(name: str) -> tuple[Path, str]:
     """The path in `laion-clap:PATH[@WINDOWS]`, and what is heard of longer clips: `first`, `mean` or `random:SEED`.
 
-    Raises RecipeError for a name without a path, or whose path is not there.
+    Raises RecipeError for a name without a path, or whose path is not there; CheckpointError for a repository that
+    cannot be fetched.
     """
     rest = name.removeprefix(PREFIX)
     found = WINDOWS.search(rest)
-    path = Path(rest[: found.start()] if found else rest)
+    place, windows = (rest[: found.start()], found[1]) if found else (rest, "first")
+    path = Path(place)
+    if path.suffix != ".pt" and not (path.name and path.exists()) and as_repository(place):
+        path = _fetched(place)
     if not path.name or not path.exists():
         raise RecipeError(
-            f"{name!r}: {path} is not there; write {PREFIX}FILE.pt or {PREFIX}FOLDER, "
+            f"{name!r}: {path} is not there; write {PREFIX}FILE.pt, {PREFIX}FOLDER or {PREFIX}user/name, "
             "with @first, @mean or @random:SEED after it for longer clips"
         )
-    return path, found[1] if found else "first"
+    return path, windows
+
+
+@lru_cache(maxsize=4)
+def _fetched(name: str) -> Path:
+    from milonga.models.repository import fetch_model
+
+    return fetch_model(name)
 
 
 def fingerprint(name: str) -> str:
@@ -111,7 +124,7 @@ def _tokenizer(source: Path, given: Path | None) -> Any:
     beside = [one for one in (source.parent / "tokenizer", source.parent) if (one / "tokenizer.json").is_file()]
     place = given or (beside[0] if beside else TOKENIZER)
     try:
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, local_files_only=is_offline())
     except Exception as error:  # the Rust tokenizers raise bare Exceptions, the Hub its own
         raise CheckpointError(
             f"{place} holds no usable tokenizer ({brief(error)}): put RoBERTa's tokenizer.json beside {source}"

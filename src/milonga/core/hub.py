@@ -10,7 +10,8 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,28 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 BLOCK = 1 << 16
 # Breaks of the connection in a row, without a byte between them, after which a download gives up; seconds between.
 TRIES, PAUSE = 5, 1.0
+_OFFLINE: ContextVar[bool] = ContextVar("offline", default=False)
 
 
 def as_repository(name: str) -> tuple[str, str | None] | None:
     """`user/name` or `user/name@revision` as repository and revision; None for what is neither."""
     found = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?", name)
     return (found[1], found[2]) if found else None
+
+
+@contextlib.contextmanager
+def offline(wanted: bool = True) -> Iterator[None]:
+    """Inside, `fetch` gives what was fetched before and never asks the hub; not so where it is not `wanted`."""
+    before = _OFFLINE.set(wanted)
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(before)
+
+
+def is_offline() -> bool:
+    """Whether this is inside of `offline`."""
+    return _OFFLINE.get()
 
 
 def fetch(repository: str, revision: str | None, choose: Choose, tell: Callable[[str], object] | None = None) -> Path:
@@ -39,6 +56,8 @@ def fetch(repository: str, revision: str | None, choose: Choose, tell: Callable[
 
     api = HfApi(endpoint=constants.ENDPOINT)
     cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    if is_offline():
+        return _here(api, cache, repository, revision)
     with _told(repository, revision):
         commit = api.resolve_revision(repository, revision=revision).resolved
         snapshot = cache / "snapshots" / commit
@@ -53,6 +72,17 @@ def fetch(repository: str, revision: str | None, choose: Choose, tell: Callable[
             _file(_Wanted(api, repository, commit, name, files[name], cache))
     _licence(repository, info, tell or _say)
     return snapshot
+
+
+def _here(api: Any, cache: Path, repository: str, revision: str | None) -> Path:
+    """The folder of what was fetched before; CheckpointError where nothing was."""
+    from huggingface_hub.errors import RevisionResolutionError
+
+    with contextlib.suppress(RevisionResolutionError):
+        commit = api.resolve_revision(repository, revision=revision, local_files_only=True).resolved
+        if (cache / "snapshots" / commit).is_dir():
+            return cache / "snapshots" / commit
+    raise CheckpointError(f"{repository} is not on this machine: --fetch would download it")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Judgement(Record):
     ovl: Mark | None = None
     rel: Mark | None = None
     better: Literal["a", "b", "same"] | None = None
-    seconds: float = Field(ge=0, le=86400, allow_inf_nan=False)
+    seconds: float = Field(ge=0, le=86400, allow_inf_nan=False, strict=True)
 
 
 class Sessions:

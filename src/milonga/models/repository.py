@@ -13,11 +13,12 @@ _WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.(safetenso
 _PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae", "vocoder")
 _WORDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # The front end's weights (pytorch_model_stft.bin) are constants, and config.json is main_config.json again.
+_LISTENER = ("config.json", "front_end.json", "preprocessor_config.json", "vocab.json", "merges.txt")
 _CONFIGS = ("main_config.json", "vae_config.json", "stft_config.json", "summary.jsonl")
 
 
 def fetch_model(name: str, revision: str | None = None, tell: Callable[[str], object] | None = None) -> Path:
-    """The folder of a repository's files (`user/name` or `user/name@revision`) that a pipeline is loaded from.
+    """The folder of a repository's files (`user/name` or `user/name@revision`) that a model is loaded from.
 
     Raises CheckpointError when it cannot be fetched or holds no model of these layouts.
     """
@@ -45,16 +46,25 @@ def fetch_tokenizer(name: str) -> Path:
 
 
 def needed(names: Sequence[str]) -> list[str]:
-    """The files that a pipeline is loaded from, of those that a repository holds; none where it holds no model."""
+    """The files that a pipeline or a listener is loaded from, of those that a repository holds; none for no model."""
     if "model_index.json" in names:
         return ["model_index.json", *(one for part in _PARTS for one in _component(names, part))]
     trained = MAIN not in names
     main = next((one for one in (TRAINED_MAIN if trained else (MAIN,)) if one in names), None)
     vae = next((one for one in (TRAINED_VAE if trained else (VAE,)) if one in names), None)
     if main is None and "main_config.json" not in names:
-        return []
+        return _listener(names)
     words = [one for one in names if one.startswith("tokenizer/") or one in _WORDS]
     return [*(one for one in _CONFIGS if one in names), *words, *(one for one in (main, vae) if one)]
+
+
+def _listener(names: Sequence[str]) -> list[str]:
+    """What a CLAP or a tagger is loaded from: one network in transformers' layout; none where there is none."""
+    weights = [one for one in names if _WEIGHTS.fullmatch(one) or one == "pytorch_model.bin"]
+    if "config.json" not in names or not weights:
+        return []
+    safe = [one for one in weights if one.endswith(".safetensors")]
+    return [one for one in names if one in (*_LISTENER, *_WORDS)] + (safe or weights)
 
 
 def _component(names: Sequence[str], part: str) -> list[str]:

@@ -18,6 +18,7 @@ from milonga.core.records import Comparison, Summary
 from milonga.maths import distances, metrics, resampled, statistics
 from milonga.maths.distances import SMALLEST_SHARE
 from milonga.stages.evaluate import MOST_DRAWS, SMALLEST_SET, comparison, corrected
+from milonga.stages.report_numbers import measures
 
 Kind = Literal["mean", "share", "kl", "kl_sigmoid", "frechet", "endless", "kernel", "inception"]
 OF_CLIPS = ("mean", "share", "kl", "kl_sigmoid")
@@ -104,32 +105,46 @@ def comparisons(
 def warnings(systems: Sequence[Performance], listed: Sequence[Metric], asked: Question) -> list[str]:
     """What must be said aloud with these numbers: bias at small N, the bound of IS, what does not compare."""
     told, clips = [], len(asked.splits["overall"])
+    against = [metric for metric in listed if metric.kind in AGAINST_REAL]
+    if asked.reference is None and against:
+        told.append(f"no real clips, so none of {', '.join(map(_title, against))}: give a reference")
     for metric in listed:
+        if asked.reference is None and metric in against:
+            continue
         width = _width(metric, systems)
         rows = min(_rows_of(one, metric.column) for one in systems)
         lost = sum(not array.size for one in systems for array in one.columns.get(metric.column, {}).values())
         if metric.kind == "frechet" and lost:
-            told.append(f"{metric.name}: {lost} clips are too short for a single row and count for nothing")
+            told.append(f"{_title(metric)}: {lost} clips are too short for a single row and count for nothing")
         if metric.kind == "frechet" and rows < 2 * width:
             told.append(
-                f"{metric.name}: {rows} rows of {width} dimensions a system; a Fréchet distance falls as N grows, so "
-                f"compare it with others at N {clips} only"
+                f"{_title(metric)}: {rows} rows of {width} dimensions a system; a Fréchet distance falls as N grows, "
+                f"so compare it with others at N {clips} only"
             )
         if metric.kind == "endless" and SMALLEST_SHARE * rows < width:
             told.append(
-                f"{metric.name}: the parts that it extrapolates from have fewer rows than {width} dimensions, so it "
+                f"{_title(metric)}: the parts that it extrapolates from have fewer rows than {width} dimensions, so it "
                 "falls too low; below 0 it says no more than near"
             )
         if metric.kind == "inception" and clips < 100 * IS_SPLITS:
-            told.append(f"{metric.name}: with {clips} clips in {IS_SPLITS} splits it cannot pass {clips / IS_SPLITS:g}")
+            told.append(
+                f"{_title(metric)}: with {clips} clips in {IS_SPLITS} splits it cannot pass {clips / IS_SPLITS:g}"
+            )
     if len(asked.splits) > 1:
         told.append("splits differ in N: Fréchet distances and IS compare within a split, never across")
     small = [split for split, keys in asked.splits.items() if len(keys) < SMALLEST_SET]
     if small:
-        told.append(f"fewer than {SMALLEST_SET} clips, so no intervals of metrics of sets: {', '.join(small)}")
+        told.append(
+            f"fewer than {SMALLEST_SET} clips, so no intervals of metrics of sets, and those of means are too narrow: "
+            f"{', '.join(small)}"
+        )
     if not asked.paired and asked.reference is not None:
         told.append("real clips are of other names, so there is no KL, and splits have no distances to them")
     return told
+
+
+def _title(metric: Metric) -> str:
+    return measures([metric.name])[0].title
 
 
 def values(metric: Metric, system: Performance, asked: Question, keys: Sequence[str]) -> np.ndarray:

@@ -45,7 +45,7 @@ def contents(material: Any) -> dict[str, Any]:
     from milonga.stages import report_tables as tables
     from milonga.stages.report_claim import claim
     from milonga.stages.report_gallery import REASONS, gallery
-    from milonga.stages.report_numbers import COLOURS, OVERALL, captions, compared, ordered
+    from milonga.stages.report_numbers import COLOURS, OVERALL, captions, compared, ordered, stamps
     from milonga.stages.report_rounds import reward_told, rounds_shown
 
     compared_ones = [name for row in material.comparisons for name in (row.b, row.a)]
@@ -84,7 +84,7 @@ def contents(material: Any) -> dict[str, Any]:
         "prompts": len(material.prompts),
         "recipe": material.recipe,
         "facts": facts(material.manifest),
-        "protocols": protocols(material),
+        "stamps": stamps(material.summaries),
     }
 
 
@@ -101,14 +101,6 @@ def controls(recipe: str) -> set[str]:
     except tomllib.TOMLDecodeError:
         return set()
     return {one["name"] for one in systems if all(phase["loss"] == "sft" for phase in one["phases"])}
-
-
-def protocols(material: Any) -> list[tuple[str, list[str]]]:
-    """Each protocol stamp with the metrics that carry it."""
-    found: dict[str, dict[str, None]] = {}
-    for row in material.summaries:
-        found.setdefault(row.protocol, {})[row.metric] = None
-    return [(stamp, list(names)) for stamp, names in found.items()]
 
 
 def facts(manifest: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

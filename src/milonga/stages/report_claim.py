@@ -1,12 +1,15 @@
 """The claim: one sentence made from the comparisons, which says what got better, what got worse and what is undecided.
 
-No interval is corrected for the number of metrics looked at; the sentence names all of them, so nothing is left out.
+No interval is corrected for the number of metrics looked at; the sentence names all of them, so nothing is left out,
+and `Claim.corrected` says what Holm's correction leaves of it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from milonga.core.records import Comparison
+from milonga.maths.statistics import LEVEL
 from milonga.stages.report_numbers import Verdict, measures, verdict
 
 LEAD = {
@@ -29,6 +32,7 @@ class Finding:
     title: str
     text: str
     verdict: Verdict
+    holm: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,24 @@ class Claim:
         """The findings with this verdict, in the order of the tables."""
         return [finding for finding in self.findings if finding.verdict == which]
 
+    @property
+    def corrected(self) -> str:
+        """What Holm's correction for all comparisons leaves of the verdicts; empty where it is not known or needed."""
+        decided = [one for one in self.findings if one.verdict != "undecided" and math.isfinite(one.holm)]
+        kept = [one.title for one in decided if one.holm <= 1 - LEVEL]
+        if not decided:
+            return ""
+        if not kept:
+            return "After Holm’s correction for all comparisons, none of the differences is beyond chance."
+        left = "all of them" if len(kept) == len(decided) else ", ".join(kept)
+        return f"After Holm’s correction for all comparisons, these are beyond chance: {left}."
+
 
 def finding(row: Comparison) -> Finding:
     """A comparison in words, with its verdict from its interval."""
     measure = measures([row.metric])[0]
     text = f"{measure.title} {measure.change(row.difference)} {measure.interval(row.low, row.high, signed=True)}"
-    return Finding(row.metric, measure.title, text.strip(), verdict(row))
+    return Finding(row.metric, measure.title, text.strip(), verdict(row), math.nan if row.holm is None else row.holm)
 
 
 def claim(rows: dict[str, Comparison]) -> Claim | None:

@@ -133,3 +133,25 @@ def captions(split: str) -> str:
 def told(summaries: Sequence[Summary], split: str) -> dict[tuple[str, str], Summary]:
     """The summaries of one split by (system, metric)."""
     return {(row.system, row.metric): row for row in summaries if row.split == split}
+
+
+def stamps(summaries: Sequence[Summary]) -> tuple[list[tuple[str, str]], str]:
+    """How the numbers of all captions were made: (titles of metrics, what is theirs), and what all stamps share.
+
+    What the systems of a metric differ in, such as the deviation over an inception score's parts, names the system.
+    """
+    parts = {(row.metric, row.system): row.protocol.split("; ") for row in summaries if row.split == OVERALL}
+    shared = _common(list(parts.values()))
+    lines: dict[str, list[str]] = {}
+    for measure in measures([metric for metric, _ in parts]):
+        own = {system: found for (metric, system), found in parts.items() if metric == measure.name}
+        common = _common(list(own.values()))
+        apart = [f"{part} ({system})" for system, found in own.items() for part in found if part not in common]
+        line = "; ".join([part for part in common if part not in shared] + apart)
+        lines.setdefault(line, []).append(measure.title)
+    return [(", ".join(titles), line) for line, titles in lines.items() if line], "; ".join(shared)
+
+
+def _common(stamped: Sequence[Sequence[str]]) -> list[str]:
+    """The parts that all stamps have, in the order of the first."""
+    return [part for part in (stamped[0] if stamped else []) if all(part in one for one in stamped)]

@@ -1,7 +1,8 @@
 "use strict";
 // How far the test is: coverage of the clips, and every rater's link and progress. Asked anew every few seconds.
 
-const cell = (text, kind = "td") => make(kind, {}, `${text}`);
+let drawn = ""; // what is on the screen, so that nothing is redrawn under a reader's hands for nothing
+const cell = (text, name) => make("td", { "data-name": name }, `${text}`);
 
 function tile(value, label) {
   return make("div.tile", {}, make("b", {}, `${value}`), make("span", {}, label));
@@ -37,21 +38,25 @@ function row(rater) {
     }
   } }, "copy");
   const done = make("progress", { max: Math.max(1, rater.trials), value: rater.judged, "aria-label": `Progress of ${rater.name}` });
-  const state = make("td", {}, told);
+  const state = make("td.state", {}, told);
   if (kind) state.classList.add(kind);
-  return make("tr", {}, cell(rater.name, "th"), make("td.progress", {}, done, ` ${rater.judged}/${rater.trials || "–"}`),
-    cell(rater.tones === null ? "–" : `${rater.tones}/6`), cell(rater.checks ? `${rater.checks - rater.failed}/${rater.checks}` : "–"), state,
-    cell(rater.seen ? rater.seen.slice(0, 16).replace("T", " ") : "–"), make("td.link", {}, make("code", {}, link), copy));
+  return make("tr", {}, make("th", { scope: "row" }, rater.name), make("td.progress", {}, done, ` ${rater.judged}/${rater.trials || "–"}`),
+    cell(rater.tones === null ? "–" : `${rater.tones}/6`, "tones"), cell(rater.checks ? `${rater.checks - rater.failed}/${rater.checks}` : "–", "checks"), state,
+    cell(rater.seen ? rater.seen.slice(0, 16).replace("T", " ") : "–", "last seen (UTC)"), make("td.link", {}, make("code", {}, link), copy));
 }
 
 function draw(state) {
   if (state.refused) { notice(state.refused); return; }
+  const now = JSON.stringify({ ...state, now: "" });
+  if (now === drawn) return;
+  drawn = now;
+  const [focused, scrolled] = [document.activeElement?.getAttribute("aria-label"), document.querySelector(".scroll")?.scrollLeft];
   byId("title").textContent = `${state.title} · progress`;
   const ratings = state.raters.reduce((sum, one) => sum + one.judged, 0);
   const finished = state.raters.filter((one) => one.trials && one.judged === one.trials).length;
   const number = make("input", { type: "number", min: "1", max: "100", value: "1", id: "number" });
   const invite = make("div.invite", {}, make("label", { for: "number" }, "New links"), number,
-    make("button.go", { type: "button", onclick: async () => draw(await ask("POST", "/raters", { count: Number(number.value) })) }, "Invite"));
+    make("button.go", { type: "button", "aria-label": "Invite", onclick: async () => draw(await ask("POST", "/raters", { count: Number(number.value) })) }, "Invite"));
   const head = make("tr", {}, ["Rater", "Judged", "Tones", "Checks", "State", "Last seen (UTC)", "Link"].map((one) => make("th", { scope: "col" }, one)));
   byId("stage").replaceChildren(
     make("div.tiles", {}, tile(ratings, "ratings saved"), tile(`${finished}/${state.raters.length}`, "raters finished"),
@@ -59,8 +64,10 @@ function draw(state) {
     make("p", {}, `Systems: ${state.systems.join(", ")}. Raters never see these names.`),
     coverage(state),
     make("section", {}, make("h2", {}, "Raters"), invite,
-      state.raters.length ? make("div.scroll", { role: "region", tabindex: "0", "aria-label": "Raters" }, make("table", {}, make("thead", {}, head), make("tbody", {}, state.raters.map(row))))
+      state.raters.length ? make("div.scroll", { role: "region", tabindex: "0", "aria-label": "Raters" }, make("table.raters", {}, make("thead", {}, head), make("tbody", {}, state.raters.map(row))))
         : make("p.hint", {}, "Nobody is invited yet: make links, and give each listener one of their own.")));
+  if (scrolled) document.querySelector(".scroll").scrollLeft = scrolled;
+  [...byId("stage").querySelectorAll("[aria-label]")].find((one) => one.getAttribute("aria-label") === focused)?.focus({ preventScroll: true });
 }
 
 async function watch() {
