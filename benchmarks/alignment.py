@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tables import METRICS, row, values
+from tables import METRICS, kept_values, row, values
 
 from milonga.core.errors import DataError
 from milonga.core.records import Comparison
@@ -107,7 +107,8 @@ def page(runs: Sequence[Path], split: str) -> str:
     lines = list(at_a_glance(tables))
     if len(runs) > 1:
         lines += gains(tables, [run.name for run in runs])
-    lines += [line for run in runs for line in (f"\n**{run.name}**, {split} captions\n", *values(run, split))]
+    for run in runs:
+        lines += [f"\n**{run.name}**, {split} captions\n", *values(kept_values(run, split))]
     return "\n".join([*lines, *learnt(runs)]).strip()
 
 

@@ -1,23 +1,26 @@
 """Results of finished runs as Markdown, for README and benchmarks/alignment.md.
 
-    python benchmarks/tables.py RUN [RUN ...] [--split temporal] [--system aligned]
+    python benchmarks/tables.py RUN [RUN ...] [--split temporal] [--system aligned] [--first 400]
 
 For each run the systems' values and what one system (else the last) gained over those before it; with several runs
 (seeds), each gain beside the others, so that one lucky seed cannot be mistaken for a result, and their mean, whose
-interval is over captions: a caption's value is its mean over the runs. Metrics of sets have no such column.
+interval is over captions: a caption's value is its mean over the runs. Metrics of sets have no such column. With
+`--first` only so many of the captions count, as if no others had been asked for.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from milonga.core.records import Comparison, Summary
-from milonga.core.store import read_json
+from milonga.app.recipe import load_recipe
+from milonga.core.records import Comparison, Prompt, Summary
+from milonga.core.store import Run, read_json
 from milonga.maths.statistics import Difference, paired
-from milonga.stages.evaluate import CLIP_METRICS, System, asked_of, splits_of, values_of
-from milonga.stages.report_material import read_material
+from milonga.stages.evaluate import CLIP_METRICS, System, asked_of, comparisons, splits_of, summaries, values_of
+from milonga.stages.hear import Heard
 
 METRICS = {
     "clap": "judge CLAP ↑",
@@ -36,10 +39,47 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def values(run: Path, split: str) -> Iterator[str]:
+@dataclass(frozen=True)
+class Told:
+    """What a run says of one split: its captions, its systems' clips as heard, their values and differences."""
+
+    name: str
+    prompts: list[Prompt]
+    systems: dict[str, System]
+    values: list[Summary]
+    differences: list[Comparison]
+
+
+def told(path: Path, split: str, first: int | None) -> Told:
+    """A run's own numbers of a split, or those of its first captions alone, reckoned anew."""
+    run, recipe = Run(path), load_recipe(str(path / "recipe.toml"))
+    prompts = run.stage("evaluate/prompts").read_records(Prompt)[:first]
+    parts = splits_of(prompts, [split])
+    heard = {name: system(run, name) for name in ("base", *(one.name for one in recipe.train.systems), "reference")}
+    if first is None:
+        rows = kept_values(path, split)
+        found = [Comparison.model_validate(one) for one in read_json(path / "metrics" / "comparisons.json")]
+    else:
+        asked, real, draws = list(heard.values())[:-1], heard["reference"], recipe.evaluate.resamples
+        rows = summaries(asked, real, parts, draws, recipe.seed, f"first {first} captions")
+        found = comparisons(asked, real, parts, draws, recipe.seed)
+    return Told(path.name, parts[split], heard, rows, [one for one in found if one.split == split])
+
+
+def system(run: Run, name: str) -> System:
+    """A system's clips as they were heard."""
+    return System(name, {one.prompt_id: one for one in run.stage(f"heard/{name}").read_records(Heard)})
+
+
+def kept_values(path: Path, split: str) -> list[Summary]:
+    """A run's own values of a split."""
+    found = [Summary.model_validate(one) for one in read_json(path / "metrics" / "summary.json")]
+    return [one for one in found if one.split == split]
+
+
+def values(rows: Sequence[Summary]) -> Iterator[str]:
     """The systems of a run, one a line."""
-    found = [Summary.model_validate(one) for one in read_json(run / "metrics" / "summary.json")]
-    cells = {(one.system, one.metric): one for one in found if one.split == split}
+    cells = {(one.system, one.metric): one for one in rows}
     metrics = [metric for metric in METRICS if any(metric == held for _, held in cells)]
     yield row("system", *(METRICS[metric] for metric in metrics))
     yield row("---", *["---"] * len(metrics))
@@ -48,31 +88,31 @@ def values(run: Path, split: str) -> Iterator[str]:
         yield row(system, *(f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" if one else "" for one in held))
 
 
-def gains(runs: Sequence[Path], split: str, system: str | None) -> Iterator[str]:
-    """What `system` (None: the last) gained over those before it, a column for each run."""
+def gains(runs: Sequence[Told], name: str | None) -> Iterator[str]:
+    """What the system `name` (None: the last) gained over those before it, a column for each run."""
     yield row("gain", *(run.name for run in runs), "mean")
     yield row("---", *["---"] * len(runs), "---")
-    tables = [_comparisons(run, split, system) for run in runs]
+    tables = [_differences(run, name) for run in runs]
     for a, b, metric in tables[0]:
         found = [table.get((a, b, metric)) for table in tables]
-        mean = over_runs(runs, a, b, metric, split) if metric in CLIP_METRICS else None
-        cells = (told(one.difference, one.low, one.high) if one else "" for one in found)
-        yield row(f"{a} − {b}, {METRICS[metric]}", *cells, told(mean.value, mean.low, mean.high) if mean else "")
+        mean = over_runs(runs, a, b, metric) if metric in CLIP_METRICS else None
+        cells = (difference(one.difference, one.low, one.high) if one else "" for one in found)
+        last = difference(mean.value, mean.low, mean.high) if mean else ""
+        yield row(f"{a} − {b}, {METRICS[metric]}", *cells, last)
 
 
-def told(value: float, low: float, high: float) -> str:
+def difference(value: float, low: float, high: float) -> str:
     """A difference with its interval."""
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def over_runs(runs: Sequence[Path], a: str, b: str, metric: str, split: str) -> Difference:
+def over_runs(runs: Sequence[Told], a: str, b: str, metric: str) -> Difference:
     """The mean difference over all runs, which were asked for the same captions."""
     sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for run in runs:
-        material = read_material(run)
-        prompts = asked_of(metric, splits_of(list(material.prompts.values()), [split])[split])
+        prompts = asked_of(metric, run.prompts)
         for name, side in zip((a, b), sides, strict=True):
-            side.append(values_of(metric, System(name, material.heard[name]), prompts))
+            side.append(values_of(metric, run.systems[name], prompts))
     # A caption counts where the metric applies in some run; both systems are taken over the same runs.
     both = [np.isfinite(one + other) for one, other in zip(*sides, strict=True)]
     mine, theirs = ([np.where(ok, part, np.nan) for ok, part in zip(both, side, strict=True)] for side in sides)
@@ -80,15 +120,10 @@ def over_runs(runs: Sequence[Path], a: str, b: str, metric: str, split: str) -> 
     return paired(np.nanmean([part[kept] for part in mine], 0), np.nanmean([part[kept] for part in theirs], 0), seed=0)
 
 
-def _comparisons(run: Path, split: str, system: str | None) -> dict[tuple[str, str, str], Comparison]:
-    """By systems and metric, those of `system` alone."""
-    found = [Comparison.model_validate(one) for one in read_json(run / "metrics" / "comparisons.json")]
-    wanted = system or found[-1].a
-    return {
-        (one.a, one.b, one.metric): one
-        for one in found
-        if one.split == split and one.a == wanted and one.metric in METRICS
-    }
+def _differences(run: Told, name: str | None) -> dict[tuple[str, str, str], Comparison]:
+    """By systems and metric, those of `name` alone."""
+    wanted = name or run.differences[-1].a
+    return {(one.a, one.b, one.metric): one for one in run.differences if one.a == wanted and one.metric in METRICS}
 
 
 def main() -> None:
@@ -97,10 +132,12 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--split", default="overall")
     parser.add_argument("--system")
+    parser.add_argument("--first", type=int, metavar="N")
     asked = parser.parse_args()
-    for run in asked.runs:
-        print(f"\n{run.name}\n", *values(run, asked.split), sep="\n")
-    print("", *gains(asked.runs, asked.split, asked.system), sep="\n")
+    runs = [told(path, asked.split, asked.first) for path in asked.runs]
+    for run in runs:
+        print(f"\n{run.name}\n", *values(run.values), sep="\n")
+    print("", *gains(runs, asked.system), sep="\n")
 
 
 if __name__ == "__main__":

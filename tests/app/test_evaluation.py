@@ -1,5 +1,6 @@
 """The whole vertical on tiny untrained networks: every step runs, all systems start from one noise, numbers add up."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,15 @@ def test_nothing_to_evaluate_on_says_so(run: Run, tmp_path: Path) -> None:
     recipe = parse_recipe((run.path / "recipe.toml").read_text(), "recipe.toml", ["evaluate.prompts=[]"])
     with pytest.raises(DataError, match=r"evaluate\.prompts names no captions"):
         pipeline.run(recipe, tmp_path / "copy")
+
+
+def test_tables_of_all_captions_are_the_runs_and_of_the_first_are_reckoned_anew(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    tables = importlib.import_module("tables")
+    kept, same, few = (tables.told(run.path, "overall", first) for first in (None, 9, 4))
+    assert same.values == [one.model_copy(update={"protocol": "first 9 captions"}) for one in kept.values]
+    assert same.differences == kept.differences
+    assert {one.n for one in few.values if one.metric == "clap"} == {4}
+    assert "| aligned − base, judge CLAP ↑ |" in "\n".join(tables.gains([kept, kept], "aligned"))
