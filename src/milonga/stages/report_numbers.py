@@ -59,7 +59,7 @@ MEASURES = (
     Measure("extra", "Extra events", up=False, meaning="kinds of sound heard per clip that nobody asked for"),
     Measure("order", "Order right", share=True, meaning="clips whose events are heard in the order asked for"),
     Measure("order_heard", "Order where all heard", share=True, meaning="of clips with all events, those in order"),
-    Measure("correct", "Fully correct", share=True, meaning="all present, in order, and nothing else"),
+    Measure("correct", "Exactly as asked", share=True, meaning="all present, in order, and nothing else"),
     Measure("fad", "FAD", up=False, digits=2, meaning="Fréchet distance to the real clips, on VGGish's rows"),
     Measure("fad_inf", "FAD∞", up=False, digits=2, meaning="FAD as it would be of endless generated clips"),
     Measure("fd", "FD", up=False, digits=2, meaning="Fréchet distance to the real clips, on the tagger's features"),
