@@ -87,6 +87,23 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: Hub) -> None:
     assert starts[0] <= 1_000_000 < starts[1] <= 1_500_000
 
 
+def test_a_kept_connection_that_the_hub_has_closed_is_no_failure(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+    from huggingface_hub import HfApi
+
+    real, closed = HfApi.hf_hub_download, [httpx2.RemoteProtocolError("Server disconnected"), httpx2.ReadError("reset")]
+
+    def asked(*args: Any, **more: Any) -> Any:
+        if closed:
+            raise closed.pop()
+        return real(*args, **more)
+
+    monkeypatch.setattr(HfApi, "hf_hub_download", asked)
+    folder = fetch(NAME, None, choose, quiet)
+    assert (folder / "model.bin").read_bytes() == DATA
+    assert not closed
+
+
 def test_a_connection_that_never_comes_back_costs_nothing_that_is_there(hub: Hub) -> None:
     hub.breaks["model.bin"] = [1_200_000] + [0] * 20
     with pytest.raises(CheckpointError, match=r"model\.bin stopped at \d+ of 3000000 bytes .* goes on from there"):

@@ -109,7 +109,16 @@ def _file(wanted: _Wanted) -> None:
         with WeakFileLock(lock):
             if not blob.exists():
                 _download(wanted, blob)
-    wanted.api.hf_hub_download(wanted.repository, wanted.name, revision=wanted.commit)
+    _again(lambda: wanted.api.hf_hub_download(wanted.repository, wanted.name, revision=wanted.commit))
+
+
+def _again(ask: Callable[[], Any]) -> Any:
+    """What an answer is, asked for again where a connection that was kept turns out to be closed by the other side."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(*_unreachable()):
+            return ask()
+        time.sleep(PAUSE)
+    return ask()
 
 
 def _download(wanted: _Wanted, blob: Path) -> None:
