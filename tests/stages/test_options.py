@@ -219,7 +219,7 @@ def test_compile_is_asked_of_the_policy(tmp_path: Path, monkeypatch) -> None:
     asked: list[dict] = []
     monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet, **more: asked.append(more))
     run(tmp_path, but(compile=True))
-    assert asked == [{"dynamic": False}]
+    assert asked == [{"dynamic": False, "options": {"layout_optimization": False}}]
 
 
 def test_an_independent_timestep_is_the_losers_own() -> None:
