@@ -13,19 +13,18 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tables import METRICS, kept_values, row, values
+from tables import METRICS, kept_differences, kept_values, row, values
 
 from milonga.core.errors import DataError
 from milonga.core.records import Comparison
-from milonga.core.store import read_json, write_text
+from milonga.core.store import write_text
 from milonga.stages.report_material import read_material
 from milonga.stages.report_rounds import reward_told
 
 
 def against_base(run: Path, split: str) -> dict[tuple[str, str], Comparison]:
     """By system and metric, what each system of a run gained over the base."""
-    found = [Comparison.model_validate(one) for one in read_json(run / "metrics" / "comparisons.json")]
-    return {(one.a, one.metric): one for one in found if one.split == split and one.b == "base"}
+    return {(one.a, one.metric): one for one in kept_differences(run, split) if one.b == "base"}
 
 
 Gains = list[dict[tuple[str, str], Comparison]]  # of each run, by system and metric

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from milonga.app.evaluation import as_heard
 from milonga.app.recipe import load_recipe
 from milonga.core.records import Comparison, Prompt, Summary
 from milonga.core.store import Run, read_json
 from milonga.maths.statistics import Difference, paired
 from milonga.stages.evaluate import CLIP_METRICS, System, asked_of, comparisons, splits_of, summaries, values_of
-from milonga.stages.hear import Heard
 
 METRICS = {
     "clap": "judge CLAP ↑",
@@ -55,25 +55,25 @@ def told(path: Path, split: str, first: int | None) -> Told:
     run, recipe = Run(path), load_recipe(str(path / "recipe.toml"))
     prompts = run.stage("evaluate/prompts").read_records(Prompt)[:first]
     parts = splits_of(prompts, [split])
-    heard = {name: system(run, name) for name in ("base", *(one.name for one in recipe.train.systems), "reference")}
+    heard = {name: as_heard(run, name) for name in ("base", *(one.name for one in recipe.train.systems), "reference")}
     if first is None:
-        rows = kept_values(path, split)
-        found = [Comparison.model_validate(one) for one in read_json(path / "metrics" / "comparisons.json")]
+        rows, found = kept_values(path, split), kept_differences(path, split)
     else:
         asked, real, draws = list(heard.values())[:-1], heard["reference"], recipe.evaluate.resamples
         rows = summaries(asked, real, parts, draws, recipe.seed, f"first {first} captions")
         found = comparisons(asked, real, parts, draws, recipe.seed)
-    return Told(path.name, parts[split], heard, rows, [one for one in found if one.split == split])
-
-
-def system(run: Run, name: str) -> System:
-    """A system's clips as they were heard."""
-    return System(name, {one.prompt_id: one for one in run.stage(f"heard/{name}").read_records(Heard)})
+    return Told(path.name, parts[split], heard, rows, found)
 
 
 def kept_values(path: Path, split: str) -> list[Summary]:
     """A run's own values of a split."""
     found = [Summary.model_validate(one) for one in read_json(path / "metrics" / "summary.json")]
+    return [one for one in found if one.split == split]
+
+
+def kept_differences(path: Path, split: str) -> list[Comparison]:
+    """A run's own differences of a split."""
+    found = [Comparison.model_validate(one) for one in read_json(path / "metrics" / "comparisons.json")]
     return [one for one in found if one.split == split]
 
 

@@ -1,6 +1,7 @@
 """The evaluate step in parts: every system performs the held-out prompts, all are heard, the numbers are written."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from milonga.app.context import Context, cut
 from milonga.app.produce import make_clips
@@ -8,7 +9,10 @@ from milonga.app.progress import tracked
 from milonga.core.clips import clip_table, clips_of
 from milonga.core.errors import DataError
 from milonga.core.records import Prompt, Request
-from milonga.core.store import write_json
+from milonga.core.store import Run, write_json
+
+if TYPE_CHECKING:
+    from milonga.stages.evaluate import System
 
 
 def requests_of(context: Context, prompts: Sequence[Prompt]) -> list[Request]:
@@ -64,20 +68,25 @@ def heard_by_all(context: Context, name: str, prompts: Sequence[Prompt]) -> None
     context.over_shards(f"heard/{name}", {shard: clips.rows(shard) for shard in clips.names()}, work)
 
 
+def as_heard(run: Run, name: str) -> "System":
+    """A system's clips as judge and tagger heard them, by caption."""
+    from milonga.stages.evaluate import System
+    from milonga.stages.hear import Heard
+
+    rows = run.stage(f"heard/{name}").read_records(Heard)
+    return System(name, {row.prompt_id: row for row in rows})
+
+
 def measure(context: Context, names: Sequence[str], prompts: Sequence[Prompt]) -> None:
     """metrics/summary.json and metrics/comparisons.json of all systems."""
-    from milonga.stages.evaluate import System, comparisons, numbers, splits_of, summaries
-    from milonga.stages.hear import Heard
+    from milonga.stages.evaluate import comparisons, numbers, splits_of, summaries
 
     table, seed = context.recipe.evaluate, context.recipe.seed
     if not prompts:
         raise DataError("evaluate.prompts names no captions: there is nothing to evaluate on")
 
-    def system(name: str) -> System:
-        rows = context.run.stage(f"heard/{name}").read_records(Heard)
-        return System(name, {row.prompt_id: row for row in rows})
-
-    systems, real, splits = [system(name) for name in names], system("reference"), splits_of(prompts, table.splits)
+    systems, real = [as_heard(context.run, name) for name in names], as_heard(context.run, "reference")
+    splits = splits_of(prompts, table.splits)
     with tracked("measure", numbers(systems, splits)) as advance:
         rows = summaries(systems, real, splits, table.resamples, seed, protocol(context), advance)
         found = comparisons(systems, real, splits, table.resamples, seed, advance)

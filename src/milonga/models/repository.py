@@ -12,8 +12,8 @@ from milonga.models.original_layout import MAIN, TRAINED_MAIN, TRAINED_VAE, VAE
 _WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 _PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae", "vocoder")
 _WORDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-# The front end's weights (pytorch_model_stft.bin) are constants, and config.json is main_config.json again.
 _LISTENER = ("config.json", "front_end.json", "preprocessor_config.json", "vocab.json", "merges.txt")
+# The front end's weights (pytorch_model_stft.bin) are constants, and config.json is main_config.json again.
 _CONFIGS = ("main_config.json", "vae_config.json", "stft_config.json", "summary.jsonl")
 
 
