@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/pyright
 
 docs: install
-	$(BIN)/python tests/cli_page.py > docs/cli.md.part
+	$(BIN)/python tests/support/cli_page.py > docs/cli.md.part
 	mv docs/cli.md.part docs/cli.md
 
 clean:

@@ -18,8 +18,8 @@ from tables import METRICS, kept_differences, kept_values, row, values
 from milonga.core.errors import DataError
 from milonga.core.records import Comparison
 from milonga.core.store import write_text
-from milonga.stages.report_material import read_material
-from milonga.stages.report_rounds import reward_told
+from milonga.reports.material import read_material
+from milonga.reports.rounds import reward_told
 
 
 def against_base(run: Path, split: str) -> dict[tuple[str, str], Comparison]:

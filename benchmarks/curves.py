@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from milonga.stages.report_figures import HEIGHT, WIDTH, Line, curves
+from milonga.reports.figures import HEIGHT, WIDTH, Line, curves
 
 COLUMNS, TITLE = 3, 18
 STYLE = """

@@ -29,8 +29,8 @@ def make(folder: Path, clips: int) -> None:
 
     from milonga.core.audio import write_audio
     from milonga.core.records import Clip
-    from milonga.listeners.panns import FRONT_ENDS, Cnn14
-    from milonga.listeners.vggish import Vggish
+    from milonga.scorers.panns import FRONT_ENDS, Cnn14
+    from milonga.scorers.vggish import Vggish
 
     torch.manual_seed(0)
     torch.save({"model": Cnn14(FRONT_ENDS[RATE]).state_dict()}, folder / "panns.pth")
@@ -46,10 +46,10 @@ def make(folder: Path, clips: int) -> None:
 
 def ours(folder: Path, cached: bool) -> tuple[dict[str, float], float]:
     """The numbers by `milonga.app`, and the seconds after the weights are loaded."""
-    from milonga.app import extractors
-    from milonga.app.gather import gather
-    from milonga.listeners.loading import of_protocol
+    from milonga.evaluation import features as extractors
+    from milonga.evaluation.inputs import gather
     from milonga.maths.metrics import frechet_distance, inception_score, kl_softmax
+    from milonga.scorers.waveform import of_protocol
 
     loading, cache = of_protocol("audioldm"), folder / "cache"
     listeners = [
@@ -82,8 +82,8 @@ def plain(folder: Path) -> tuple[dict[str, float], float]:
     """The numbers by a plain loop, and the seconds after the weights are loaded."""
     import torch
 
-    from milonga.listeners.panns import load_panns
-    from milonga.listeners.vggish import examples, load_vggish
+    from milonga.scorers.panns import load_panns
+    from milonga.scorers.vggish import examples, load_vggish
 
     panns, vggish = load_panns(folder / "panns.pth").network, load_vggish(folder / "vggish.pth").network
     start = time.perf_counter()

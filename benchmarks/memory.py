@@ -21,7 +21,7 @@ def forwards() -> dict[str, Callable[[], object]]:
     """The passes that are timed, on random input of nano's own sizes."""
     import torch
 
-    from milonga.app import registry
+    from milonga.experiment import registry
 
     tango = registry.pipeline("nano")
     mel = torch.randn(1, 256, 64)
@@ -36,7 +36,7 @@ def measure(kept: bool) -> None:
     """Prints the milliseconds of each pass, in this process."""
     import torch
 
-    from milonga.app.memory import keep_freed
+    from milonga.core.memory import keep_freed
 
     torch.set_num_threads(1)
     if kept and not keep_freed():

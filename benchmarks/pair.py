@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from milonga.app.context import cut
-from milonga.app.manifest import describe, write_manifest
-from milonga.app.pair import pair, sweep
-from milonga.app.recipe import parse_recipe
 from milonga.core.records import Candidate, Prompt, Request
-from milonga.core.store import Run
+from milonga.core.store import Run, cut
+from milonga.experiment.manifest import describe, write_manifest
+from milonga.experiment.pair import pair, sweep
+from milonga.experiment.recipe import parse_recipe
 
 RECIPE = """
 name = "pair-again"

@@ -9,10 +9,10 @@ import json
 import resource
 import time
 
-from milonga.app.sources import world_prompts
-from milonga.core.settings import Strategy
+from milonga.core.config import Strategy
+from milonga.data.prompt_sources import world_prompts
 from milonga.perturbers.rules import RulePerturber
-from milonga.stages.plan import plan
+from milonga.preference.plan import plan
 
 STRATEGIES = (
     Strategy(name="1.1", steps=(5, 25, 50, 100), guidance=3.0),

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from milonga.app import registry
-from milonga.stages.clusters import page
-from milonga.stages.prompts import cluster, taken, temporal
+from milonga.experiment import registry
+from milonga.preference.select import cluster, taken, temporal
+from milonga.reports.clusters import page
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import milonga
 from milonga.models.caching import deep_features_kept
-from milonga.models.original import blank
-from milonga.models.original_keys import places
-from milonga.models.original_layout import AUTOENCODER, MAIN, SCHEDULE, VAE, read_layout
+from milonga.models.original.keys import places
+from milonga.models.original.layout import AUTOENCODER, MAIN, SCHEDULE, VAE, read_layout
+from milonga.models.original.load import blank
 
 WORDS = str(Path(str(files("milonga.nano"))) / "weights" / "tango" / "tokenizer")  # any will do for random weights
 PROMPT = "a dog barks then a bell rings"

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from milonga.app.evaluation import as_heard
-from milonga.app.recipe import load_recipe
 from milonga.core.records import Comparison, Prompt, Summary
 from milonga.core.store import Run, read_json
+from milonga.evaluation.run_metrics import CLIP_METRICS, System, asked_of, comparisons, splits_of, summaries, values_of
+from milonga.experiment.evaluation import as_heard
+from milonga.experiment.recipe import load_recipe
 from milonga.maths.statistics import Difference, paired
-from milonga.stages.evaluate import CLIP_METRICS, System, asked_of, comparisons, splits_of, summaries, values_of
 
 METRICS = {
     "clap": "judge CLAP ↑",

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 import milonga
-from milonga.app import registry
-from milonga.app.sources import reference, world_prompts
 from milonga.core.ids import clip_seed
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import write_bytes
+from milonga.data.prompt_sources import reference, world_prompts
+from milonga.evaluation.hear import Heard, hear
+from milonga.evaluation.run_metrics import System as Heard_by
+from milonga.evaluation.run_metrics import asked_of, values_of
+from milonga.experiment import registry
 from milonga.maths import metrics, statistics
 from milonga.models.caching import deep_features_kept
-from milonga.stages.evaluate import System as Heard_by
-from milonga.stages.evaluate import asked_of, values_of
-from milonga.stages.hear import Heard, hear
 
 BATCH, SEED, GUIDANCE = 20, 0, 3.0
 

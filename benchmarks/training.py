@@ -82,7 +82,7 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
     """CPU and wall seconds a pair of one way, CPU seconds a pair of encoding and of one table, and the peak in MB."""
     import torch
 
-    from milonga.app.memory import keep_freed
+    from milonga.core.memory import keep_freed
 
     keep_freed()
     torch.set_num_threads(asked.threads)
@@ -96,8 +96,8 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
 
 def material(folder: Path, pairs: int) -> tuple[list[tuple[Path, Path]], list[str]]:
     """WAV files of winners and losers, and captions: real clips of the world, each loser another caption's."""
-    from milonga.app.sources import reference, world_prompts
     from milonga.core.audio import write_audio
+    from milonga.data.prompt_sources import reference, world_prompts
 
     prompts = world_prompts("train", pairs + 1)
     for place, prompt in enumerate(prompts):
@@ -119,7 +119,7 @@ def plain(
     """The released loop: everything again in every step."""
     import torch
 
-    from milonga.app.registry import pipeline
+    from milonga.experiment.registry import pipeline
 
     whole = pipeline(asked.model)
     whole.text_encoder.train()
@@ -145,8 +145,8 @@ def plain_loss(whole: Any, reference: Any, files: list[tuple[Path, Path]], capti
     """Diffusion-DPO's loss of a batch, from files and words."""
     import torch
 
-    from milonga.app.codec import front_end, wave_for
     from milonga.core.audio import read_audio
+    from milonga.data.codec import front_end, wave_for
 
     with torch.no_grad():
         waves = [wave_for(whole, read_audio(pair[role])) for role in (0, 1) for pair in files]
@@ -200,14 +200,14 @@ def cheap(
     """Milonga's trainer on what was encoded once; encoding and a table of errors are timed apart."""
     import torch
 
-    from milonga.app.codec import moments, wave_for
-    from milonga.app.encode import SHARD
-    from milonga.app.registry import pipeline, trainable
     from milonga.core.audio import read_audio
-    from milonga.core.settings import Phase, Settings
-    from milonga.stages.latents import Moments, PairExamples
-    from milonga.stages.reference import Cached
-    from milonga.stages.train import train
+    from milonga.core.config import Phase, Settings
+    from milonga.data.codec import moments, wave_for
+    from milonga.data.encode import SHARD
+    from milonga.data.examples import Moments, PairExamples
+    from milonga.experiment.registry import pipeline, trainable
+    from milonga.training.reference import Cached
+    from milonga.training.trainer import train
 
     held: list[Any] = []
     whole = pipeline(asked.model)

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from cli_page import page
 from typer.testing import CliRunner
 
-from cli_page import page
-from milonga.app.cli import app
+from milonga.cli.main import app
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^## `milonga ?(.*)`$", PAGE, re.M)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import milonga
-from milonga.app.recipe import parse_recipe
 from milonga.core.audio import write_audio
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.records import Clip
+from milonga.experiment.recipe import parse_recipe
 
 RECIPE = """
 name = "public"
@@ -74,7 +74,7 @@ def test_load_refuses_a_name_that_is_no_model():
 
 
 def test_run_takes_a_file_and_changes_and_gives_the_run_folder(tmp_path, monkeypatch):
-    from milonga.app import pipeline
+    from milonga.experiment import run as pipeline
 
     asked = {}
     monkeypatch.setattr(pipeline, "run", lambda recipe, out, *rest: asked.update(recipe=recipe, out=out, rest=rest))
@@ -99,7 +99,7 @@ def test_the_module_is_the_command():
 
 
 def test_evaluate_measures_as_the_command_does_and_its_options_are_the_commands(tmp_path):
-    from milonga.app.evaluate_door import evaluate as door
+    from milonga.cli.evaluate import evaluate as door
 
     options = set(inspect.signature(milonga.evaluate).parameters)
     renamed = {"no_cache": "cache", "as_json": "sources"}  # a value comes back, which needs no form

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from milonga.app import recipe, recipe_tables
-from milonga.app.changes import FIRST_CHANGED
+from milonga.core.config import Asking, Phase, RewardModel, Strategy, Threshold, Workers
 from milonga.core.records import Record
-from milonga.core.settings import Asking, Phase, RewardModel, Strategy, Threshold, Workers
+from milonga.experiment import recipe, recipe_tables
+from milonga.experiment.changes import FIRST_CHANGED
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 TABLES: dict[str, type[Record]] = {

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from milonga.app.evaluate import Evaluation
-    from milonga.app.recipe import Recipe
     from milonga.core.store import Run
+    from milonga.evaluation.evaluate import Evaluation
+    from milonga.experiment.recipe import Recipe
     from milonga.models.tango import TangoPipeline
 
     __version__: str
@@ -36,9 +36,9 @@ def load(
     repository with the text encoder's tokenizer, which the original's repositories leave out. Raises RecipeError for a
     name, scheduler or device that is none, CheckpointError when weights cannot be fetched or used.
     """
-    from milonga.app.registry import pipeline
+    from milonga.experiment.registry import pipeline
     from milonga.models.loading import check_device
-    from milonga.models.schedules import check_scheduler
+    from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
     check_device(device or "cpu")
@@ -60,9 +60,9 @@ def run(
     `recipe` is a file, a shipped recipe's name, or a `Recipe`; `changes` are `key=value` as after `--set` and need a
     file or a name. Raises RecipeError for a recipe that is wrong, StoreError for a folder that does not fit it.
     """
-    from milonga.app import pipeline
-    from milonga.app.recipe import Recipe, load_recipe
     from milonga.core.errors import RecipeError
+    from milonga.experiment import run as pipeline
+    from milonga.experiment.recipe import Recipe, load_recipe
 
     if isinstance(recipe, Recipe) and changes:
         raise RecipeError("changes are for a recipe's file or name: make another Recipe with model_copy instead")
@@ -97,10 +97,10 @@ def evaluate(
     names none), or one CSV. What comes back holds `summaries`, `comparisons` and `warnings`; with `out`, that folder
     gets them as JSON, and `leaderboard.html`. Raises MilongaError, in one line, for what cannot be measured.
     """
-    from milonga.app.evaluate import Asked
-    from milonga.app.evaluate import evaluate as measured
-    from milonga.app.evaluate_told import write
-    from milonga.app.extractors import cache_folder
+    from milonga.evaluation.evaluate import Asked
+    from milonga.evaluation.evaluate import evaluate as measured
+    from milonga.evaluation.features import cache_folder
+    from milonga.reports.leaderboard import write
 
     asked = Asked(
         panns=panns, vggish=vggish, claps=tuple(claps), tagger=tagger, protocol=protocol, splits=tuple(splits),

@@ -1,6 +1,6 @@
 """`python -m milonga` is the command `milonga`."""
 
-from milonga.app.cli import main
+from milonga.cli.main import main
 
 if __name__ == "__main__":
     main()

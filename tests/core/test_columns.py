@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milonga.core.columns import plain, rows_to_table, schema_of
+from milonga.core.arrow import plain, rows_to_table, schema_of
 from milonga.core.records import Record
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import hub_server
+import pytest
 from hub_server import Hub, Repository
+
 from milonga.core import hub as milonga_hub
 from milonga.core.errors import CheckpointError
 from milonga.core.hub import as_repository, fetch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from milonga.core.errors import RecipeError
-from milonga.core.parts import Engine
+from milonga.core.protocols import Engine
 from milonga.engines.local import LocalEngine
 
 SHARDS = [f"{n:02d}" for n in range(12)]

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-
-from milonga.core.errors import DataError, EngineError
-from milonga.core.parts import Engine
-from milonga.core.settings import Workers
-from milonga.engines.ray import RayEngine
 from two_nodes import two_nodes
+
+from milonga.core.config import Workers
+from milonga.core.errors import DataError, EngineError
+from milonga.core.protocols import Engine
+from milonga.engines.ray import RayEngine
 
 pytest.importorskip("ray", reason="the engine ray needs the extra `ray`")
 SHARDS = [f"{n:02d}" for n in range(8)]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from milonga.maths.bootstrap import counts, frechet_draws, inception_draws, mean_draws
 from milonga.maths.metrics import frechet_distance, inception_score, kl_softmax
-from milonga.maths.resampled import counts, frechet_draws, inception_draws, mean_draws
 
 DRAWS = 12
 WIDE = pytest.mark.parametrize(

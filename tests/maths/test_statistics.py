@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm, permutation_test
 
 from milonga.core.errors import DataError
+from milonga.maths.bootstrap import counts, frechet_draws
 from milonga.maths.metrics import frechet_distance
-from milonga.maths.resampled import counts, frechet_draws
 from milonga.maths.statistics import (
     Difference,
     bootstrap,

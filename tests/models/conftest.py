@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import original_folder
+import pytest
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import small_baselines
-from milonga.app import registry
-from milonga.app.make import make
+
+from milonga.cli.generate import make
 from milonga.core.audio import read_audio
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Prompt, Request
+from milonga.experiment import registry
 from milonga.models.baselines import LENGTHS, BaselineModel, baseline_class, load_baseline
 
 pytest.importorskip("torchsde", reason="Stable Audio's sampler needs torchsde: pip install 'milonga[baselines]'")

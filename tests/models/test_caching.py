@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import small_networks
+
 from milonga.models.caching import deep_features_kept
 
 USUAL: dict[str, Any] = {"prompt": "a dog barks", "seeds": [1], "num_inference_steps": 5}

@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import small_networks
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-import small_networks
-from milonga.app import registry
-from milonga.app.recipe_tables import Scheduler
+from milonga.core.config import Phase, Settings
 from milonga.core.errors import RecipeError
-from milonga.core.settings import Phase, Settings
+from milonga.data.examples import PairExamples
+from milonga.experiment import registry
+from milonga.experiment.recipe_tables import Scheduler
 from milonga.maths.noise import add_noise, rates, target
-from milonga.models.original_layout import SCHEDULE
-from milonga.models.schedules import FLOW_SCHEDULERS, NAMES, begun, forward_process, scheduler_named
-from milonga.stages.denoise import Trainable, draw, noised
-from milonga.stages.latents import PairExamples
-from milonga.stages.train import train
+from milonga.models.original.layout import SCHEDULE
+from milonga.models.schedulers import FLOW_SCHEDULERS, NAMES, begun, forward_process, scheduler_named
+from milonga.training.denoise import Trainable, draw, noised
+from milonga.training.trainer import train
 
 FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
 

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import original_folder
 import pytest
+import reference
 import torch
 from diffusers import DDPMScheduler
+from original_folder import change, clips, copied, with_value
 from typer.testing import CliRunner
 
-import original_folder
-import reference
-from milonga.app import registry
-from milonga.app.cli import app
+from milonga.cli.main import app
 from milonga.core.errors import CheckpointError, RecipeError
-from milonga.models.original import blank, convert, load_original, to_original
-from milonga.models.original_keys import TIED, places
-from milonga.models.original_layout import MAIN, VAE, VOCODER, is_original, read_layout
-from original_folder import change, clips, copied, with_value
+from milonga.experiment import registry
+from milonga.models.original.keys import TIED, places
+from milonga.models.original.layout import MAIN, VAE, VOCODER, is_original, read_layout
+from milonga.models.original.load import blank, convert, load_original, to_original
 
 LAYOUTS = reference.TANGO / "layouts"
 

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import original_folder
 import pytest
 import torch
+from original_folder import VAE_CONFIG, change, copied, with_value
 from safetensors.torch import load_file, save_file
 
-import original_folder
-from milonga.app import registry
 from milonga.core.errors import CheckpointError
-from milonga.models.original import load_original
-from milonga.models.original_keys import TIED
-from milonga.models.original_layout import MAIN, VAE
-from original_folder import VAE_CONFIG, change, copied, with_value
+from milonga.experiment import registry
+from milonga.models.original.keys import TIED
+from milonga.models.original.layout import MAIN, VAE
+from milonga.models.original.load import load_original
 
 
 def config(name: str, **values: Any) -> Callable[[Path], None]:

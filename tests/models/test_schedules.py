@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milonga.core.errors import RecipeError
-from milonga.models.original_layout import SCHEDULE
-from milonga.models.schedules import SCHEDULERS, begun, check_scheduler, scheduler_named, takes_generator
+from milonga.models.original.layout import SCHEDULE
+from milonga.models.schedulers import SCHEDULERS, begun, check_scheduler, scheduler_named, takes_generator
 
 MEAN, SPREAD = 2.0, 0.1  # of the data that the perfect denoiser below knows
 FULL = sorted(set(SCHEDULERS) - {"compat"})

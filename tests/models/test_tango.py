@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-
 import small_networks
+import torch
+from small_networks import SECONDS, WORDS
+
 from milonga.core.errors import DataError, MilongaError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
 from milonga.core.records import Prompt, Request
-from milonga.models.schedules import SCHEDULERS
+from milonga.models.generator import TangoModel
+from milonga.models.schedulers import SCHEDULERS
 from milonga.models.tango import TangoPipeline
-from milonga.models.tango_model import TangoModel
-from small_networks import SECONDS, WORDS
 
 SAMPLES = round(SECONDS * 16000)
 CLOSE = {"atol": 1e-4, "rtol": 0.0}

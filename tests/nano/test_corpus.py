@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from milonga.core.records import Clip, Event
 from milonga.maths.mel import log_mel, normalise
-from milonga.nano import corpus
+from milonga.nano.build import corpus
 from milonga.nano.world import CLASSES, SECONDS, Sounding
 
 SEED, CLIPS = 3, 7

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from milonga.nano.lesson import Lesson, generator, learn, rate_at, save_aside
+from milonga.nano.build.task import Lesson, generator, learn, rate_at, save_aside
 
 LESSON = Lesson("sums", steps=47, batch=4, rate=1e-2, warmup=5, average=0.9, save_every=6)
 State = dict[str, Tensor]

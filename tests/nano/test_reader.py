@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from milonga.core.errors import DataError
+from milonga.data.captions import caption_texts
+from milonga.nano import reader
 from milonga.nano.captions import caption
 from milonga.nano.lexicon import CLASSES
-from milonga.nano.reader import read_captions, read_scene
+from milonga.nano.reader import read_scene
 from milonga.nano.vocabulary import KNOWN
 
 SHAPES = [(1,), (2,), (3,), (1, 1), (1, 2), (2, 1), (1, 1, 1)]
@@ -96,6 +98,10 @@ def test_what_is_read_wrongly_is_never_another_scene():
             if label != other:
                 text = caption(((label,), (other,)), None, rng)
                 assert read_scene(text) in (None, ((label,), (other,))), text
+
+
+def read_captions(path: Path) -> list:
+    return reader.read_captions(caption_texts(path, ["caption"]), path.name)
 
 
 def table(folder: Path, text: str) -> Path:

@@ -7,7 +7,7 @@ from scipy.signal import find_peaks
 
 from milonga.maths.mel import log_mel, normalise
 from milonga.nano import lexicon
-from milonga.nano.corpus import MEL
+from milonga.nano.build.corpus import MEL
 from milonga.nano.sounds import COUNTABLE, SOUNDS
 from milonga.nano.synthesis import RATE
 from milonga.nano.world import CLASSES, render

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milonga.core.records import Scene
-from milonga.nano import train_unet
-from milonga.nano.corpus import Corpus
-from milonga.nano.train_text import fit_tokenizer, hard_negatives, replaced, scene_target, sentences, swapped
-from milonga.nano.train_unet import LEFT_OUT, WRONG_ORDER, WRONG_SOUND, remembered, without_one
+from milonga.nano.build import unet as train_unet
+from milonga.nano.build.corpus import Corpus
+from milonga.nano.build.text import fit_tokenizer, hard_negatives, replaced, scene_target, sentences, swapped
+from milonga.nano.build.unet import LEFT_OUT, WRONG_ORDER, WRONG_SOUND, remembered, without_one
 from milonga.nano.world import CLASSES, draw_scene
 
 SEEDS = st.integers(0, 2**62)

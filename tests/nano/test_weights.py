@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def real() -> list[tuple[Prompt, Clip]]:
     """Held-out captions with real clips of the world."""
-    from milonga.app import registry
+    from milonga.experiment import registry
 
     return [(prompt, registry.reference(prompt)) for prompt in registry.world_prompts("test", 60)]
 
@@ -33,7 +33,7 @@ def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
     from safetensors import safe_open
     from transformers import ClapModel, SpeechT5HifiGan, T5EncoderModel
 
-    from milonga.app import registry
+    from milonga.experiment import registry
 
     whole = registry.pipeline("nano")
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "vocoder": SpeechT5HifiGan}
@@ -47,7 +47,7 @@ def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
 
 
 def test_the_judge_shares_nothing_with_those_that_rank() -> None:
-    from milonga.app import registry
+    from milonga.experiment import registry
 
     prints = {registry.fingerprint(name) for name in CLAPS}
     assert len(prints) == 3
@@ -60,7 +60,7 @@ def test_nothing_that_ships_says_where_it_was_made() -> None:
 
 
 def test_a_generated_clip_sounds_and_repeats_and_follows_its_words() -> None:
-    from milonga.app import registry
+    from milonga.experiment import registry
 
     steps, guidance = registry.sampling("nano")
     model = registry.load("nano")
@@ -77,7 +77,7 @@ def test_a_generated_clip_sounds_and_repeats_and_follows_its_words() -> None:
 
 
 def test_the_tagger_is_right_about_real_clips(real: list[tuple[Prompt, Clip]]) -> None:
-    from milonga.app import registry
+    from milonga.experiment import registry
 
     tagger = registry.tagger("nano-tagger")
     heard = [{event.label for event in events} for events in tagger.hear([clip for _, clip in real])]
@@ -88,7 +88,7 @@ def test_the_tagger_is_right_about_real_clips(real: list[tuple[Prompt, Clip]]) -
 
 @pytest.mark.parametrize("name", CLAPS)
 def test_a_clap_tells_the_right_order_from_the_wrong_one(name: str, real: list[tuple[Prompt, Clip]]) -> None:
-    from milonga.app import registry
+    from milonga.experiment import registry
     from milonga.nano.captions import caption_in
 
     rng = np.random.default_rng(0)

@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import another_reference
+import pytest
 import reference
 
 pytestmark = [pytest.mark.slow, reference.needed(another_reference.SOURCE)]

@@ -5,16 +5,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import reference
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-import reference
+from milonga.data.examples import Batch
 from milonga.maths.losses import Errors, dpo
 from milonga.maths.noise import omega, signal_to_noise
-from milonga.stages.denoise import Draws, Trainable, as_errors, noised, with_reference
-from milonga.stages.latents import Batch
+from milonga.training.denoise import Draws, Trainable, as_errors, noised, with_reference
 
 FOLDER = reference.TANGO
 

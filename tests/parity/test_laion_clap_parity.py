@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
 import recorded_evaluation as recorded
+import torch
+from small_networks import tokenizer
+
 from milonga.core.audio import resample
 from milonga.core.records import Clip
-from milonga.listeners.laion import UNUSED, from_original, their_name, to_original
-from milonga.listeners.laion_clap import LaionClap, filled, quantised
 from milonga.maths.mel import MelSettings, log_mel
-from small_networks import tokenizer
+from milonga.scorers.laion_clap import LaionClap, filled, quantised
+from milonga.scorers.laion_convert import UNUSED, from_original, their_name, to_original
 
 pytestmark = recorded.needed
 

@@ -3,10 +3,10 @@
 import re
 
 import pytest
+import reference
 import torch
 from safetensors.torch import load_file
 
-import reference
 from milonga.maths.losses import Errors, dpo, preference_margin
 
 FOLDER = reference.TANGO

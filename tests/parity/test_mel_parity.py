@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 import soundfile
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import reference
 from milonga.core.audio import read_audio, resample, to_int16
 from milonga.maths.mel import MelSettings, log_mel, magnitudes, mel_matrix, training_wave
 from milonga.maths.mixing import a_weighting, joined, levels, mix, mixes, share

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import reference
+
 from milonga.core.errors import DataError
 from milonga.maths.metrics import frechet_distance, inception_score, kl_softmax
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import reference
 import torch
 from safetensors.torch import load_file
 
-import reference
 from milonga.maths.noise import add_noise, min_snr_weight, signal_to_noise, velocity
 
 FOLDER = reference.TANGO

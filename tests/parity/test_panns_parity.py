@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recorded_evaluation as recorded
 import torch
 
-import recorded_evaluation as recorded
 from milonga.core.audio import read_audio
-from milonga.listeners.originals import fill
-from milonga.listeners.panns import FRONT_ENDS, Cnn14, PannsEmbedder, load_panns
 from milonga.maths.mel import log_mel
+from milonga.scorers.foreign_weights import fill
+from milonga.scorers.panns import FRONT_ENDS, Cnn14, PannsEmbedder, load_panns
 
 pytestmark = recorded.needed
 

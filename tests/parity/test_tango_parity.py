@@ -6,17 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import original_folder
 import pytest
+import reference
 import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
-import original_folder
-import reference
-from milonga.models.original import blank, fill, load_original
-from milonga.models.original_keys import places
-from milonga.models.original_layout import SCHEDULE, VAE, read_layout
+from milonga.models.original.keys import places
+from milonga.models.original.layout import SCHEDULE, VAE, read_layout
+from milonga.models.original.load import blank, fill, load_original
 from milonga.models.tango import TangoPipeline
 
 FOLDER = reference.TANGO

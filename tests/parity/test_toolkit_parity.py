@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recorded_evaluation as recorded
 import torch
 
-import recorded_evaluation as recorded
 from milonga.core.audio import read_channels
-from milonga.listeners.loading import of_protocol
 from milonga.maths.distances import kernel_distance, kernel_inception_distance
 from milonga.maths.metrics import frechet_distance, inception_score, kl_sigmoid, kl_softmax
 from milonga.maths.reconstruction import OFFSET, lsd, mel_image, psnr, spectra, ssim
+from milonga.scorers.waveform import of_protocol
 
 pytestmark = recorded.needed
 
@@ -132,8 +132,8 @@ def test_sigmoid_divergences_and_kernel_inception_distances_are_the_recorded_one
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """PANNs' and VGGish's weights by rule, as the original files hold them; removed at the end, they are large."""
-    from milonga.listeners.panns import FRONT_ENDS, Cnn14
-    from milonga.listeners.vggish import Vggish
+    from milonga.scorers.panns import FRONT_ENDS, Cnn14
+    from milonga.scorers.vggish import Vggish
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("weights")
@@ -152,7 +152,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
 @both
 @each
 def test_the_command_gives_the_toolkits_table(protocol: str, folder: str, weights: dict[str, Path]) -> None:
-    from milonga.app.evaluate import Asked, evaluate
+    from milonga.evaluation.evaluate import Asked, evaluate
 
     sources = [str(recorded.FOLDER / "toolkit" / side) for side in ("gen", folder)]
     asked: dict[str, Any] = {"panns": str(weights["panns"]), "vggish": str(weights["vggish"]), "protocol": protocol}

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recorded_evaluation as recorded
 import torch
 
-import recorded_evaluation as recorded
 from milonga.core.audio import read_audio
-from milonga.listeners.originals import fill
-from milonga.listeners.vggish import Vggish, VggishEmbedder, examples, load_vggish, mel_bands
+from milonga.scorers.foreign_weights import fill
+from milonga.scorers.vggish import Vggish, VggishEmbedder, examples, load_vggish, mel_bands
 
 pytestmark = recorded.needed
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from chat_server import chat_server, fails, hangs, says, sends
 from five_captions import CAPTION, GOOD, NUMBERED
 
-from chat_server import chat_server, fails, hangs, says, sends
+from milonga.core.config import Asking
 from milonga.core.errors import DataError, RecipeError, ServiceError
 from milonga.core.records import Prompt
-from milonga.core.settings import Asking
 from milonga.perturbers.endpoint import OPENAI, Endpoint, _retry_after
 from milonga.perturbers.llm import PATIENCE, LlmPerturber
 

@@ -1,1 +1,1 @@
-"""Floor 0: records, parts, the store of shards, audio files and errors. Nothing here needs torch."""
+"""Records, protocols and files that every room stands on; nothing heavy is imported here."""

@@ -2,18 +2,34 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from milonga.core.errors import StoreError
 
 if TYPE_CHECKING:
     import numpy as np
 
+P = ParamSpec("P")
+T = TypeVar("T")
 MAGIC = b"SQLite format 3\0"
 ASKED = 500  # keys in one question, below SQLite's limit
+
+
+def once(loader: Callable[P, T]) -> Callable[P, T]:
+    """Keeps the last four things a loader gave; threads that ask at the same time wait for one loading."""
+    kept, lock = lru_cache(maxsize=4)(loader), Lock()
+
+    @wraps(loader)
+    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
+        with lock:
+            return kept(*args, **kwargs)
+
+    return locked
 
 
 def cache_folder(kind: str) -> Path:

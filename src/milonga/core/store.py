@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from milonga.core.columns import RECORD, plain, rows_to_table
+from milonga.core.arrow import RECORD, plain, rows_to_table
 from milonga.core.errors import StoreError
 from milonga.core.records import Record
 
@@ -159,6 +159,28 @@ class Shards:
         return self.path / f"{name}.parquet"
 
 
+def shard_name(place: int, count: int) -> str:
+    """`00003-of-00010`: every shard says how many there are, so a folder knows when it is complete."""
+    return f"{place:05d}-of-{count:05d}"
+
+
+def expected(names: Sequence[str]) -> int:
+    """How many shards there will be when complete, by the name of any; 0 where there is none yet."""
+    return max((int(name.rpartition("-of-")[2]) for name in names if "-of-" in name), default=0)
+
+
+def complete(shards: Shards) -> bool:
+    """Whether all shards that belong to a stage are there."""
+    names = shards.names()
+    return bool(names) and len(names) == expected(names)
+
+
+def cut(items: Sequence[Any], size: int) -> dict[str, Sequence[Any]]:
+    """Items in shards of `size`, by shard name; at least one shard, so that nothing at all is complete too."""
+    count = max(1, -(-len(items) // size))
+    return {shard_name(place, count): items[place * size : (place + 1) * size] for place in range(count)}
+
+
 class Run:
     """A run folder: the whole truth about a run."""
 
@@ -231,3 +253,9 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_manifest(run: Run) -> dict[str, Any] | None:
+    """The manifest of a run folder, None where there is none yet; StoreError when it is damaged."""
+    path = run.path / "manifest.json"
+    return read_json(path) if path.exists() else None

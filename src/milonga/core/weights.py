@@ -2,14 +2,71 @@
 
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-from milonga.core.errors import CheckpointError, brief
+from milonga.core.cache import once
+from milonga.core.errors import CheckpointError, RecipeError, brief
+from milonga.core.hub import as_repository
+from milonga.core.ids import content_id, file_hash
+from milonga.core.repository import fetch_model
 
+# The weights that ship with the package, each a folder under nano/weights.
+SHIPPED = {
+    "nano": "tango",
+    "nano-clap-a": "clap-a",
+    "nano-clap-b": "clap-b",
+    "nano-judge": "clap-judge",
+    "nano-tagger": "tagger",
+}
+WEIGHTS = (".safetensors", ".bin")
 POINTER = b"version https://git-lfs"
 WRAPPER = "module."  # DataParallel's and DistributedDataParallel's prefix
+
+
+def folder_of(name: str, revision: str | None = None) -> Path:
+    """The folder of a part's weights: a name that ships, a path, or a model's repository (`user/name[@revision]`).
+
+    A repository's files are fetched into the hub's cache. Raises RecipeError naming the known names when it is none of
+    these, CheckpointError when it cannot be fetched.
+    """
+    if name in SHIPPED or (name and Path(name).is_dir()):
+        if revision is not None:
+            raise RecipeError(f"{name} is no repository on the hub, so it has no revision {revision!r}")
+        return Path(str(files("milonga.nano"))) / "weights" / SHIPPED[name] if name in SHIPPED else Path(name)
+    if as_repository(name):
+        return _fetched(name, revision)
+    raise RecipeError(f"{name!r} is neither a folder nor one of {', '.join(SHIPPED)}, nor user/name on the hub")
+
+
+@once
+def _fetched(name: str, revision: str | None) -> Path:
+    return fetch_model(name, revision)
+
+
+def weights_of(name: str, revision: str | None = None) -> Path:
+    """The folder of a part's weights, which is there.
+
+    Raises RecipeError for an unknown name, CheckpointError saying how to make weights that should ship and do not.
+    """
+    folder = folder_of(name, revision)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: make {name} by `milonga nano train --out {folder.parent}`")
+    return folder
+
+
+def fingerprint(name: str) -> str:
+    """A hash of all weights in a part's folder, without loading them.
+
+    Raises CheckpointError when there are none.
+    """
+    folder = weights_of(name)
+    weights = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
+    if not weights:
+        raise CheckpointError(f"{folder} holds no {' or '.join(WEIGHTS)} weights")
+    return content_id([[str(path.relative_to(folder)), file_hash(path)] for path in weights])
 
 
 def read_weights(path: Path, container: str | None = None) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Floor 2: where sharded work runs."""
+"""Where sharded work runs: on this machine, or on a Ray cluster."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from milonga.core.config import Workers
 from milonga.core.errors import EngineError, brief
-from milonga.core.settings import Workers
 
 START = 120  # seconds that a cluster of one's own may take to start; Ray's 30 are too few for a busy machine
 LOSSES = 3  # workers that may die in a row while starting, or over one shard, before that is told as an error

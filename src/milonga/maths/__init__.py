@@ -1,1 +1,1 @@
-"""Floor 1: pure functions: noise, sampling, losses, metrics, statistics. No files, no network."""
+"""Pure functions: losses, noise, mel, mixing, resampling, metrics, distances, bootstrap. No files."""

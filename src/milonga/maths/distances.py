@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from milonga.core.errors import DataError
+from milonga.maths.bootstrap import Advance, counts, frechet_draws, unheard
 from milonga.maths.metrics import feature_rows
-from milonga.maths.resampled import Advance, counts, frechet_draws, unheard
 
 SCALE = 100  # KAD is told in hundredths
 SIZES, REPEATS = 12, 4

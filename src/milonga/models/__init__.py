@@ -1,1 +1,1 @@
-"""Floor 2: the models that make clips from prompts."""
+"""Text-to-audio models: pipelines, schedulers, loading, LoRA."""

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from transformers import SpeechT5HifiGan, T5EncoderModel
 
 from milonga.core.errors import CheckpointError, RecipeError, brief
-from milonga.models.original import load_original
-from milonga.models.original_layout import is_original
+from milonga.models.original.layout import is_original
+from milonga.models.original.load import load_original
 from milonga.models.tango import TangoPipeline
 
 NETWORKS: dict[str, Any] = {

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderMode
 
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
-from milonga.models.schedules import begun, model_input, noise_share, scheduler_named, takes_generator
+from milonga.models.schedulers import begun, model_input, noise_share, scheduler_named, takes_generator
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 ALWAYS = (0.0, 1.0)

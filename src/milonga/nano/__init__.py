@@ -1,1 +1,1 @@
-"""Floor 2, the nano room: a small world of captioned, synthesised sounds, and how the shipped weights were trained."""
+"""The small world: synthesised, captioned sound events with known ground truth, and small weights."""

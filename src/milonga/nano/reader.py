@@ -7,9 +7,8 @@ b sings, then c" is read as it stands, though a listener of the clip might say t
 """
 
 import re
-from pathlib import Path
+from collections.abc import Iterable
 
-from milonga.core.captions import caption_texts
 from milonga.core.records import Prompt, Scene
 from milonga.nano.vocabulary import FILLERS, KNOWN, lemmas
 
@@ -50,16 +49,13 @@ def read_scene(text: str) -> Scene | None:
     return scene if plain_order else None
 
 
-def read_captions(path: Path) -> list[Prompt]:
-    """The captions of an AudioCaps table (a CSV with a column `caption`) whose scenes are known, each once, in order.
-
-    Raises DataError when the file is missing, empty, not UTF-8, has no column `caption`, or has a row without one.
-    """
+def read_captions(texts: Iterable[str], source: str) -> list[Prompt]:
+    """Those of some captions whose scenes are known, each once, in order, as prompts of `source`."""
     first: dict[str, Prompt] = {}
-    for text in caption_texts(path, ["caption"]):
+    for text in texts:
         scene = read_scene(text)
         if scene is not None:
-            prompt = Prompt.of(text, source=path.name, scene=scene)
+            prompt = Prompt.of(text, source=source, scene=scene)
             first.setdefault(prompt.id, prompt)
     return list(first.values())
 

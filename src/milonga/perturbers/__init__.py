@@ -1,1 +1,1 @@
-"""Floor 2: rewriting a caption into close but wrong ones."""
+"""Wrong captions: by rules, or by a language model."""

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from milonga.core.cache import cache_folder
+from milonga.core.config import Asking
 from milonga.core.errors import DataError, ServiceError, StoreError
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Prompt, Record
-from milonga.core.settings import Asking
 from milonga.core.store import read_json, write_json
 from milonga.perturbers.answers import accepted
 from milonga.perturbers.endpoint import Endpoint, NoAnswerError, Reply, Server

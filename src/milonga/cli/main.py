@@ -1,0 +1,277 @@
+"""The command `milonga`: thin doors onto the package. Results go to stdout, progress and errors to stderr.
+
+Exit 0: done; 1: a failure, told in one line; 2: wrong usage; 130: interrupted, and resumable.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from milonga.cli import listen as listen_doors
+from milonga.cli import nano as nano_doors
+from milonga.cli.errors import debug as _debug
+from milonga.cli.errors import door
+from milonga.cli.evaluate import evaluate
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("milonga"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of a failure.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Text-to-audio latent diffusion, aligned to preferences that it builds itself, measured with error bars."""
+    from milonga.core.memory import keep_freed
+
+    _debug["on"] = _debug["on"] or debug
+    keep_freed()
+
+
+@app.command()
+@door
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to hear.", show_default=False)],
+    model: Annotated[
+        str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the hub.")
+    ] = "nano",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's own")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance.", show_default="the model's own")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same clips.", min=0)] = 0,
+    number: Annotated[int, typer.Option("-n", help="Clips of each prompt.")] = 1,
+    duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="as the model was trained")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddpm, ddim, dpm++, unipc or compat; of a flow euler, dpm++ or unipc.", show_default="the model's own"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
+) -> None:
+    """Make clips from prompts, and print where they are."""
+    from milonga.cli.generate import check, make
+    from milonga.experiment.systems import system
+
+    found = system(model)
+    own_steps, own_guidance = found.sampling()
+    steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
+    check(prompts, steps, guidance, number, duration)
+    details = {"scheduler": scheduler} if scheduler else {}
+    for path in make(found.load(scheduler, duration), prompts, out, steps, guidance, seed, number, details):
+        typer.echo(path)
+
+
+@app.command()
+@door
+def run(
+    recipe: Annotated[str, typer.Argument(help="A .toml file, or a shipped recipe's name such as smoke.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to do.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="The one stage to do.")] = None,
+    engine: Annotated[str, typer.Option(help="Where sharded work runs: local or ray.")] = "local",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe.")
+    ] = None,
+) -> None:
+    """Do a recipe's stages in a run folder; run it again after a stop, and it goes on."""
+    from milonga.evaluation.outcome import outcome
+    from milonga.experiment import run as pipeline
+    from milonga.experiment.recipe import load_recipe
+
+    wanted = load_recipe(recipe, changes or ())
+    done = pipeline.run(wanted, out, until, only, pipeline.engine_named(engine, wanted.workers))
+    told = outcome(done.path)
+    if told is not None:
+        typer.echo(told + "\n")
+    report = done.path / "report.html"
+    typer.echo(report if report.exists() else done.path)
+
+
+@app.command()
+@door
+def train(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A run folder, or a .toml file or shipped recipe by its name.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The folder to train in.", show_default="runs/NAME")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe.")
+    ] = None,
+) -> None:
+    """Train a run's systems, or a model on data of your own; also under torchrun and accelerate launch -m milonga."""
+    from milonga.experiment import training
+
+    for folder in training.train(target, out, changes or ()):
+        typer.echo(folder)
+
+
+@app.command()
+@door
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how far a run is."""
+    from milonga.experiment import status as state
+
+    rows = state.status(run)
+    typer.echo(state.as_json(rows) if as_json else state.as_table(rows))
+
+
+@app.command()
+@door
+def pair(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Change nothing: show what other values of each threshold would keep.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe's [pair].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Pair a run's stored scores again, by other thresholds; no clip is made, no model loaded."""
+    from milonga.experiment import pair as pairing
+
+    if sweep:
+        swept = pairing.sweep(run, changes or ())
+        typer.echo(pairing.as_json(swept) if as_json else pairing.sweep_text(swept))
+        return
+    found = pairing.pair(run, changes or ())
+    typer.echo(pairing.as_json(found) if as_json else pairing.pairing_text(found))
+
+
+@app.command()
+@door
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs, or trained systems.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    system: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Export this trained system and not the pairs.")
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Share of the captions whose pairs form that split.", show_default="0.05")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload it to the Hugging Face Hub under that name.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make what --push creates public.")] = False,
+) -> None:
+    """Write a run's kept pairs as a data set in Audio-alpaca's layout, or with --system a trained model in diffusers'
+    layout, each with its card, and print where it is.
+    """
+    from milonga.experiment.export_system import export_any
+
+    for line in export_any(run, folder, system, validation, push, public):
+        typer.echo(line)
+
+
+@app.command()
+@door
+def pairs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs.")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Only print the address, open no browser.")] = False,
+) -> None:
+    """Look through a run's pairs in the browser, hearing winner and loser; Ctrl-C ends it."""
+    import contextlib
+
+    from milonga.reports.pairs import serve
+
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not an interruption
+        serve(run, port, lambda address: _opened(address, no_open))
+
+
+@app.command()
+@door
+def studio(
+    systems: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SYSTEM]...", help="A model's name or folder, RUN, or RUN/SYSTEM.", show_default="nano"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where takes and decisions are kept.")] = Path("studio"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Only print the link, open no browser.")] = False,
+) -> None:
+    """Type a prompt in the browser, hear variations, keep or discard them; what is kept can be trained on."""
+    import contextlib
+
+    from milonga.cli.studio import serve
+
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not an interruption
+        serve(systems or ("nano",), out, host, port, lambda link: _opened(link, no_open))
+
+
+@app.command()
+@door
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A folder or repository with the files of the original Tango, or LAION-CLAP's .pt."
+        ),
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="The text encoder's tokenizer, or its name on the hub.",
+            show_default="SRC, then the hub",
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint of the original Tango or Tango 2 as a diffusers pipeline, or LAION's CLAP as transformers has
+    it, and print where it is.
+    """
+    from milonga.experiment import registry
+    from milonga.models.original.load import load as original
+    from milonga.scorers import load as laion  # type: ignore[attr-defined]
+
+    if Path(source).is_file():
+        typer.echo(laion.convert(Path(source), destination, None if tokenizer is None else Path(tokenizer)))
+        return
+    typer.echo(original.convert(registry.folder_of(source), destination, tokenizer))
+
+
+app.command()(evaluate)
+app.add_typer(listen_doors.listen, name="listen")
+app.add_typer(nano_doors.nano, name="nano")
+
+
+def _opened(address: str, no_open: bool) -> None:
+    """Prints where a page is, and opens it."""
+    import webbrowser
+
+    typer.echo(address)
+    if not no_open:
+        webbrowser.open(address)
+
+
+def main() -> None:
+    """The entry point; `--debug` counts wherever it stands, and SIGTERM is an interruption."""
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    _debug["on"] = "--debug" in arguments[:end]
+    signal.signal(signal.SIGTERM, _interrupt)
+    app([word for place, word in enumerate(arguments) if word != "--debug" or place > end], prog_name="milonga")
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

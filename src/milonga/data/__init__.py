@@ -1,0 +1,1 @@
+"""Captions, recordings, Audio-alpaca's layout, and examples for training."""

@@ -1,0 +1,1 @@
+"""One evaluator: inputs, features, metrics with intervals."""

@@ -1,0 +1,1 @@
+"""Recipes, run folders and their stages: TOML to run folder and back."""

@@ -1,0 +1,178 @@
+"""What a changed recipe means for a run that has begun: which stages still stand, and what may not be thrown away."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from milonga.core.errors import StoreError
+from milonga.core.store import Run
+from milonga.experiment.overrides import flat
+from milonga.experiment.recipe import Recipe
+
+STAGES = ("prompts", "plan", "generate", "score", "pair", "label", "reward", "train", "evaluate", "report")
+
+# The first stage that a key of the recipe changes, by the longest prefix that fits; "" changes no result at all.
+FIRST_CHANGED = {
+    "name": "report",
+    "seed": "prompts",
+    "models.model": "generate",
+    "models.scheduler": "generate",
+    "models.scorers": "score",
+    "models.judge": "evaluate",
+    "models.tagger": "evaluate",
+    "prompts": "prompts",
+    "plan": "plan",
+    "plan.llm": "",
+    "workers": "",
+    "generate": "",
+    "score": "",
+    "pair": "pair",
+    "label": "label",
+    "reward": "reward",
+    "rounds": "train",
+    "train": "train",
+    "train.checkpoint_every": "",
+    "train.keep": "",
+    "train.listen_every": "",
+    "train.sharded": "",
+    "train.trackers": "",
+    "evaluate": "evaluate",
+}
+# What a stage writes into the run folder.
+OUTPUTS = {
+    "prompts": ("prompts", "clusters.html", "metrics/clusters.json"),
+    "plan": ("plan", "refused/plan", "metrics/perturber.json"),
+    "generate": ("generate", "refused/generate"),
+    "score": ("score",),
+    "pair": ("pair", "refused"),
+    "label": ("label",),
+    "reward": ("embed", "reward", "metrics/reward.json"),
+    "train": ("checkpoints", "metrics/training", "rounds", "metrics/rounds"),
+    "evaluate": ("evaluate", "refused/evaluate", "heard", "metrics/summary.json", "metrics/comparisons.json"),
+    "report": ("report.html",),
+}
+# Clips of systems that no training made: they stay when it is only the training that changed.
+UNTRAINED = ("base", "reference", "prompts")
+SYSTEMS = "train.systems."
+# Keys that only decide after how many rounds to stop: the rounds that were done stand.
+ENDS = {"rounds.count", "rounds.patience", "rounds.least_gain"}
+
+
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """The stages that a recipe asks for: what no system is trained on is not made."""
+    left_out: set[str] = set()
+    if not recipe.makes_clips:
+        left_out |= {"plan", "generate", "score", "pair"}
+    if not recipe.makes_clips and not recipe.trains_on("rounds"):
+        left_out.add("prompts")
+    if not (recipe.trains_on("rewards", "labels") and "truth" in recipe.label.sources):
+        left_out.add("label")
+    if not recipe.trains_on("rewards"):
+        left_out.add("reward")
+    return tuple(stage for stage in STAGES if stage not in left_out)
+
+
+def rules_of(*recipes: Recipe) -> dict[str, str]:
+    """`FIRST_CHANGED` for a run that had these recipes: tables that no system needs decide nothing, while a tagger
+    that labels, and a judge that ends rounds, decide more than what is measured.
+    """
+    rules = dict(FIRST_CHANGED)
+    asked = {stage for recipe in recipes for stage in stages_of(recipe)}
+    if not any(recipe.trains_on("rewards", "labels") for recipe in recipes):
+        rules["label"] = ""
+    if "reward" not in asked:
+        rules["reward"] = ""
+    if not any(recipe.trains_on("rounds") for recipe in recipes):
+        rules["rounds"] = ""
+    else:
+        rules["models.judge"] = "train"
+    if "label" in asked:
+        rules["models.tagger"] = "label"
+    return rules
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The dotted keys in which two recipes (or fingerprints) differ, sorted; a system's keys have its name in them."""
+    before, after = flat(_by_name(old)), flat(_by_name(new))
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def first_stage(keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> str | None:
+    """The first stage whose result depends on any of the keys; None when no result does."""
+    stages = {_stage_of(key, rules) for key in keys} - {""}
+    return min(stages, key=STAGES.index) if stages else None
+
+
+def check_change(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> str | None:
+    """The stage to begin again from after these keys changed, None for nothing to do again.
+
+    Raises StoreError, naming the keys, when that would throw away clips that were generated.
+    """
+    stage = first_stage(keys, rules)
+    made = len(run.stage("generate").names())
+    if stage in ("prompts", "plan", "generate") and made:
+        blamed = ", ".join(key for key in keys if _stage_of(key, rules) in ("prompts", "plan", "generate"))
+        raise StoreError(
+            f"{run.path} was begun with other values of {blamed}, and {made} shards of clips depend on them: "
+            "restore them, choose another --out, or delete the folder"
+        )
+    return stage
+
+
+def clear_changed(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> None:
+    """Removes what the first stage that these keys change, and every later one, wrote; the last one goes first.
+
+    Where only training or what it learns from changed, the untrained systems' clips stay; where only some systems did,
+    the others stay whole.
+    """
+    stage = first_stage(keys, rules)
+    changed = [key for key in keys if _stage_of(key, rules) not in ("", "report")]
+    spared = _spared(run, changed, {_stage_of(key, rules) for key in changed})
+    for one in reversed(STAGES[STAGES.index(stage) :] if stage else ()):
+        for output in OUTPUTS[one]:
+            _remove(run, output, spared)
+
+
+def _spared(run: Run, changed: list[str], stages: set[str]) -> Callable[[str, str], bool]:
+    """Whether a file or folder `name` inside `output` stays, although its stage is done again."""
+    systems = {key.removeprefix(SYSTEMS).partition(".")[0] for key in changed}
+    some, untrained = all(key.startswith(SYSTEMS) for key in changed), stages <= set(STAGES[3:8])
+    if set(changed) <= ENDS:
+        systems, some = {path.name for path in (run.path / "rounds").glob("*/")}, True
+    heard = ("evaluate", "refused/evaluate", "heard")
+
+    def stays(output: str, name: str) -> bool:
+        if some and output in (*OUTPUTS["train"], *heard):
+            return Path(name).stem not in systems or (output == "rounds" and set(changed) <= ENDS)
+        return untrained and output in heard and name in UNTRAINED
+
+    return stays
+
+
+def _remove(run: Run, output: str, stays: Callable[[str, str], bool]) -> None:
+    path = run.path / output
+    if path.is_file():
+        path.unlink()
+    elif output == "refused":
+        for file in path.glob("*.parquet"):
+            file.unlink()
+    elif path.exists():
+        for inner in [inner for inner in path.iterdir() if not stays(output, inner.name)]:
+            shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+
+
+def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table whose list of systems is a table by their names."""
+    train = recipe.get("train", {})
+    if not isinstance(train.get("systems"), list):
+        return recipe
+    named = {
+        system["name"]: {key: value for key, value in system.items() if key != "name"} for system in train["systems"]
+    }
+    return recipe | {"train": train | {"systems": named}}
+
+
+def _stage_of(key: str, rules: Mapping[str, str]) -> str:
+    fitting = [prefix for prefix in rules if f"{key}.".startswith(f"{prefix}.")]
+    return rules[max(fitting, key=len)] if fitting else "prompts"

@@ -1,0 +1,274 @@
+"""Rounds: clips, scores, pairs and training by the latest policy, again and again (CRPO, arXiv 2412.21037).
+
+A round is a run within the run, in `rounds/SYSTEM/01` and so on: its model is the policy that the round before left,
+its seed derives from the run's and its number, so no noise comes twice. After each round the judge hears the policy on
+captions kept for that, from the same noise every round, and decides whether to go on. All of it goes on where it was
+stopped. Where it differs from TangoFlux: the captions of a round are drawn from the run's, pairs pass the recipe's
+thresholds, no two rounds share a noise, and rounds end by a rule. The reference is the policy of the round before.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milonga.core.errors import DataError, RecipeError
+from milonga.core.ids import content_id, derive_seed, file_hash
+from milonga.core.protocols import Model
+from milonga.core.records import Pair, Prompt, Round
+from milonga.core.store import Run, complete, shard_name, write_json, write_text
+from milonga.experiment.context import Context, needed
+from milonga.experiment.evaluation import heard_by_all, perform
+from milonga.experiment.manifest import describe, fingerprints, write_manifest
+from milonga.experiment.recipe import Recipe
+from milonga.experiment.recipe_tables import System
+
+Steps = Mapping[str, Callable[[Context], None]]
+POLICY = "policy"
+FOLDER = "rounds"
+STAGES = ("plan", "generate", "score", "pair")
+
+
+class Latest:
+    """The parts of a run, with a policy's U-Net in the place of the base's."""
+
+    def __init__(self, parts: Any, unet: Path) -> None:
+        self._parts, self._unet = parts, unet
+
+    def load(self, name: str, scheduler: str | None = None) -> Model:
+        """The policy."""
+        return self._parts.tuned(name, self._unet, scheduler)
+
+    def trainable(self, name: str) -> Any:
+        """The policy, to be trained on; it is the reference too."""
+        return self._parts.trainable(name, self._unet)
+
+    def model_hash(self, name: str) -> str:
+        """The hash of the base with the policy's weights."""
+        return content_id(self._parts.fingerprint(name), [file_hash(one) for one in sorted(self._unet.iterdir())])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parts, name)
+
+    def __reduce__(self) -> Any:  # else a worker elsewhere would ask for `_parts` before there is one
+        return Latest, (self._parts, self._unet)
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """One system's rounds: where they lie, and what each is given."""
+
+    context: Context
+    system: System
+    steps: Steps
+
+    @property
+    def folder(self) -> Path:
+        return self.context.run.path / FOLDER / self.system.name
+
+    def path(self, number: int) -> Path:
+        """The folder of a round; the base's, which is round 0, serves all systems."""
+        return self.context.run.path / FOLDER / "base" if number == 0 else self.folder / f"{number:02d}"
+
+    def unet(self, number: int) -> Path:
+        """The U-Net that a round left."""
+        return self.path(number) / "checkpoints" / POLICY / "unet"
+
+    def of(self, number: int) -> Context:
+        """What a round's stages are given."""
+        parts = self.context.parts if number == 1 else Latest(self.context.parts, self.unet(number - 1))
+        recipe = recipe_of(self.context.recipe, self.system, number)
+        return replace(self.context, recipe=recipe, run=Run(self.path(number)), parts=parts)
+
+    def judging(self, number: int) -> Context:
+        """What hearing a round's policy is given: the captions that decide, and the same noise in every round."""
+        recipe = self.context.recipe
+        table = recipe.evaluate.model_copy(update={"prompts": recipe.rounds.prompts})
+        return replace(self.context, recipe=recipe.model_copy(update={"evaluate": table}), run=Run(self.path(number)))
+
+
+def in_rounds(context: Context, system: System, steps: Steps) -> None:
+    """Trains a system in rounds until the judge gains no more; the best round's U-Net is the system's.
+
+    metrics/rounds/SYSTEM.json has a row for the base and for each round. Raises DataError where the first round keeps
+    no pair; RecipeError under torchrun or `accelerate launch`: all but the training of a round is one process's work.
+    """
+    from milonga.training.distributed import Ranks
+
+    if Ranks().world > 1:
+        raise RecipeError(f"{system.name} is trained in rounds, which one process does: use `milonga run`")
+    rounds, prompts = _Rounds(context, system, steps), _deciding(context)
+    _note(rounds.judging(0))
+    found = [_judged(rounds, 0, prompts, [])]
+    while not over(found, context.recipe):
+        number = len(found)
+        if not _made(rounds, number):
+            break
+        found.append(_judged(rounds, number, prompts, found))
+        _tell(found[-1])
+        _write_rows(context, system, found)
+    _write_rows(context, system, found)
+    _finish(rounds, found)
+
+
+def over(found: Sequence[Round], recipe: Recipe) -> bool:
+    """Whether the rounds so far, the base first, are all there will be: as many as asked for, or no gain any more.
+
+    A round gains when the judge's mean rises by more than `least_gain` over the best round before it; `patience`
+    rounds in a row without a gain are the end.
+    """
+    waited = 0
+    for one in found[1:]:
+        waited = 0 if one.gain > recipe.rounds.least_gain else waited + 1
+    return len(found) > recipe.rounds.count or waited >= recipe.rounds.patience
+
+
+def best_of(found: Sequence[Round]) -> Round:
+    """The round, of those that trained, whose policy the judge likes best; the earlier one of equals."""
+    return max(found[1:], key=lambda one: (one.judge, -one.number))
+
+
+def recipe_of(recipe: Recipe, system: System, number: int) -> Recipe:
+    """A round's own recipe: the run's, with a seed of its own, and one system, the policy, trained on its pairs."""
+    table, policy = recipe.rounds, system.model_copy(update={"name": POLICY, "data": "pairs"})
+    plan = recipe.plan.model_copy(update={"strategies": table.strategies or recipe.plan.strategies})
+    train = recipe.train.model_copy(update={"pairs": ("run",), "systems": (policy,)})
+    seed = derive_seed(recipe.seed, "round", system.name, number)
+    changes = {"seed": seed, "plan": plan, "pair": table.pair or recipe.pair, "train": train}
+    return recipe.model_copy(update={"name": f"{system.name}-{number:02d}", **changes})
+
+
+def _deciding(context: Context) -> list[Prompt]:
+    """The captions on which the judge decides; DataError where there are none, or one of them is learnt from, or is
+    evaluated on: the judge would be asked what it thinks of its own choice.
+    """
+    sources, evaluated = context.recipe.rounds.prompts, context.recipe.evaluate.prompts
+    found = {one.id: one for source in sources for one in context.parts.prompt_source(source)}
+    learnt = {one.id for one in needed(context, "prompts").read_records(Prompt)}
+    reported = {one.id for source in evaluated for one in context.parts.prompt_source(source)}
+    if len(found) < 2:
+        raise DataError(f"rounds.prompts: {', '.join(sources)} hold fewer than two captions")
+    for others, what in ((learnt, "learnt from"), (reported, "evaluated on")):
+        if others & set(found):
+            raise DataError(f"rounds.prompts holds captions that are {what}: name others, such as world:tune:100")
+    return list(found.values())
+
+
+def _made(rounds: _Rounds, number: int) -> bool:
+    """Makes, scores and pairs a round's clips and trains on them; False where a later round keeps no pair."""
+    context, unet = rounds.of(number), rounds.unet(number)
+    if unet.exists():
+        return True
+    _note(context)
+    _draw_prompts(rounds, context, number)
+    for stage in STAGES:
+        rounds.steps[stage](context)
+    if number > 1 and not context.run.stage("pair").read_records(Pair):
+        print(f"{rounds.system.name}: round {number} keeps no pair, so there is no more to learn", file=sys.stderr)
+        return False
+    rounds.steps["train"](context)
+    return True
+
+
+def _note(context: Context) -> None:
+    """A round's recipe.toml and manifest.json, by which it is a run: workers anywhere know its folder by them."""
+    weights = fingerprints(context.recipe, context.parts)
+    if isinstance(context.parts, Latest):
+        weights["models"]["model"] = context.parts.model_hash(context.recipe.models.model)
+    write_manifest(context.run, context.recipe, describe(context.recipe, weights))
+
+
+def _draw_prompts(rounds: _Rounds, context: Context, number: int) -> None:
+    """The captions of a round: so many of the run's, drawn anew each round."""
+    shards, asked = context.run.stage("prompts"), rounds.context.recipe.rounds.captions
+    if complete(shards):
+        return
+    known = needed(rounds.context, "prompts").read_records(Prompt)
+    order = np.random.default_rng(derive_seed(context.recipe.seed, "captions")).permutation(len(known))
+    taken = sorted(order[: asked or len(known)].tolist())
+    shards.write_records(shard_name(0, 1), [known[place] for place in taken], Prompt)
+
+
+def _judged(rounds: _Rounds, number: int, prompts: Sequence[Prompt], before: Sequence[Round]) -> Round:
+    """A round's row; clips and what is heard in them are kept in its folder."""
+    from milonga.evaluation.run_metrics import values_of
+    from milonga.maths.statistics import bootstrap, paired
+
+    context, name, seed = rounds.judging(number), POLICY if number else "base", rounds.context.recipe.seed
+    perform(context, name, prompts)
+    heard_by_all(context, name, prompts)
+    one = _heard(context, name)
+    values = values_of("clap", one, prompts)
+    judge = bootstrap(values, derive_seed(seed, "rounds"), context.recipe.evaluate.resamples)
+    gain = (0.0, 0.0, 0.0)
+    if before:
+        best = max(before, key=lambda one: (one.judge, -one.number))
+        other = _heard(rounds.judging(best.number), POLICY if best.number else "base")
+        found = paired(values, values_of("clap", other, prompts), derive_seed(seed, "rounds"))
+        gain = (found.value, found.low, found.high)
+    clips, pairs = _sizes(Run(rounds.path(number)))
+    return Round(
+        system=rounds.system.name, number=number, clips=clips, pairs=pairs, judge=judge.value, low=judge.low,
+        high=judge.high, n=judge.n, gain=gain[0], gain_low=gain[1], gain_high=gain[2],
+        present=_share("all_present", one, prompts), order=_share("order", one, prompts),
+    )  # fmt: skip
+
+
+def _heard(context: Context, name: str) -> Any:
+    from milonga.evaluation.hear import Heard
+    from milonga.evaluation.run_metrics import System as Evaluated
+
+    rows = context.run.stage(f"heard/{name}").read_records(Heard)
+    return Evaluated(name, {row.prompt_id: row for row in rows})
+
+
+def _share(metric: str, one: Any, prompts: Sequence[Prompt]) -> float:
+    """The mean of an event metric over the captions that it can be asked of; NaN where there are none."""
+    from milonga.evaluation.run_metrics import asked_of, values_of
+
+    values = values_of(metric, one, asked_of(metric, prompts))
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _sizes(run: Run) -> tuple[int, int]:
+    """(clips made, pairs kept) of a round."""
+    clips, pairs = (sum(map(shards.rows, shards.names())) for shards in map(run.stage, ("generate", "pair")))
+    return clips, pairs
+
+
+def _tell(row: Round) -> None:
+    gain = f"{row.gain:+.4f} [{row.gain_low:+.4f}, {row.gain_high:+.4f}]"
+    told = f"{row.system}: round {row.number}, {row.pairs} pairs, judge {row.judge:.4f}, gain over the best {gain}"
+    print(told, file=sys.stderr, flush=True)
+
+
+def _write_rows(context: Context, system: System, found: Sequence[Round]) -> None:
+    rows = [json.loads(one.model_dump_json()) for one in found]  # NaN becomes null
+    path = context.run.path / "metrics" / FOLDER / f"{system.name}.json"
+    write_json(path, rows)
+
+
+def _finish(rounds: _Rounds, found: Sequence[Round]) -> None:
+    """The best round's U-Net and the curves of all rounds in the places where every system has its own."""
+    from milonga.training.checkpoint import aside
+
+    path, name = rounds.context.run.path, rounds.system.name
+    write_text(path / "metrics" / "training" / f"{name}.jsonl", _curves(rounds, len(found) - 1))
+    with aside(path / "checkpoints" / name / "unet") as part:
+        shutil.copytree(rounds.unet(best_of(found).number), part, dirs_exist_ok=True)
+
+
+def _curves(rounds: _Rounds, count: int) -> str:
+    """The training logs of all rounds as one: steps count on, and phases have their round before them."""
+    lines, done = [], 0
+    for number in range(1, count + 1):
+        text = (rounds.path(number) / "metrics" / "training" / f"{POLICY}.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        lines += [row | {"step": row["step"] + done, "phase": f"{number}: {row['phase']}"} for row in rows]
+        done += len(rows)
+    return "".join(json.dumps(row) + "\n" for row in lines)

@@ -1,0 +1,139 @@
+"""A run from its recipe to its report: each stage does what is missing in the run folder, and nothing twice."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from milonga.core.config import Workers
+from milonga.core.errors import RecipeError
+from milonga.core.memory import keep_freed
+from milonga.core.protocols import Engine
+from milonga.core.store import Run, read_manifest
+from milonga.experiment.changes import OUTPUTS, STAGES, changed_keys, check_change, clear_changed, rules_of, stages_of
+from milonga.experiment.context import Context, Parts
+from milonga.experiment.examples import hashes
+from milonga.experiment.manifest import describe, fingerprints, write_manifest
+from milonga.experiment.recipe import Recipe
+from milonga.experiment.stages import STEPS
+
+
+def run(
+    recipe: Recipe,
+    out: Path | None = None,
+    until: str | None = None,
+    only: str | None = None,
+    engine: Engine | None = None,
+    parts: Parts | None = None,
+) -> Run:
+    """Walks the stages, all of them or `until` one or `only` one, in the run folder `out` (default runs/NAME).
+
+    Running again goes on where it stopped. A recipe that changed clears the first stage it changes and all later ones;
+    StoreError when that would throw clips away, or when another process is on the folder. RecipeError for a stage
+    that does not exist, or that this recipe does not ask for.
+    """
+    stages = _asked(recipe, chosen(until, only), only)
+    folder = Run(out or Path("runs") / recipe.name)
+    with folder.lock():
+        context = Context(recipe, folder, parts or _registry(), engine or engine_named("local", recipe.workers))
+        _accept(context, stages)
+        for stage in stages:
+            STEPS[stage](context)
+    return folder
+
+
+def chosen(until: str | None = None, only: str | None = None) -> tuple[str, ...]:
+    """The stages to walk; RecipeError for one that does not exist or for both limits at once."""
+    if until and only:
+        raise RecipeError("--until and --only exclude each other: give one of them")
+    for name in filter(None, (until, only)):
+        if name not in STAGES:
+            raise RecipeError(f"no stage {name!r}: the stages are {', '.join(STAGES)}")
+    return (only,) if only else STAGES[: STAGES.index(until) + 1] if until else STAGES
+
+
+def _asked(recipe: Recipe, stages: tuple[str, ...], only: str | None) -> tuple[str, ...]:
+    """Of some stages those that a recipe asks for; RecipeError for the `only` one when it does not."""
+    asked = stages_of(recipe)
+    if only and only not in asked:
+        raise RecipeError(f"this recipe asks for no {only}: nothing in it is trained on that")
+    return tuple(stage for stage in stages if stage in asked)
+
+
+# Threads share the models, so more of them cost little memory; beyond four, Python itself is in their way.
+MOST_WORKERS = 4
+
+
+def engine_named(name: str, workers: Workers | None = None) -> Engine:
+    """The engine of that name with a recipe's `workers`; RecipeError lists those there are."""
+    if name == "ray":
+        from milonga.engines.ray import RayEngine
+
+        return RayEngine(workers, prepare=keep_freed)
+    if name != "local":
+        raise RecipeError(f"no engine {name!r}: there are local and ray")
+    from milonga.engines.local import LocalEngine
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    return LocalEngine((workers.count if workers else 0) or min(MOST_WORKERS, cores))
+
+
+def _accept(context: Context, stages: Sequence[str]) -> None:
+    """Checks the recipe and the parts' weights against what the folder was made with, and notes them.
+
+    Old results go before the new manifest is written: after a crash in between, the change is seen again.
+    """
+    manifest = describe(context.recipe, fingerprints(context.recipe, context.parts) | hashes(context.recipe))
+    before = read_manifest(context.run)
+    if before is not None:
+        earlier = _earlier(before["recipe"])
+        keys = _changes(before, earlier, manifest)
+        rules = rules_of(*filter(None, (earlier, context.recipe)))
+        stage = check_change(context.run, keys, rules)
+        if stage is not None:
+            print(f"milonga: {', '.join(keys)} changed: {_consequence(context.run, stage, stages)}", file=sys.stderr)
+            clear_changed(context.run, keys, rules)
+    if before != manifest:
+        write_manifest(context.run, context.recipe, manifest)
+
+
+def _consequence(run: Run, stage: str, stages: Sequence[str]) -> str:
+    """What a walk over `stages` does again when all from `stage` on is cleared, and what it leaves to be done."""
+    later = STAGES[STAGES.index(stage) :]
+    again = ", ".join(one for one in later if one in stages)
+    there = [one for one in later if any((run.path / output).exists() for output in OUTPUTS[one])]
+    left = ", ".join(one for one in there if one not in stages)
+    parts = (
+        f"doing {again} again" if again else "",
+        f"cleared and to be done again by `milonga run`: {left}" * bool(left),
+    )
+    return "; ".join(filter(None, parts)) or "nothing is lost by it"
+
+
+def _changes(before: dict[str, Any], earlier: Recipe | None, after: dict[str, Any]) -> list[str]:
+    """Changed keys of the recipe, and `models.model` and the like where their weights changed.
+
+    Keys that came after the `earlier` recipe count by their defaults: an upgrade alone is no change. Where a key of its
+    time is gone (None), the recipe is compared as it was stored, so that this key differs and is named.
+    """
+    old = before["recipe"] if earlier is None else earlier.model_dump(mode="json")
+    keys = changed_keys(old, after["recipe"])
+    return sorted({*keys, *changed_keys(before["fingerprints"], after["fingerprints"])})
+
+
+def _earlier(recipe: dict[str, Any]) -> Recipe | None:
+    """A stored recipe as this version reads it; None where a key of its time is gone since."""
+    try:
+        return Recipe.model_validate_json(json.dumps(recipe))
+    except ValidationError:
+        return None
+
+
+def _registry() -> Any:
+    from milonga.experiment import registry  # type: ignore[attr-defined]
+
+    return registry

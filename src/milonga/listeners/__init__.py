@@ -1,1 +1,0 @@
-"""Floor 2: the listeners: text-audio similarity, taggers and embedders."""

@@ -1,0 +1,98 @@
+"""Models by name: the weights that ship, a folder, a repository on the hub. Loaded once and kept."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milonga.core.cache import once
+from milonga.core.errors import RecipeError
+from milonga.core.protocols import Model
+from milonga.core.weights import weights_of
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from milonga.models.tango import TangoPipeline
+
+
+def pipeline(
+    name: str, unet: Path | None = None, revision: str | None = None, tokenizer: str | None = None, dtype: Any = None
+) -> "TangoPipeline":
+    """A freshly loaded pipeline on the CPU (float32 unless `dtype`), its U-Net from another folder where one is given.
+
+    It is in diffusers' layout or in one of the original Tango's; `tokenizer` is for the latter, which leave it out.
+    Raises CheckpointError naming the folder and what is wrong with it.
+    """
+    import torch
+
+    from milonga.models.baselines import baseline_class
+    from milonga.models.loading import load_pipeline
+
+    _quiet()
+    folder = weights_of(name, revision)
+    if kind := baseline_class(folder):
+        raise RecipeError(f"{name} is a {kind}: it makes clips to compare with, and cannot be trained")
+    return load_pipeline(folder, unet, tokenizer, dtype or torch.float32)
+
+
+def _quiet() -> None:
+    """Loading takes a second or two: the libraries' own progress bars would only get in the way of ours."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+
+
+@once
+def load(name: str, scheduler: str | None = None, seconds: float | None = None) -> Model:
+    """A model ready to generate, with its own scheduler and length or with these: a Tango by its name, folder or
+    repository, or one of the baselines of `models.baselines`.
+
+    Raises RecipeError for a scheduler that is none, and for any with a baseline, which has its own.
+    """
+    from milonga.models.baselines import baseline_class, load_baseline
+    from milonga.models.generator import TangoModel
+    from milonga.models.schedulers import check_scheduler
+
+    check_scheduler(scheduler)
+    _quiet()
+    if kind := baseline_class(weights_of(name)):
+        if scheduler is not None:
+            raise RecipeError(f"{name} is a {kind}, which runs by its own scheduler: leave --scheduler out")
+        return load_baseline(name, weights_of(name), seconds)
+    return TangoModel(name, pipeline(name), scheduler, seconds)
+
+
+def playable(name: str, unet: "UNet2DConditionModel") -> Model:
+    """A model around a U-Net that is being trained: it plays with the weights of the moment."""
+    from milonga.models.generator import TangoModel
+
+    whole = pipeline(name)
+    whole.unet = unet
+    return TangoModel(name, whole)
+
+
+def tuned(name: str, unet: Path, scheduler: str | None = None, seconds: float | None = None) -> Model:
+    """A model with its U-Net replaced by a trained one; loaded anew where another training has replaced that since."""
+    return _tuned(name, unet, scheduler, seconds, max(path.stat().st_mtime_ns for path in unet.iterdir()))
+
+
+@once
+def _tuned(name: str, unet: Path, scheduler: str | None, seconds: float | None, written: int) -> Model:
+    """`written` tells one training's weights from the next one's in the same folder."""
+    from milonga.models.generator import TangoModel
+
+    return TangoModel(unet.parent.name, pipeline(name, unet), scheduler, seconds)
+
+
+def sampling(name: str) -> tuple[int, float]:
+    """The steps and the guidance that a model is best sampled with, read from its config.
+
+    Raises CheckpointError when there is no readable config.
+    """
+    from milonga.models import loading
+    from milonga.models.baselines import baseline_class, own_sampling
+
+    folder = weights_of(name)
+    kind = baseline_class(folder)
+    return own_sampling(kind) if kind else loading.sampling(folder)

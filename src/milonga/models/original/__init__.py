@@ -1,0 +1,1 @@
+"""The published layouts of Tango and Tango 2."""

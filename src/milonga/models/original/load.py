@@ -1,0 +1,153 @@
+"""Checkpoints of the original Tango and Tango 2 as a `TangoPipeline`, and back to the original's names.
+
+How it departs from the original's loading: of the hub only the tokenizer is asked for, no pickle is run, no network is
+filled with random numbers first, and the weights stay mapped to their file instead of being copied.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, SpeechT5HifiGan, SpeechT5HifiGanConfig, T5Config, T5EncoderModel
+
+from milonga.core.errors import CheckpointError, RecipeError, brief
+from milonga.core.hub import as_repository
+from milonga.core.repository import fetch_tokenizer
+from milonga.core.weights import read_weights
+from milonga.models.original.files import checked
+from milonga.models.original.keys import PREFIXES, UNUSED, places
+from milonga.models.original.layout import SCHEDULE, TEXT_ENCODERS, Layout, is_original, read_layout, tokenizer_folder
+from milonga.models.schedulers import scheduler_named
+from milonga.models.tango import TangoPipeline
+
+# The pipeline's own defaults apply to all of these models: 10.24 s, the paper's 200 steps and guidance 3 (§5.3).
+
+
+def load_original(folder: Path, tokenizer: Path | str | None = None) -> TangoPipeline:
+    """The pipeline of a folder in the original's seven-file layout, or as original training saved it, in float32.
+
+    `tokenizer` is the folder or the hub's name of the text encoder's tokenizer, which those layouts leave out; without
+    it the folder's own `tokenizer` is looked for, then FLAN-T5's on the hub. The scheduler is `ddpm`; the original's
+    timesteps are `compat`'s. Raises CheckpointError naming the file and key that is wrong, and what to do.
+    """
+    layout = read_layout(folder)
+    words = load_tokenizer(layout, tokenizer)
+    networks = blank(layout)
+    for file, path in (("main", layout.main), ("vae", layout.vae)):
+        fill(networks, file, checked(path, read_weights(path), places(networks, file)))
+    return TangoPipeline(words, scheduler=scheduler_named("ddpm", SCHEDULE), **networks)
+
+
+def convert(source: Path, destination: Path, tokenizer: Path | str | None = None) -> Path:
+    """Writes a folder of the original's as a diffusers pipeline (safetensors): whole, or not at all.
+
+    Raises CheckpointError when `source` cannot be used, RecipeError when `destination` is there already.
+    """
+    if not is_original(source):
+        hint = "is a diffusers pipeline already" if (source / "model_index.json").exists() else "holds no checkpoint"
+        raise CheckpointError(f"{source} {hint}: main_config.json and pytorch_model_main.bin are looked for")
+    if destination.exists():
+        raise RecipeError(f"{destination} is there already: name a folder that is not")
+    part = destination.with_name(f"{destination.name}.{os.getpid()}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        load_original(source, tokenizer).save_pretrained(part, safe_serialization=True)
+        part.rename(destination)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return destination
+
+
+def load_tokenizer(layout: Layout, given: Path | str | None = None) -> Any:
+    """The text encoder's tokenizer, from a folder or a repository on the hub.
+
+    Raises CheckpointError when it is missing, unusable, or not this text encoder's.
+    """
+    folder = _tokenizer_place(layout, given)
+    try:
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        longest, closed = max(found.get_vocab().values()), found("").input_ids
+    except Exception as error:  # the Rust tokenizers raise bare Exceptions, and what is raised here is told
+        raise CheckpointError(f"{folder} holds no usable tokenizer: {brief(error)}") from None
+    if longest >= layout.text_encoder["vocab_size"]:
+        known = layout.text_encoder["vocab_size"]
+        raise CheckpointError(f"{folder}: its tokenizer has a token {longest}, but the text encoder knows {known}")
+    if not closed:
+        raise CheckpointError(f"{folder}: its tokenizer ends no text with </s>, so it is not the text encoder's")
+    return found
+
+
+def _tokenizer_place(layout: Layout, given: Path | str | None) -> Path:
+    """Where the tokenizer lies: as given, in the folder, or fetched where the text encoder is one of the hub's."""
+    if isinstance(given, str) and not Path(given).is_dir() and as_repository(given):
+        return fetch_tokenizer(given)
+    try:
+        return tokenizer_folder(layout, None if given is None else Path(given))
+    except CheckpointError as missing:
+        if given is not None or layout.text_encoder_name not in TEXT_ENCODERS:
+            raise
+        try:
+            return fetch_tokenizer(layout.text_encoder_name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{missing}; {error}") from None
+
+
+def blank(layout: Layout) -> dict[str, Any]:
+    """U-Net, text encoder, VAE and vocoder as the configs say, on the `meta` device: shapes without memory.
+
+    Raises CheckpointError naming the folder when a config describes no network.
+    """
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "unet": lambda: UNet2DConditionModel.from_config(layout.unet),  # type: ignore[return-value]
+        "text_encoder": lambda: T5EncoderModel(T5Config.from_dict(dict(layout.text_encoder))),
+        "vae": lambda: AutoencoderKL(**layout.autoencoder),
+        "vocoder": lambda: SpeechT5HifiGan(SpeechT5HifiGanConfig(**layout.vocoder)),
+    }
+    made = {}
+    for name, maker in makers.items():
+        try:
+            with torch.device("meta"):
+                made[name] = maker().eval()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
+            raise CheckpointError(
+                f"{layout.folder}: the config of its {name} describes no network: {brief(e)}"
+            ) from None
+    return made
+
+
+def fill(networks: Mapping[str, nn.Module], file: str, tensors: Mapping[str, Tensor]) -> None:
+    """Puts a file's checked tensors ("main" or "vae", by the original's names) into blank networks, without a copy.
+
+    Only what is not float32 is converted. Raises RuntimeError when a tensor is missing.
+    """
+    given: dict[str, dict[str, Tensor]] = {name: {} for name in PREFIXES[file]}
+    for key, place in places(networks, file).items():
+        given[place.network][place.key] = tensors[key].reshape(place.shape).float()
+    if "vocoder" in given:
+        values = networks["vocoder"].state_dict()
+        given["vocoder"] |= {name: torch.full(values[name].shape, float(name == "scale")) for name in UNUSED}
+    for name, state in given.items():
+        networks[name].load_state_dict(state, assign=True)
+    if "text_encoder" in given:
+        encoder: Any = networks["text_encoder"]
+        encoder.set_input_embeddings(encoder.shared)
+
+
+def to_original(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a pipeline's networks by the original's names: those of its files "main" and "vae".
+
+    A pipeline's `components` will do for networks.
+    """
+    states = {name: networks[name].state_dict() for prefixes in PREFIXES.values() for name in prefixes}
+    return {
+        file: {
+            key: states[place.network][place.key].reshape(place.original_shape)
+            for key, place in places(networks, file).items()
+        }
+        for file in PREFIXES
+    }

@@ -1,0 +1,1 @@
+"""How nano's weights are made."""

@@ -1,0 +1,163 @@
+"""The text encoder's lesson: know English for sounds before hearing any, as FLAN-T5 knows language before Tango.
+
+A byte-level BPE tokenizer is fitted to the grammar's captions. The T5 encoder then learns, from text alone, that two
+captions of one scene mean the same: a contrastive loss over pooled states in which the same sounds in another order,
+and the same scene with one sound replaced, are always among the negatives. That alone leaves it deaf to order for long
+(a likeness is a product, so a feature that both sides lack gets no gradient), so a linear head must also read off the
+pooled states which sounds are asked for, and which come first and last. The head is thrown away. The encoder is
+frozen from the U-Net's first step on, as the paper's is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from milonga.core.records import Scene
+from milonga.nano.build.task import Lesson, Loss, generator
+from milonga.nano.captions import caption_in
+from milonga.nano.world import CLASSES, draw_counts, draw_scene
+
+VOCABULARY = 1024
+T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 128,
+    "d_kv": 32,
+    "num_heads": 4,
+    "num_layers": 4,
+    "d_ff": 256,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+}
+LESSON = Lesson("text", steps=700, batch=48, rate=1.5e-3)
+TEMPERATURE = 0.07
+SHARPNESS, HEAD_WEIGHT = 10.0, 30.0  # unit-norm rows need large logits; the mean over 78 answers is small
+
+
+def sentences(seed: int, count: int) -> Iterator[str]:
+    """`count` captions of randomly drawn scenes."""
+    rng = generator(seed, "sentences", 0)
+    for _ in range(count):
+        scene = draw_scene(rng)
+        yield caption_in("train", scene, draw_counts(scene, rng), rng)
+
+
+def fit_tokenizer(texts: Iterator[str], pad: str, unknown: str, start: str, end: str) -> PreTrainedTokenizerFast:
+    """A lower-casing byte-level BPE tokenizer; texts begin with `start` (where it is not empty) and end with `end`."""
+    specials = [pad, end, unknown] if not start else [start, pad, end, unknown]
+    inner = Tokenizer(models.BPE(unk_token=unknown))
+    inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet)
+    )
+    template = f"{start} $A {end}".strip()
+    inner.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[(token, inner.token_to_id(token)) for token in (start, end) if token]
+    )
+    names = {"pad_token": pad, "unk_token": unknown, "eos_token": end}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        model_max_length=64,
+        **names,
+        **({"bos_token": start, "cls_token": start} if start else {}),
+    )
+
+
+def swapped(scene: Scene) -> Scene | None:
+    """The same groups in reverse order; None where there is only one group."""
+    return scene[::-1] if len(scene) > 1 else None
+
+
+def replaced(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one of its sounds replaced by another class."""
+    flat = [label for group in scene for label in group]
+    gone = flat[rng.integers(len(flat))]
+    new = rng.choice([label for label in CLASSES if label not in flat])
+    return tuple(tuple(str(new) if label == gone else label for label in group) for group in scene)
+
+
+def hard_negatives(scene: Scene, rng: np.random.Generator) -> list[Scene]:
+    """A wrong order (where there is one) and a wrong sound: what a listener must tell from `scene`."""
+    other = swapped(scene)
+    return [*([other] if other is not None else [replaced(scene, rng)]), replaced(scene, rng)]
+
+
+def scene_target(scene: Scene) -> Tensor:
+    """What a linear head must tell of a scene, shape (3·classes,): asked for at all, in the first of several groups,
+    in the last of several groups.
+    """
+    target = torch.zeros(3, len(CLASSES))
+    for place, group in enumerate(scene):
+        columns = [CLASSES.index(label) for label in group]
+        target[0, columns] = 1
+        if len(scene) > 1 and place in (0, len(scene) - 1):
+            target[1 if place == 0 else 2, columns] = 1
+    return target.flatten()
+
+
+def head_loss(head: nn.Linear, rows: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Binary cross-entropy of what `head` reads off unit-norm rows (N, D), summed over what there is to tell."""
+    targets = torch.stack([scene_target(scene) for scene in scenes])
+    return binary_cross_entropy_with_logits(SHARPNESS * head(rows), targets) * HEAD_WEIGHT
+
+
+def pooled(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
+    """Unit-norm means of the encoder's states over the words, shape (N, D)."""
+    tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    states = encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    mask = tokens.attention_mask.unsqueeze(-1)
+    return normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+class Reader(nn.Module):
+    """The encoder with the head that only its lesson needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = T5EncoderModel(T5Config(**T5))
+        self.head = nn.Linear(T5["d_model"], 3 * len(CLASSES))
+        look_around(self.encoder)
+
+
+@torch.no_grad()
+def look_around(encoder: T5EncoderModel) -> None:
+    """Lets the first heads start out looking left, right and near: from T5's own start, almost no position at all,
+    the order of words is not found in 700 steps.
+    """
+    first: Any = encoder.encoder.block[0]
+    bias = first.layer[0].SelfAttention.relative_attention_bias.weight
+    half = bias.shape[0] // 2  # buckets from here on are words to the right, and the distance grows within each half
+    bias[half:, 0] = -5.0
+    bias[:half, 1] = -5.0
+    bias[4:half, 2] = -4.0
+    bias[half + 4 :, 2] = -4.0
+
+
+def text_loss(lesson: Lesson, embed: Callable[[list[str]], Tensor], head: nn.Linear, seed: int) -> Loss:
+    """The loss of a step: each caption must find its scene's other caption among all others and its hard negatives,
+    and the head must tell every caption's scene. `embed` gives unit-norm rows of texts, shape (N, D).
+    """
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = generator(seed, lesson.name, step)
+        scenes = [draw_scene(rng) for _ in range(lesson.batch)]
+        counts = [draw_counts(scene, rng) for scene in scenes]
+        others = [other for scene in scenes for other in hard_negatives(scene, rng)]
+        said = [caption_in("train", *told, rng) for _ in range(2) for told in zip(scenes, counts, strict=True)]
+        wrong = [caption_in("train", other, {}, rng) for other in others]
+        rows = embed(said + wrong)
+        likeness = rows[: lesson.batch] @ rows[lesson.batch :].T / TEMPERATURE
+        found = torch.arange(lesson.batch)
+        accuracy = (likeness.argmax(dim=1) == found).float().mean()
+        told = head_loss(head, rows, [*scenes, *scenes, *others])
+        return {"loss": cross_entropy(likeness, found) + told, "head": told, "accuracy": accuracy}
+
+    return loss

@@ -1,0 +1,1 @@
+"""Preference data: select captions, plan, generate, score, pair."""

@@ -1,0 +1,173 @@
+"""What other thresholds would keep, and how often two scorers disagree near them: how α, β and Δ are chosen (§4.1.2).
+
+One bound is moved at a time and all others stay. The pairs are those of `stages.pair` under the present thresholds, so
+no clip is made and none is scored: the work is a few comparisons of columns.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+
+from milonga.core.config import Threshold
+from milonga.core.records import Pair, Record
+from milonga.preference.pair import TOLERANCE
+
+Bound = Literal["alpha", "beta", "delta_low", "delta_high"]
+# Every bound with the value at which no pair fails it.
+OFF: dict[Bound, float] = {"alpha": -1.0, "beta": -1.0, "delta_low": -2.0, "delta_high": 2.0}
+NEAR = 0.1  # the share of all pairs that counts as near a threshold
+VALUES = 8  # about as many round values of each bound are tried
+
+
+class Trial(Record):
+    """How many pairs are kept, in all and by strategy, when one bound of one scorer has another value (None: off)."""
+
+    scorer: str
+    bound: Bound
+    value: float | None
+    present: bool
+    kept: int
+    strategies: dict[str, int]
+
+
+class Flip(Record):
+    """How often another scorer disagrees about the n pairs nearest to a bound, which lie `within` so much of it.
+
+    `order`: the share for which one scorer prefers the winner and the other does not; `verdict`: for which the
+    conditions of one scorer keep the pair and those of the other do not. Without a bound: of all pairs.
+    """
+
+    scorer: str
+    other: str
+    bound: Bound | None
+    value: float | None
+    within: float | None
+    n: int
+    order: float | None
+    verdict: float | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N pairs as columns, each of shape (N,): scores by scorer, strategies, and whether the winner beats the loser."""
+
+    winners: dict[str, np.ndarray]
+    losers: dict[str, np.ndarray]
+    strategies: np.ndarray
+    beaten: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> "Pool":
+        """The pool of pairs that are kept or refused by the present thresholds."""
+        scorers = sorted(pairs[0].chosen_scores) if pairs else []
+        unbeaten = ("order", "not a number", "worst")  # these reasons do not depend on a bound's value
+        return cls(
+            winners={name: np.array([one.chosen_scores[name] for one in pairs]) for name in scorers},
+            losers={name: np.array([one.rejected_scores[name] for one in pairs]) for name in scorers},
+            strategies=np.array([one.strategy for one in pairs], dtype=object),
+            beaten=np.array([not one.refused.startswith(unbeaten) for one in pairs], dtype=bool),
+        )
+
+    def delta(self, scorer: str) -> np.ndarray:
+        """Δ by one scorer, shape (N,)."""
+        return self.winners[scorer] - self.losers[scorer]
+
+    def measured(self, scorer: str, bound: Bound) -> np.ndarray:
+        """What a bound is about, shape (N,): the winner's score, the loser's, or their difference."""
+        plain = {"alpha": self.winners, "beta": self.losers}.get(bound)
+        return self.delta(scorer) if plain is None else plain[scorer]
+
+    def meets(self, scorer: str, bound: Bound, value: float) -> np.ndarray:
+        """Which pairs meet a bound, shape (N,), by the very comparison that `stages.pair` makes."""
+        measured = self.measured(scorer, bound)
+        return measured <= value + TOLERANCE if bound == "delta_high" else measured >= value - TOLERANCE
+
+
+def trials(pairs: Sequence[Pair], thresholds: Sequence[Threshold]) -> list[Trial]:
+    """For each bound of each scorer: how many pairs it would keep switched off, at round values, and at its present."""
+    if not pairs:
+        return []
+    pool = Pool.of(pairs)
+    met = {(t.scorer, bound): pool.meets(t.scorer, bound, getattr(t, bound)) for t in thresholds for bound in OFF}
+    found = []
+    for threshold in thresholds:
+        for bound in OFF:
+            others = [mask for key, mask in met.items() if key != (threshold.scorer, bound)]
+            rest = np.logical_and.reduce([pool.beaten, *others])
+            found += _moved(pool, threshold, bound, rest)
+    return found
+
+
+def _moved(pool: Pool, threshold: Threshold, bound: Bound, rest: np.ndarray) -> Iterator[Trial]:
+    """One bound at its values; `rest`, shape (N,), are the pairs that meet everything else."""
+    scorer, present = threshold.scorer, getattr(threshold, bound)
+    measured = pool.measured(scorer, bound)[pool.beaten]
+    for value in [None, *_values(measured[np.isfinite(measured)], present, OFF[bound])]:
+        good = rest & pool.meets(scorer, bound, OFF[bound] if value is None else value)
+        names, counts = np.unique(pool.strategies[good].astype(str), return_counts=True)
+        strategies = dict.fromkeys(sorted(set(pool.strategies.tolist())), 0) | dict(
+            zip(names.tolist(), counts.tolist(), strict=True)
+        )
+        now = present == (OFF[bound] if value is None else value)
+        yield Trial(scorer=scorer, bound=bound, value=value, present=now, kept=int(good.sum()), strategies=strategies)
+
+
+def _values(measured: np.ndarray, present: float, off: float) -> list[float]:
+    """Round values over the middle nine tenths of what is measured, and the present one unless it is off; sorted."""
+    low, high = np.quantile(measured, (0.05, 0.95)) if len(measured) else (present, present)
+    tried = ticks(float(low), float(high), VALUES) if high - low > 1e-6 else []
+    return sorted({*tried, present} - {off})
+
+
+def flips(pairs: Sequence[Pair], thresholds: Sequence[Threshold]) -> list[Flip]:
+    """For every two scorers with thresholds: how often they disagree, over all pairs and near each bound in force."""
+    if not pairs:
+        return []
+    pool, found = Pool.of(pairs), []
+    for one, other in permutations(thresholds, 2):
+        order = (pool.delta(one.scorer) > 0) != (pool.delta(other.scorer) > 0)
+        verdict = _keeps(pool, one) != _keeps(pool, other)
+        judged = np.isfinite(pool.delta(one.scorer)) & np.isfinite(pool.delta(other.scorer))
+        in_force: list[Bound] = [bound for bound in OFF if getattr(one, bound) != OFF[bound]]
+        for bound in (None, *in_force):
+            near, within = _nearest(pool, one, bound, judged)
+            shares = [float(flipped[near].mean()) if len(near) else None for flipped in (order, verdict)]
+            value = None if bound is None else getattr(one, bound)
+            found.append(
+                Flip(
+                    scorer=one.scorer, other=other.scorer, bound=bound, value=value, within=within, n=len(near),
+                    order=shares[0], verdict=shares[1],
+                )
+            )  # fmt: skip
+    return found
+
+
+def _keeps(pool: Pool, threshold: Threshold) -> np.ndarray:
+    """Which pairs one scorer alone would keep, shape (N,)."""
+    met = [pool.meets(threshold.scorer, bound, getattr(threshold, bound)) for bound in OFF]
+    return np.logical_and.reduce([pool.delta(threshold.scorer) > 0, *met])
+
+
+def _nearest(
+    pool: Pool, threshold: Threshold, bound: Bound | None, judged: np.ndarray
+) -> tuple[np.ndarray, float | None]:
+    """Indices of the tenth of the judged pairs nearest to a bound (of all of them without one), and how far they go."""
+    places = np.flatnonzero(judged)
+    if bound is None or not len(places):
+        return places, None
+    far = np.abs(pool.measured(threshold.scorer, bound)[places] - getattr(threshold, bound))
+    near = np.argsort(far, kind="stable")[: max(1, round(NEAR * len(places)))]
+    return places[near], float(far[near].max())
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round values within [low, high], about `count` of them."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next((power * factor for factor in (1, 2, 2.5, 5) if power * factor >= rough), power * 10)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,1 @@
+"""Everything automatic that rates, tags or embeds audio: CLAPs, taggers, PANNs, VGGish."""

@@ -1,0 +1,163 @@
+"""Scorers and taggers by name: those that ship, a folder, a repository of the Hub, or LAION's CLAP.
+
+LAION's is named `laion-clap:PATH[@WINDOWS]`, PATH being LAION's own `.pt`, or a folder or a repository (`user/name`) in
+transformers' layout. A `.pt` is converted once, to safetensors in the cache, under its hash: it is read as a file of
+tensors and never run.
+"""
+
+import os
+import re
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milonga.core.cache import RowCache, cache_folder, once
+from milonga.core.errors import CheckpointError, RecipeError, brief
+from milonga.core.hub import as_repository, is_offline
+from milonga.core.ids import content_id, file_hash
+from milonga.core.protocols import Tagger
+from milonga.core.repository import fetch_model
+from milonga.core.weights import WEIGHTS, weights_of
+from milonga.core.weights import fingerprint as weights_fingerprint
+
+if TYPE_CHECKING:
+    from milonga.scorers.clap import ClapScorer
+    from milonga.scorers.laion_clap import LaionClap
+
+PREFIX = "laion-clap:"
+TOKENIZER = "FacebookAI/roberta-base"
+WINDOWS = re.compile(r"@(first|mean|random:\d+)$")
+
+
+@once
+def scorer(name: str) -> "ClapScorer":
+    """A CLAP by its name or folder, or LAION's as `laion-clap:PATH[@WINDOWS]`."""
+    from transformers.utils import logging
+
+    from milonga.scorers.clap import load_clap
+
+    logging.disable_progress_bar()
+    if name.startswith(PREFIX):
+        return laion_scorer(name)
+    return load_clap(weights_of(name), name)
+
+
+@once
+def tagger(name: str) -> Tagger:
+    """A tagger by its name or folder."""
+    from milonga.scorers.tagger import load_tagger
+
+    return load_tagger(weights_of(name), name)
+
+
+def fingerprint(name: str) -> str:
+    """A hash of a part's weights, without loading them: of what ships, a folder, a repository, or LAION's CLAP.
+
+    Raises CheckpointError when there are none.
+    """
+    return laion_fingerprint(name) if name.startswith(PREFIX) else weights_fingerprint(name)
+
+
+def parsed(name: str) -> tuple[Path, str]:
+    """The path in `laion-clap:PATH[@WINDOWS]`, and what is heard of longer clips: `first`, `mean` or `random:SEED`.
+
+    Raises RecipeError for a name without a path, or whose path is not there; CheckpointError for a repository that
+    cannot be fetched.
+    """
+    rest = name.removeprefix(PREFIX)
+    found = WINDOWS.search(rest)
+    place, windows = (rest[: found.start()], found[1]) if found else (rest, "first")
+    path = Path(place)
+    if path.suffix != ".pt" and not (path.name and path.exists()) and as_repository(place):
+        path = _fetched(place)
+    if not path.name or not path.exists():
+        raise RecipeError(
+            f"{name!r}: {path} is not there; write {PREFIX}FILE.pt, {PREFIX}FOLDER or {PREFIX}user/name, "
+            "with @first, @mean or @random:SEED after it for longer clips"
+        )
+    return path, windows
+
+
+@lru_cache(maxsize=4)
+def _fetched(name: str) -> Path:
+    return fetch_model(name)
+
+
+def laion_fingerprint(name: str) -> str:
+    """A hash of the weights and of what is heard of longer clips, without loading them.
+
+    Raises CheckpointError for a folder without weights.
+    """
+    path, windows = parsed(name)
+    return content_id(_identity(path), windows)
+
+
+def laion_scorer(name: str) -> "LaionClap":
+    """The scorer of that name; what it hears is kept in the cache, by the hashes of audio and model.
+
+    Raises RecipeError for a bad name, CheckpointError naming the file or folder and what is wrong with it.
+    """
+    from milonga.scorers.laion_clap import Windows, load_laion
+
+    path, windows = parsed(name)
+    identity = _identity(path)
+    folder = _converted(path, identity) if path.is_file() else path
+    return load_laion(folder, name, Windows.of(windows), RowCache(cache_folder("clap") / "clips.sqlite"), identity)
+
+
+def _identity(path: Path) -> str:
+    """A hash of a file, or of all weights in a folder."""
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix in WEIGHTS)
+    if not files:
+        raise CheckpointError(f"{path} holds no {' or '.join(WEIGHTS)} weights: give a .pt or a folder that does")
+    return content_id([[one.name, _hashed(one, one.stat().st_mtime_ns)] for one in files])
+
+
+@lru_cache(maxsize=32)
+def _hashed(path: Path, written: int) -> str:
+    """A file's hash, taken once for as long as the file stays as it was `written`."""
+    return file_hash(path)
+
+
+def _converted(path: Path, identity: str) -> Path:
+    """The folder of what a `.pt` was converted to: made the first time, whole or not at all."""
+    folder = cache_folder("clap") / identity
+    if not folder.exists():
+        convert(path, folder)
+    return folder
+
+
+def convert(source: Path, folder: Path, tokenizer: Path | None = None) -> Path:
+    """Writes LAION's `.pt` as a folder in transformers' layout, whole or not at all; `tokenizer` is RoBERTa's folder.
+
+    Raises CheckpointError naming what cannot be used, RecipeError when `folder` is there already.
+    """
+    from milonga.scorers.laion_clap import convert_laion
+
+    if folder.exists():
+        raise RecipeError(f"{folder} is there already: name a folder that is not")
+    words = _tokenizer(source, tokenizer)
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        convert_laion(source, part, words)
+        if not folder.exists():  # another process may have made the same meanwhile
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _tokenizer(source: Path, given: Path | None) -> Any:
+    """RoBERTa's tokenizer: the one that is given, or lies beside the file, or the Hub's."""
+    from transformers import AutoTokenizer
+
+    beside = [one for one in (source.parent / "tokenizer", source.parent) if (one / "tokenizer.json").is_file()]
+    place = given or (beside[0] if beside else TOKENIZER)
+    try:
+        return AutoTokenizer.from_pretrained(place, local_files_only=is_offline())
+    except Exception as error:  # the Rust tokenizers raise bare Exceptions, the Hub its own
+        raise CheckpointError(
+            f"{place} holds no usable tokenizer ({brief(error)}): put RoBERTa's tokenizer.json beside {source}"
+        ) from None

@@ -1,0 +1,138 @@
+"""The tagger: a PANNs-style convolutional network with frame-level answers, which hears what sounds and when.
+
+After Kong et al. 2020 (PANNs, the DecisionLevelMax family): batch norm over mel bands, blocks of two 3×3 convolutions
+and average pooling, the mean over frequency, and a linear layer on every remaining frame; a clip's posterior is the
+maximum over its frames. Departure: a recurrent-free temporal convolution before the answers, and small channels.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, relu
+
+from milonga.core.errors import CheckpointError, brief
+from milonga.core.records import Clip, Event
+from milonga.maths.mel import MelSettings
+from milonga.scorers.batching import heard_by
+
+
+class ConvBlock(nn.Module):
+    """Two 3×3 convolutions with batch norm and ReLU, then average pooling by `pool` (time, frequency)."""
+
+    def __init__(self, inside: int, outside: int, pool: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.pool = pool
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, inside, T, F) → (B, outside, T / pool[0], F / pool[1])."""
+        picture = relu(self.bn1(self.conv1(picture)))
+        return avg_pool2d(relu(self.bn2(self.conv2(picture))), self.pool)
+
+
+class FrameTagger(nn.Module):
+    """Log-mel pictures in, one row of class logits per frame out, and an embedding of the whole clip."""
+
+    def __init__(self, classes: int, bands: int, channels: Sequence[int], pools: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.bn0 = nn.BatchNorm1d(bands)
+        widths = [1, *channels]
+        blocks = zip(widths[:-1], widths[1:], pools, strict=True)
+        self.blocks = nn.ModuleList(ConvBlock(inside, outside, (pool[0], pool[1])) for inside, outside, pool in blocks)
+        self.context = nn.Conv1d(channels[-1], channels[-1], 5, padding=2)
+        self.answer = nn.Linear(channels[-1], classes)
+
+    def hidden(self, mels: Tensor) -> Tensor:
+        """(B, T, bands) → (B, T', D), the features of each frame."""
+        picture = self.bn0(mels.transpose(1, 2)).transpose(1, 2).unsqueeze(1)
+        for block in self.blocks:
+            picture = block(picture)
+        return relu(self.context(picture.mean(dim=3))).transpose(1, 2)
+
+    def forward(self, mels: Tensor) -> Tensor:
+        """(B, T, bands) → logits (B, T', classes)."""
+        return self.answer(self.hidden(mels))
+
+    def embed(self, mels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D), the mean plus the maximum over time (PANNs' pooling), and clip logits (B, classes)."""
+        frames = self.hidden(mels)
+        return frames.mean(dim=1) + frames.amax(dim=1), self.answer(frames).amax(dim=1)
+
+
+def events_of(posterior: np.ndarray, classes: Sequence[str], seconds: float, threshold: float) -> list[Event]:
+    """The events in frame posteriors (T, K): each class whose maximum passes `threshold`, from its first frame at
+    half of that maximum or more to its last."""
+    step = seconds / len(posterior)
+    heard = []
+    for place in np.flatnonzero(posterior.max(axis=0) >= threshold).tolist():
+        active = np.flatnonzero(posterior[:, place] >= 0.5 * posterior[:, place].max())
+        heard.append(Event(label=classes[place], onset=active[0] * step, offset=(active[-1] + 1) * step))
+    return sorted(heard, key=lambda event: (event.onset, event.label))
+
+
+class EventTagger:
+    """A `Tagger` around a `FrameTagger`: clips in, events, embeddings and logits out."""
+
+    def __init__(
+        self, name: str, network: FrameTagger, classes: Sequence[str], mel: MelSettings, threshold: float
+    ) -> None:
+        self.name = name
+        self.network = network.eval()
+        self.classes = tuple(classes)
+        self.mel = mel
+        self.threshold = threshold
+
+    @torch.no_grad()
+    def posteriors(self, clips: Sequence[Clip]) -> list[np.ndarray]:
+        """Each clip's frame posteriors, shape (T', K)."""
+        return heard_by(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), clips, self.mel)
+
+    def hear(self, clips: Sequence[Clip]) -> list[list[Event]]:
+        """The events heard in each clip, sorted by onset."""
+        found = zip(self.posteriors(clips), clips, strict=True)
+        return [events_of(posterior, self.classes, clip.seconds, self.threshold) for posterior, clip in found]
+
+    @torch.no_grad()
+    def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) and class logits (N, K)."""
+        rows = heard_by(lambda mels: list(zip(*self.network.embed(mels), strict=True)), clips, self.mel)
+        embeddings, logits = zip(*rows, strict=True)
+        return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
+
+
+def save_tagger(folder: Path, network: FrameTagger, config: dict[str, Any]) -> None:
+    """Writes `config.json` (network arguments, classes, mel settings, threshold) and float16 weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(
+        {key: value.half().contiguous() for key, value in network.state_dict().items()}, folder / "model.safetensors"
+    )
+
+
+def load_tagger(folder: Path, name: str) -> EventTagger:
+    """The tagger that `save_tagger` wrote.
+
+    Raises CheckpointError naming the file that is missing or does not fit.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        network = FrameTagger(**config["network"])
+        state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
+        network.load_state_dict(state)
+        if config["network"]["classes"] != len(config["classes"]):
+            raise ValueError("config.json names more or fewer classes than the network has")
+        return EventTagger(name, network, config["classes"], MelSettings(**config["mel"]), config["threshold"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing: {folder} holds no tagger") from None
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no usable tagger: {brief(error)}") from None

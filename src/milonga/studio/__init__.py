@@ -1,0 +1,1 @@
+"""One page to generate, compare, keep or discard clips."""

@@ -1,0 +1,1 @@
+"""The trainer, preference losses on any model, checkpoints, resuming."""

@@ -1,0 +1,125 @@
+"""A data set of pairs becomes training examples: encoded once, resumed, and never mistaken for another's."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small_networks
+import soundfile
+import torch
+
+from milonga.core.config import Phase, Settings
+from milonga.core.errors import DataError
+from milonga.data import encode
+from milonga.data.audio_alpaca import read_alpaca
+from milonga.data.encode import encoded_pairs
+from milonga.experiment import registry
+from milonga.maths.mel import fit, log_mel, normalise
+from milonga.training.trainer import train
+
+SOUND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+SAMPLES = 8192  # what the small model is trained on
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tango"
+    small_networks.pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+def wav(seed: int, rate: int) -> bytes:
+    buffer = BytesIO()
+    wave = np.random.default_rng(seed).uniform(-0.4, 0.4, rate // 2 if seed % 2 else rate)
+    soundfile.write(buffer, wave, rate, "PCM_16", format="WAV")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Five pairs in the published columns, longer and shorter than the model's clips, some at another rate."""
+    rows = range(5)
+    rates = [16000, 22050, 16000, 16000, 16000]
+    columns = {
+        "prompt": [small_networks.WORDS[n % 4] for n in rows],
+        "chosen": pa.array([{"bytes": wav(n, rates[n]), "path": ""} for n in rows], SOUND),
+        "rejected": pa.array([{"bytes": wav(n + 10, rates[n]), "path": ""} for n in rows], SOUND),
+        "strategy": ["1.1"] * 5,
+    }
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "set" / "train-0.parquet")
+    return tmp_path / "set"
+
+
+def test_examples_are_the_vaes_posteriors_of_the_clips_with_their_captions(model, data, tmp_path):
+    pairs, examples = encoded_pairs(model, data, tmp_path / "work")
+    read = list(read_alpaca(data))
+    assert pairs == [one.pair for one in read]
+    assert len(examples) == 5
+    batch, whole = examples.batch([0, 3], epoch=0), small_networks.pipeline()
+    assert batch.loser is not None
+    assert batch.winner.shape == batch.loser.shape == (2, *whole.latent_shape(whole.config["seconds"]))
+    # The mean of many epochs' draws is the posterior's mean.
+    drawn = torch.stack([examples.batch([0], epoch).winner[0] for epoch in range(400)])
+    wave = torch.from_numpy(fit(normalise(read[0].chosen.waveform), SAMPLES))[None]
+    with torch.no_grad():
+        posterior = whole.vae.encode(log_mel(wave, small_networks.MEL).unsqueeze(1)).latent_dist
+    scale = whole.vae.config.scaling_factor
+    error = (drawn.mean(0) - posterior.mean[0] * scale).abs() / (posterior.std[0] * scale / 20 + 1e-3)
+    assert float(error.max()) < 6
+    states, mask = whole.encode_prompt([small_networks.WORDS[3]])
+    assert int(batch.mask[1].sum()) == int(mask.sum())
+    torch.testing.assert_close(batch.states[1][batch.mask[1]], states[0], atol=1e-5, rtol=0.0)
+
+
+def test_a_stopped_encoding_goes_on_and_a_finished_one_asks_nothing_of_the_vae(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "SHARD", 2)
+    _, whole = encoded_pairs(model, data, tmp_path / "whole")
+    original, calls = encode._moments, []
+
+    def stops(*words):
+        calls.append(len(words[1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*words)
+
+    monkeypatch.setattr(encode, "_moments", stops)
+    with pytest.raises(KeyboardInterrupt):
+        encoded_pairs(model, data, tmp_path / "work")
+    pairs, examples = encoded_pairs(model, data, tmp_path / "work")
+    assert calls == [2, 2, 2, 1]
+    assert len(pairs) == 5
+    assert torch.equal(examples.batch(range(5), 0).winner, whole.batch(range(5), 0).winner)
+    encoded_pairs(model, data, tmp_path / "work")
+    assert len(calls) == 4
+
+
+def test_other_data_and_other_weights_are_encoded_anew(model, data, tmp_path):
+    encoded_pairs(model, data, tmp_path / "work")
+    table = pq.read_table(data / "train-0.parquet")
+    pq.write_table(table.slice(0, 3), data / "train-0.parquet")
+    assert len(encoded_pairs(model, data, tmp_path / "work")[1]) == 3
+    other = tmp_path / "other"
+    small_networks.pipeline(seed=1).save_pretrained(other)
+    encoded_pairs(str(other), data, tmp_path / "work")
+    assert len(list((tmp_path / "work").iterdir())) == 3
+
+
+def test_a_split_that_is_not_there_is_told(model, data, tmp_path):
+    assert len(encoded_pairs(model, data, tmp_path / "work", split="train")[0]) == 5
+    with pytest.raises(DataError, match="no Parquet file of the split test"):
+        encoded_pairs(model, data, tmp_path / "work", split="test")
+
+
+def test_a_model_is_aligned_on_a_published_set(model, data, tmp_path):
+    _, examples = encoded_pairs(model, data, tmp_path / "work")
+    phases, rows = [Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=200.0)], []
+    trained = train(
+        registry.trainable(model), examples, phases, Settings(batch_size=3), 0, tmp_path / "run", rows.append
+    )
+    assert (trained / "config.json").exists()
+    assert [row["phase"] for row in rows] == ["sft", "sft", "dpo", "dpo"]
+    assert all(np.isfinite(row["loss"]) for row in rows)

@@ -1,0 +1,169 @@
+"""Real clips as training examples: encoded once, resumed, mixed by the ear, refused with a reason, trained on."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small_networks
+import soundfile
+import torch
+
+from milonga.core.audio import read_audio
+from milonga.core.config import Phase, Settings
+from milonga.core.errors import DataError, RecipeError
+from milonga.core.records import Refusal
+from milonga.core.store import Run
+from milonga.data import encode_clips
+from milonga.data.clip_sources import clip_entries, count_entries, fingerprint
+from milonga.data.codec import moments, wave_for
+from milonga.data.encode_clips import encoded_clips
+from milonga.experiment import registry
+from milonga.training.trainer import train
+
+WORDS = small_networks.WORDS
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tango"
+    small_networks.pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """Four clips in AudioCaps' layout, one of them silent, and a row whose clip is not there."""
+    (tmp_path / "audio").mkdir()
+    rng = np.random.default_rng(0)
+    rows = [(n, f"clip{n}", 0, WORDS[n]) for n in range(4)] + [(9, "gone", 0, "Nothing")]
+    for place in range(4):
+        wave = rng.uniform(-0.4, 0.4, (6000 + 1000 * place, 2)) * (place != 2)
+        soundfile.write(tmp_path / "audio" / f"Yclip{place}.wav", wave, 22050 if place == 1 else 16000)
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("audiocap_id", "youtube_id", "start_time", "caption"), *rows])
+    return f"clips:{tmp_path}/train.csv@{tmp_path}/audio"
+
+
+def test_examples_are_posteriors_of_the_clips_with_their_captions(model: str, source: str, tmp_path: Path) -> None:
+    examples = encoded_clips(model, source, tmp_path / "work")
+    assert len(examples) == 4
+    whole, batch = small_networks.pipeline(), examples.batch([0, 1], epoch=0)
+    assert batch.loser is None
+    assert batch.winner.shape == (2, *whole.latent_shape(whole.config["seconds"]))
+    clip = read_audio(tmp_path / "audio" / "Yclip1.wav")
+    mean, logvar = moments(whole, [wave_for(whole, clip)])
+    drawn = torch.stack([examples.batch([1], epoch).winner[0] for epoch in range(300)])
+    scale = whole.vae.config.scaling_factor
+    error = (drawn.mean(0) - mean[0] * scale).abs() / (torch.exp(0.5 * logvar[0]) * scale / 17 + 2e-3)
+    assert float(error.max()) < 6
+    states, mask = whole.encode_prompt([WORDS[1]])
+    torch.testing.assert_close(batch.states[1][batch.mask[1]], states[0][mask[0]], atol=1e-5, rtol=0)
+    (kept,) = (tmp_path / "work").iterdir()
+    refused = Run(kept).stage("refused/encode").read_records(Refusal)
+    assert ["no such audio file" in one.reason for one in refused] == [True]
+
+
+def test_a_stopped_encoding_goes_on_to_the_same(
+    model: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode_clips, "SHARD", 2)
+    whole = encoded_clips(model, source, tmp_path / "whole", mixed=1.0)
+    original, calls = encode_clips._table, []
+
+    def stops(*words):
+        calls.append(len(words[1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*words)
+
+    monkeypatch.setattr(encode_clips, "_table", stops)
+    with pytest.raises(KeyboardInterrupt):
+        encoded_clips(model, source, tmp_path / "work", mixed=1.0)
+    again = encoded_clips(model, source, tmp_path / "work", mixed=1.0)
+    assert calls == [2, 2, 2, 0]
+    assert torch.equal(again.batch(range(len(again)), 3).winner, whole.batch(range(len(whole)), 3).winner)
+
+
+def test_mixes_are_further_examples_with_joined_captions_and_without_silence(
+    model: str, source: str, tmp_path: Path
+) -> None:
+    examples = encoded_clips(model, source, tmp_path / "work", mixed=1.0)
+    assert len(examples) == 4 + 3  # of three clips that sound there are three pairs
+    said = {examples._say(index, 0) for index in range(4, 7)}
+    pairs = [(0, 1), (0, 3), (1, 3)]
+    assert said == {f"{WORDS[one]} and {WORDS[other]}" for one, other in pairs}
+    other = encoded_clips(model, source, tmp_path / "work", mixed=0.5)
+    assert len(other) == 6
+    assert len(list((tmp_path / "work").iterdir())) == 2
+
+
+def test_compat_is_another_set_with_the_originals_path(model: str, source: str, tmp_path: Path) -> None:
+    own, theirs = (encoded_clips(model, source, tmp_path / "work", compat=compat) for compat in (False, True))
+    whole = small_networks.pipeline()
+    clip = read_audio(tmp_path / "audio" / "Yclip1.wav", mono="first")
+    mean, _ = moments(whole, [wave_for(whole, clip, compat=True)])
+    torch.testing.assert_close(theirs._latents.mean[1].float(), mean[0], atol=2e-3, rtol=2e-3)  # type: ignore[union-attr]
+    assert not torch.allclose(own.batch([1], 0).winner, theirs.batch([1], 0).winner, atol=1e-3)
+
+
+def test_a_model_is_pretrained_on_them(model: str, source: str, tmp_path: Path) -> None:
+    examples, rows = encoded_clips(model, source, tmp_path / "work", mixed=1.0), []
+    phases = [Phase(loss="ldm", epochs=1), Phase(loss="sft", epochs=1)]
+    train(registry.trainable(model), examples, phases, Settings(batch_size=4), 0, tmp_path / "run", rows.append)
+    assert [row["phase"] for row in rows] == ["ldm", "ldm", "sft", "sft"]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_clip_with_several_captions_goes_by_all_of_them_in_turn(model: str, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.4, 0.4, 8000), 16000)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.wav", "captions": list(WORDS)}))
+    examples = encoded_clips(model, f"clips:{tmp_path}", tmp_path / "work")
+    assert {examples._say(0, epoch) for epoch in range(40)} == set(WORDS)
+
+
+def test_a_changed_clip_is_encoded_anew(source: str, tmp_path: Path) -> None:
+    before = fingerprint(source)
+    assert fingerprint(source) == before
+    assert count_entries(source) == 5
+    soundfile.write(tmp_path / "audio" / "Yclip0.wav", np.zeros(100), 16000)
+    assert fingerprint(source) != before
+
+
+def test_a_source_of_which_nothing_can_be_used_is_told(model: str, source: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "audio").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"none of 5 clips could be used; the first: .*no such audio file"):
+        encoded_clips(model, source, tmp_path / "work")
+
+
+@pytest.mark.parametrize("source", ["", "clips", "clips:", "world:train:5", "dataset:"])
+def test_a_source_of_another_form_is_told_how_to_write_one(source: str) -> None:
+    with pytest.raises(RecipeError, match=r"is no source of clips: write clips:FILE\.csv"):
+        clip_entries(source)
+
+
+def test_data_sets_with_an_audio_column_are_read_undecoded(tmp_path: Path) -> None:
+    from io import BytesIO
+
+    from datasets import Audio, Dataset
+
+    rows = []
+    for place in range(3):
+        buffer = BytesIO()
+        soundfile.write(buffer, np.full(160, 0.1 * place), 16000, "PCM_16", format="WAV")
+        rows.append({"sound": {"bytes": buffer.getvalue(), "path": None}, "caption": f"sound {place}"})
+    made = Dataset.from_list(rows).cast_column("sound", Audio(sampling_rate=16000, decode=False))
+    (tmp_path / "set").mkdir()
+    made.to_parquet(str(tmp_path / "set" / "train-00000-of-00001.parquet"))
+    source = f"dataset:{tmp_path / 'set'}"
+    found = list(clip_entries(source))
+    assert [one.captions for one in found] == [(f"sound {n}",) for n in range(3)]
+    assert [one.source for one in found] == [row["sound"]["bytes"] for row in rows]
+    assert count_entries(source) == 3
+    pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "set" / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="has no Audio column"):
+        list(clip_entries(f"dataset:{tmp_path / 'set'}"))

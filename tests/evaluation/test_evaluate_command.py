@@ -1,0 +1,266 @@
+"""`milonga evaluate`: folders, tables and runs, through its door; what is kept, what is refused, what is written."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from milonga.cli.main import app
+from milonga.core.audio import write_audio
+from milonga.core.errors import CheckpointError, DataError, RecipeError, StoreError
+from milonga.core.records import Clip
+from milonga.evaluation import features as extractors
+from milonga.evaluation.evaluate import Asked, evaluate
+from milonga.evaluation.inputs import Sound, gather
+from milonga.scorers import panns, vggish
+from milonga.scorers.waveform import of_protocol
+
+COUNT = 6
+CAPTIONS = [f"a dog barks {'then' if n % 2 else 'and'} bell number {n} rings" for n in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two systems, one of them nearly the real clips, and a silent and a clipped clip; captions with a column."""
+    root = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(0)
+    for number in range(COUNT):
+        real = 0.3 * np.sin(np.arange(8000) * (0.05 + 0.03 * number)).astype(np.float32)
+        near, far = real + 0.01 * rng.normal(size=8000), 0.3 * rng.normal(size=8000)
+        if number == 0:
+            far[:] = 0
+        if number == 1:
+            far[100:200] = 1
+        for name, wave in (("real", real), ("near", near), ("far", far)):
+            (root / name).mkdir(exist_ok=True)
+            clip = Clip(np.clip(wave, -1, 1).astype(np.float32), 16000)
+            write_audio(root / name / f"clip{number}{'.flac' if name == 'real' else '.wav'}", clip)
+    with (root / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["clip", "caption", "kind"])
+        rows.writerows([f"clip{n}.wav", text, "low" if n < 3 else "high"] for n, text in enumerate(CAPTIONS))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MILONGA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def milonga(*words: Any):
+    return CliRunner().invoke(app, ["evaluate", *map(str, words)])
+
+
+def test_systems_against_a_reference_as_json_and_as_one_page(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [root / "far", root / "near", root / "real", "--captions", root / "captions.csv", "--split", "kind"]
+    done = milonga(*words, "--resamples", 100, "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    found = {(row["system"], row["split"], row["metric"]): row for row in told["summary"]}
+    assert found["near", "overall", "kl"]["value"] < found["far", "overall", "kl"]["value"]
+    assert found["near", "overall", "fd"]["value"] < found["far", "overall", "fd"]["value"]
+    assert found["far", "overall", "silent"]["value"] == pytest.approx(1 / COUNT)
+    assert found["far", "overall", "clipped"]["value"] == pytest.approx(1 / COUNT)
+    assert found["near", "kind: low", "clap"]["n"] == found["near", "temporal", "clap"]["n"] == 3
+    stamp = found["near", "overall", "kl"]["protocol"]
+    assert all(re.search(words, stamp) for words in (r"nano-tagger@[0-9a-f]{8}", "soxr HQ", "N 6", "seed 0", "torch "))
+    verdicts = {(row["metric"], row["split"]): row for row in told["comparisons"]}
+    assert verdicts["kl", "overall"]["better"] == "near"
+    assert verdicts["kl", "overall"]["holm"] >= verdicts["kl", "overall"]["p"]
+    assert any("intervals" in one for one in told["warnings"])
+    assert json.loads((out / "summary.json").read_text()) == told["summary"]
+    page = (out / "leaderboard.html").read_text(encoding="utf-8")
+    assert page.count("<article") == COUNT
+    assert page.count("<audio") == 3 * COUNT
+    assert CAPTIONS[0] in page
+    assert "<option>kind: low</option>" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "Table 5" in page
+    assert "milonga run" not in page
+
+
+def test_without_a_reference_and_captions_there_are_only_metrics_of_clips_alone(root: Path) -> None:
+    done = milonga("one=" + str(root / "near"), "--resamples", 100, "--json", "--no-cache")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert {(row["system"], row["metric"]) for row in told["summary"]} == {("one", "silent"), ("one", "clipped")}
+    assert any("no real clips, so none of FD, FD∞, KAD, KL" in one for one in told["warnings"])
+    assert not any(one.startswith(("FD:", "FD∞:")) for one in told["warnings"])
+
+
+def test_the_table_to_read_says_how_its_numbers_were_made(root: Path) -> None:
+    done = milonga(root / "near", root / "real", "--resamples", 100, "--no-cache")
+    assert done.exit_code == 0, done.output
+    made = done.stdout.partition("how they were made\n")[2]
+    assert re.search(r"FD: nano-tagger@[0-9a-f]{8}; mean of channels", made)
+    assert "softmax, reference ‖ generated" in made
+    assert re.search(r"^all: protocol milonga; 100 resamples; milonga .*; N 6; seed 0$", made, re.M)
+
+
+def test_labels_split_by_their_number_and_tell_how_far_captions_agree(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labelled.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["clip", "caption", "audioset_labels"])
+        labels = ["/m/1,/m/2", "/m/1,/m/2,/m/3", "/m/1", "", "/m/1", "/m/1,/m/2"]
+        texts = [*CAPTIONS[:4], "a dog barks", "a dog barks"]
+        rows.writerows([f"clip{n}.wav", text, label] for n, (text, label) in enumerate(zip(texts, labels, strict=True)))
+    words = [root / "near", "--captions", path, "--labels", "audioset_labels", "--json", "--no-cache"]
+    done = milonga(*words, "--resamples", 100)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    found = {(row["split"], row["metric"]): row["n"] for row in told["summary"]}
+    assert (found["several labels", "silent"], found["one label", "silent"]) == (3, 2)
+    assert "multi-concept by caption: 3 clips, by labels: 3 of 5; they agree on 3 (60%)" in told["warnings"]
+
+
+def test_a_table_names_clips_systems_and_real_clips(root: Path) -> None:
+    path = root / "table.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["clip", "caption", "system", "reference"])
+        for name in ("far", "near"):
+            rows.writerows([f"{name}/clip{n}.wav", CAPTIONS[n], name, f"real/clip{n}.flac"] for n in range(COUNT))
+    found = gather([str(path)], None, None)
+    assert {name: len(own) for name, own in found.systems.items()} == {"far": COUNT, "near": COUNT}
+    assert len(found.reference) == COUNT
+    assert found.prompts["clip1"].tags == ("temporal", "multi-concept")
+
+
+def test_what_was_heard_is_not_heard_again_until_audio_or_listener_change(
+    root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+
+    def listener(told: str) -> extractors.Extractor:
+        def listen(clips):
+            heard.append(len(clips))
+            return {"peak": [np.array(np.abs(samples).max()) for samples, _ in clips]}
+
+        return extractors.Extractor("peak", told, listen)
+
+    file = tmp_path / "clip.wav"
+    write_audio(file, Clip(np.full(100, 0.5, np.float32), 8000))
+    sounds = {"a": Sound("a", file)}
+
+    def peak(told: str) -> float:
+        found = extractors.perform("x", sounds, [listener(told)], cache, lambda count: None)
+        return float(found.columns["peak"]["a"])
+
+    assert peak("weights 1") == peak("weights 1") == 0.5
+    assert heard == [1]
+    peak("weights 2")
+    assert heard == [1, 1]
+    write_audio(file, Clip(np.full(100, 0.25, np.float32), 8000))
+    assert peak("weights 1") == 0.25
+    assert heard == [1, 1, 1]
+    for kept in cache.rglob("*.npz"):
+        kept.write_bytes(kept.read_bytes()[:40])  # as a crash of the machine may leave it
+    assert peak("weights 1") == 0.25
+    assert heard == [1, 1, 1, 1]
+
+
+def test_the_published_listeners_hear_by_the_protocols_rules(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    small = {"panns": panns.Cnn14(panns.FRONT_ENDS[16000], 2), "vggish": vggish.Vggish(2)}
+    torch.save({"model": small["panns"].state_dict()}, tmp_path / "panns.pth")
+    torch.save(small["vggish"].state_dict(), tmp_path / "vggish.pth")
+    whole = panns.load_panns, vggish.load_vggish
+    monkeypatch.setattr(panns, "load_panns", lambda path: whole[0](path, width=2))
+    monkeypatch.setattr(vggish, "load_vggish", lambda path: whole[1](path, width=2))
+    weights = {name: str(tmp_path / f"{name}.pth") for name in small}
+    asked = Asked(**weights, protocol="tango", sigmoid=True, reconstruction=True, resamples=100, cache=None)
+    found = evaluate([str(root / "near"), str(root / "real")], None, None, asked)
+    names = {row.metric for row in found.summaries if row.system == "near"}
+    assert {"fd", "kad", "kl", "kl_sigmoid", "psnr", "ssim", "lsd", "ssim_stft"} <= names
+    told = {row.metric: row.protocol for row in found.summaries}
+    assert "halved twice" in told["kl"]
+    assert "panns-cnn14-16k@" in told["kl"]
+    padded = of_protocol("milonga").panns(np.zeros((8000, 1), np.float32), 16000)
+    assert len(padded) == 32000
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["NOWHERE"], "is not there, or no folder"),
+        (["far", "near", "--reference", "NOWHERE"], "is not there, or no folder"),
+        (["empty", "real"], "holds no audio files"),
+        (["far", "far", "real"], "names of their own"),
+        (["near", "real", "--protocol", "fast"], "no protocol 'fast': there are milonga, audioldm, tango"),
+        (["near", "real", "--protocol", "tango"], "how PANNs, VGGish and --reconstruction are given clips"),
+        (["near", "real", "--clap", "nano-judge"], "CLAP judges by captions"),
+        (["near", "real", "--clap", "a/b", "--captions", "captions.csv"], "a/b is not on this machine: --fetch"),
+        (["near", "real", "--tagger", "a/b@v1"], "a/b is not on this machine: --fetch"),
+        (
+            ["near", "real", "--clap", "laion-clap:a/b@mean", "--captions", "captions.csv"],
+            "not on this machine: --fetch",
+        ),
+        (["near", "real", "--clap", "nowhere", "--captions", "captions.csv"], "neither a folder nor one of"),
+        (["near", "--reconstruction"], "give a reference of the same names"),
+        (["near", "real", "--panns", "NOWHERE.pth"], "neither a file nor OWNER/NAME:FILE"),
+        (["near", "real", "--vggish", "captions.csv"], "no file of weights"),
+        (["near", "real", "--captions", "captions.csv", "--split", "loudness"], "there are caption, clip, kind"),
+        (["near", "real", "--captions", "short.csv"], "no caption for 5 clips, clip1 first"),
+        (["near", "real", "--captions", "twice.csv"], "row 3: the clip clip0 is there twice"),
+        (["near", "real", "--captions", "empty.csv"], "row 2: clip and caption must both be filled"),
+        (["lost.csv"], "row 2: clip gone.wav is not there"),
+        (["near", "few", "real"], "few has 5, reference has 6 clips, all have 5 in common: --force"),
+        (["broken", "real"], "clip0.wav: cannot be read as audio"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    root: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    for name in ("empty", "few", "broken"):
+        (root / name).mkdir(exist_ok=True)
+    for number in range(COUNT):
+        if number:
+            (root / "few" / f"clip{number}.wav").write_bytes((root / "near" / f"clip{number}.wav").read_bytes())
+        (root / "broken" / f"clip{number}.wav").write_bytes(b"RIFF")
+    (root / "short.csv").write_text("clip,caption\nclip0.wav,a dog\n")
+    (root / "twice.csv").write_text("clip,caption\nclip0.wav,a dog\nclip0.wav,a cat\n")
+    (root / "empty.csv").write_text("clip,caption\nclip0.wav,\n")
+    (root / "lost.csv").write_text("clip,caption\ngone.wav,a dog\n")
+    done = milonga(*words, "--no-cache")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1 + done.stderr.count("listen: ")
+    assert told in done.stderr
+
+
+def test_different_clips_are_compared_on_equal_terms_if_forced(root: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(1, COUNT):
+        (few / f"clip{number}.wav").write_bytes((root / "near" / f"clip{number}.wav").read_bytes())
+    asked = Asked(tagger="nano-tagger", resamples=100, force=True, cache=None)
+    found = evaluate([str(root / "far"), str(few), str(root / "real")], None, None, asked)
+    assert {row.n for row in found.summaries if row.metric == "kl"} == {COUNT - 1}
+    assert "forced onto the clips that all have: left out are 1 of 6 of far, 1 of 6 of reference" in found.warnings
+
+
+def test_nothing_is_fetched_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="not on this machine: --fetch"):
+        extractors.weights_file("someone/something:weights.pth", fetch=False)
+    with pytest.raises(RecipeError, match="neither a file"):
+        extractors.weights_file("weights.pth", fetch=True)
+
+
+def test_what_cannot_be_gathered_is_an_error_of_its_kind(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        gather([str(tmp_path / "none")], None, None)
+    (tmp_path / "bare.csv").write_text("file,text\n")
+    with pytest.raises(DataError, match="columns clip and caption"):
+        gather([str(tmp_path / "bare.csv")], None, None)

@@ -1,0 +1,116 @@
+"""The exam: a share is what was got right, of those that were asked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import small_networks
+
+from milonga.core.records import Clip, Event, Prompt
+from milonga.experiment import nano_benchmark as exam
+from milonga.experiment import registry
+from milonga.models.generator import TangoModel
+from milonga.nano.world import CLASSES
+
+PROMPTS = registry.world_prompts("test", 40)
+
+
+def labels(prompt: Prompt) -> list[str]:
+    return [label for group in prompt.scene or () for label in group]
+
+
+# Each clip's one sample says which prompt it belongs to.
+CLIPS = [Clip(np.array([n], dtype=np.float32), 16000) for n in range(len(PROMPTS))]
+
+
+class Ear:
+    """A tagger that hears all that was asked for but for the first `missed` clips, and `dreamt` in every clip."""
+
+    name, classes = "ear", CLASSES
+
+    def __init__(self, missed: int = 0, dreamt: str | None = None) -> None:
+        self.missed, self.dreamt = missed, dreamt
+
+    def hear(self, clips: Sequence[Clip]) -> list[list[Event]]:
+        return [[Event(label=one, onset=0.0, offset=1.0) for one in self._labels(clip)] for clip in clips]
+
+    def _labels(self, clip: Clip) -> set[str]:
+        place = int(clip.waveform[0])
+        return ({self.dreamt} if self.dreamt else set()) | set(labels(PROMPTS[place]) if place >= self.missed else ())
+
+
+class Rank:
+    """A scorer for which a clip is like its own caption as `right` says, and like any other caption as `wrong` says."""
+
+    name = "rank"
+
+    def __init__(self, right: float, wrong: float) -> None:
+        self.right, self.wrong = right, wrong
+
+    def embed_clips(self, clips: Sequence[Clip]) -> np.ndarray:
+        return np.eye(len(PROMPTS))[[int(clip.waveform[0]) for clip in clips]]
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        own = {prompt.text: place for place, prompt in enumerate(PROMPTS)}
+        rows = np.full((len(texts), len(PROMPTS)), self.wrong)
+        for row, text in zip(rows, texts, strict=True):
+            if text in own:
+                row[own[text]] = self.right
+        return rows
+
+
+def test_a_tagger_is_asked_about_every_class_of_every_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "tagger", lambda name: Ear())
+    found = exam.tagger_exam(PROMPTS, CLIPS)
+    assert {name: interval.value for name, interval in found.items()} == dict.fromkeys(found, 1.0)
+    assert found["tagger decisions right"].n == len(PROMPTS) * len(CLASSES)
+    assert found["tagger recall"].n == sum(len(labels(prompt)) for prompt in PROMPTS)
+
+
+def test_what_a_tagger_misses_costs_recall_and_what_it_dreams_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    sounds = [len(labels(prompt)) for prompt in PROMPTS]
+    monkeypatch.setattr(registry, "tagger", lambda name: Ear(missed=10))
+    deaf = exam.tagger_exam(PROMPTS, CLIPS)
+    assert deaf["tagger precision"].value == 1.0
+    assert deaf["tagger recall"].value == pytest.approx(sum(sounds[10:]) / sum(sounds))
+    monkeypatch.setattr(registry, "tagger", lambda name: Ear(dreamt="Frog"))
+    dreamy = exam.tagger_exam(PROMPTS, CLIPS)
+    false = sum("Frog" not in labels(prompt) for prompt in PROMPTS)
+    assert dreamy["tagger recall"].value == 1.0
+    assert dreamy["tagger precision"].value == pytest.approx(sum(sounds) / (sum(sounds) + false))
+    assert dreamy["tagger decisions right"].value == pytest.approx(1 - false / (len(PROMPTS) * len(CLASSES)))
+
+
+@pytest.mark.parametrize(("right", "wrong", "share"), [(0.9, 0.1, 1.0), (0.1, 0.9, 0.0), (0.5, 0.5, 0.0)])
+def test_a_clap_must_like_the_right_caption_strictly_better(right: float, wrong: float, share: float) -> None:
+    scorer: Any = Rank(right, wrong)
+    found = exam.clap_exam(scorer, PROMPTS, CLIPS)
+    assert found.keys() == {"rank against a wrong order", "rank against a wrong sound"}
+    assert {interval.value for interval in found.values()} == {share}
+    sequences = sum(len(prompt.scene or ()) > 1 for prompt in PROMPTS)
+    assert found["rank against a wrong order"].n == sequences
+    assert found["rank against a wrong sound"].n == len(PROMPTS)
+
+
+@pytest.fixture
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = small_networks.pipeline()
+    model = TangoModel("tiny", pipeline)
+    monkeypatch.setattr(registry, "pipeline", lambda name: pipeline)
+    monkeypatch.setattr(registry, "load", lambda name: model)
+    monkeypatch.setattr(registry, "sampling", lambda name: (2, 3.0))
+    monkeypatch.setattr(registry, "scorer", lambda name: small_networks.scorer(name=name))
+    monkeypatch.setattr(registry, "tagger", lambda name: small_networks.tagger())
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_the_whole_exam_on_untrained_networks_has_every_answer_and_repeats() -> None:
+    found = exam.exam(clips=6, captions=24)
+    assert {"base presence on single events", "base clap", "base correct", "round trip keeps decisions"} <= found.keys()
+    assert {f"nano-{name} against a wrong sound" for name in ("clap-a", "clap-b", "judge")} <= found.keys()
+    for name, interval in found.items():
+        assert interval.low <= interval.value <= interval.high, name
+        assert interval.n >= 2
+    assert found["base clap"].n == 24
+    assert exam.exam(clips=6, captions=24) == found

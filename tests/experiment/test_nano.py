@@ -1,0 +1,161 @@
+"""`milonga nano train` in seconds: every lesson at full width for two steps, stopped, begun again, and loaded."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from milonga.core.ids import file_hash
+from milonga.core.records import Clip, Prompt, Request
+from milonga.experiment import nano_train as nano
+from milonga.experiment import registry
+from milonga.nano.build import clap as train_clap
+from milonga.nano.build import corpus
+from milonga.nano.build import tagger as train_tagger
+from milonga.nano.build import text as train_text
+from milonga.nano.build import unet as train_unet
+from milonga.nano.build import vae as train_vae
+from milonga.nano.build import vocoder as train_vocoder
+from milonga.nano.world import CLASSES, SECONDS
+from milonga.preference.generate import generate
+
+CLIPS = 6
+LOSSES = (
+    (train_text, "text_loss"),
+    (train_vae, "vae_loss"),
+    (train_vocoder, "vocoder_loss"),
+    (train_tagger, "tagger_loss"),
+    (train_clap, "words_loss"),
+    (train_clap, "sounds_loss"),
+    (train_clap, "clap_loss"),
+)
+FOLDERS = {"tango", "tagger", "clap-a", "clap-b", "clap-judge"}
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Six clips, two steps a lesson; the networks, losses and the order of lessons are the real ones."""
+    patch.setattr(nano, "CLIPS", CLIPS)
+    patch.setattr(nano, "CODED", 2)
+    patch.setattr(corpus, "SHARD", 3)
+    for lesson in (train_text, train_vae, train_vocoder, train_tagger):
+        patch.setattr(lesson, "LESSON", replace(lesson.LESSON, steps=2, batch=2, warmup=1, save_every=1))
+    for lesson in (train_vae, train_vocoder, train_unet, train_tagger):
+        patch.setattr(lesson, "CLIPS", CLIPS)
+    patch.setattr(train_unet, "EPOCHS", 1)
+    patch.setattr(train_unet, "SETTINGS", train_unet.SETTINGS | {"batch_size": 3, "checkpoint_every": 1})
+    thirds = [replace(one, first=2 * n, last=2 * n + 2) for n, one in enumerate(train_clap.CLAPS)]
+    patch.setattr(train_clap, "CLAPS", tuple(thirds))
+    for name in ("words_lesson", "sounds_lesson", "lesson_of"):
+        patch.setattr(train_clap, name, shorter(getattr(train_clap, name)))
+    say = train_text.sentences
+    patch.setattr(train_text, "sentences", lambda seed, count: say(seed, 400))
+
+
+def shorter(lesson_of: Callable) -> Callable:
+    """Two steps of what `lesson_of` says."""
+    return lambda one: replace(lesson_of(one), steps=2, batch=2, warmup=1, save_every=1)
+
+
+def stopping(loss: Callable, at: int) -> Callable:
+    """A maker of losses whose losses are interrupted before a step."""
+
+    def make(*arguments: object) -> Callable:
+        whole = loss(*arguments)
+
+        def stopped(step: int) -> dict[str, torch.Tensor]:
+            if step == at:
+                raise KeyboardInterrupt
+            return whole(step)
+
+        return stopped
+
+    return make
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Hashes of all files but the tokenizers', which also hold how they were last asked to pad."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "tokenizer.json")
+    return {str(path.relative_to(folder)): file_hash(path) for path in found}
+
+
+def words(folder: Path) -> list[dict[str, int]]:
+    paths = sorted(folder.rglob("tokenizer.json"))
+    assert len(paths) == 4
+    return [json.loads(path.read_text())["model"] for path in paths]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder whose weights were made without a stop, under `out`."""
+    folder = tmp_path_factory.mktemp("school")
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        assert nano.make(folder / "work", folder / "out") == folder / "out"
+    return folder
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+
+
+def test_every_part_ships_in_a_folder_of_its_own_within_25_megabytes(work: Path) -> None:
+    assert {path.name for path in (work / "out").iterdir()} == FOLDERS == set(registry.SHIPPED.values())
+    assert sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file()) < 25e6
+
+
+def test_what_ships_does_not_say_where_it_was_made(work: Path) -> None:
+    for path in (work / "out").rglob("*.json"):
+        assert str(work) not in path.read_text(), path
+
+
+def test_what_ships_loads_and_works_together(work: Path) -> None:
+    model = registry.load(str(work / "out" / "tango"))
+    prompt = Prompt.of("a dog barks then a bell rings", "test")
+    steps, guidance = registry.sampling(str(work / "out" / "tango"))
+    assert (steps, guidance) == (nano.STEPS, nano.GUIDANCE)
+    ((_, clip, latents),) = generate([Request.of(1, prompt, prompt.text, 2, guidance)], model, 4)
+    assert isinstance(clip, Clip)
+    assert clip.seconds == SECONDS
+    assert np.isfinite(clip.waveform).all()
+    assert latents is not None
+    for name in ("clap-a", "clap-b", "clap-judge"):
+        assert np.abs(registry.scorer(str(work / "out" / name)).score([clip], [prompt.text])).max() <= 1
+    tagger = registry.tagger(str(work / "out" / "tagger"))
+    assert tagger.classes == CLASSES
+    assert tagger.features([clip])[1].shape == (1, len(CLASSES))
+
+
+def test_latents_are_brought_to_unit_variance_by_the_factor_that_ships(work: Path) -> None:
+    with torch.no_grad():
+        vae = registry.pipeline(str(work / "out" / "tango")).vae
+        clips = corpus.load(work / "work" / "corpus", nano.SEED, 6).mels.float().unsqueeze(1)
+        latents = vae.encode(clips).latent_dist.sample() * vae.config.scaling_factor
+    assert float(latents.std()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.usefixtures("_short")
+def test_what_is_learnt_is_not_learnt_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lesson, name in LOSSES:
+        monkeypatch.setattr(lesson, name, stopping(getattr(lesson, name), 0))
+    nano.make(work / "work", work / "again")
+    assert files(work / "again") == files(work / "out")
+    assert words(work / "again") == words(work / "out")
+
+
+@pytest.mark.usefixtures("_short")
+def test_stopped_in_every_lesson_and_begun_again_it_makes_the_same_weights(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lesson, name in LOSSES:
+        with monkeypatch.context() as patch:
+            patch.setattr(lesson, name, stopping(getattr(lesson, name), 1))
+            with pytest.raises(KeyboardInterrupt):
+                nano.make(tmp_path / "work", tmp_path / "out")
+    nano.make(tmp_path / "work", tmp_path / "out")
+    assert files(tmp_path / "out") == files(work / "out")
+    assert words(tmp_path / "out") == words(work / "out")

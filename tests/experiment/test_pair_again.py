@@ -1,0 +1,101 @@
+"""`milonga pair`: other thresholds on stored scores, with no model in sight."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_parts import RECIPE, FakeParts
+from typer.testing import CliRunner
+
+from milonga.cli.main import app
+from milonga.core.errors import RecipeError, StoreError
+from milonga.core.records import Pair
+from milonga.core.store import Run
+from milonga.experiment import run as pipeline
+from milonga.experiment.pair import pair, sweep
+from milonga.experiment.recipe import parse_recipe
+
+STRICT = 'pair.thresholds=[{scorer="one", alpha=0.5, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return pipeline.run(parse_recipe(RECIPE, "fake.toml"), tmp_path / "run", until="pair", parts=FakeParts())
+
+
+def files(run: Run, *stages: str) -> dict[str, bytes]:
+    return {f"{stage}/{one.name}": one.read_bytes() for stage in stages for one in (run.path / stage).glob("*.parquet")}
+
+
+def test_other_thresholds_pair_again_as_a_run_with_them_would(run, tmp_path):
+    before = files(run, "plan", "generate", "score")
+    found = pair(run.path, [STRICT])
+    assert files(run, "plan", "generate", "score") == before
+    pairs = run.stage("pair").read_records(Pair)
+    assert (found.made, found.kept, found.scorer) == (30, len(pairs), "one")
+    assert found.kept + sum(found.refused.values()) == found.made
+    assert found.table2[-1].n == found.kept < 30
+    recipe = parse_recipe(RECIPE, "fake.toml", [STRICT])
+    assert parse_recipe((run.path / "recipe.toml").read_text(), "x") == recipe
+    anew = pipeline.run(recipe, tmp_path / "anew", until="pair", parts=FakeParts())
+    assert files(run, "pair", "refused") == files(anew, "pair", "refused")
+    assert pair(run.path) == found
+
+
+def test_a_run_goes_on_after_its_pairs_were_made_again(run):
+    pair(run.path, [STRICT])
+    after = files(run, "pair")
+    pipeline.run(parse_recipe((run.path / "recipe.toml").read_text(), "x"), run.path, until="pair", parts=FakeParts())
+    assert files(run, "pair") == after
+
+
+def test_only_the_pairing_can_change(run):
+    with pytest.raises(RecipeError, match=r"only the keys of \[pair\]"):
+        pair(run.path, ["seed=4"])
+    with pytest.raises(RecipeError, match="must be one of mean, one, two"):
+        pair(run.path, ["pair.rank_by=three"])
+
+
+def test_what_was_trained_on_these_pairs_is_not_thrown_away(run):
+    (run.path / "checkpoints" / "sft").mkdir(parents=True)
+    before = files(run, "pair", "refused")
+    with pytest.raises(StoreError, match="holds sft, trained on its present pairs"):
+        pair(run.path, [STRICT])
+    assert pair(run.path).made == 30
+    assert files(run, "pair", "refused") == before
+
+
+def test_what_is_no_scored_run_is_told(run, tmp_path):
+    with pytest.raises(StoreError, match="is no run folder"):
+        pair(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    next((run.path / "score").glob("*.parquet")).unlink()
+    with pytest.raises(StoreError, match="no complete score yet"):
+        sweep(run.path)
+
+
+def test_a_sweep_writes_nothing_and_agrees_with_pairing(run):
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    found = sweep(run.path, [STRICT])
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+    for trial in found.trials:
+        if trial.bound == "alpha" and trial.value is not None:
+            again = pair(run.path, [STRICT.replace("alpha=0.5", f"alpha={trial.value}")])
+            assert again.kept == trial.kept
+    assert {one.scorer for one in sweep(run.path, ["pair.thresholds=[]"]).trials} == {"one", "two"}
+
+
+def test_the_command_prints_tables_or_json(run):
+    def told(*words: str) -> str:
+        done = CliRunner().invoke(app, ["pair", str(run.path), *words])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    lines = told("--sweep", "--set", STRICT).splitlines()
+    assert lines[0].endswith("pairs kept as it is (*); one bound moved, the others as they are:")
+    assert any(line.split()[:4] == ["one", "alpha", "0.5", "*"] for line in lines)
+    swept = json.loads(told("--sweep", "--json"))
+    assert swept["made"] == 30
+    assert {one["bound"] for one in swept["flips"]} == {None}
+    assert json.loads(told("--set", STRICT, "--json"))["kept"] == pair(run.path).kept
+    assert told().splitlines()[-1].startswith("refused: ")

@@ -1,0 +1,221 @@
+"""A recipe is read strictly, and every mistake is told in one line that says where it is and what to do."""
+
+import tomllib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milonga.core.config import Phase, Settings, Strategy, Threshold
+from milonga.core.errors import RecipeError
+from milonga.experiment.changes import STAGES, stages_of
+from milonga.experiment.overrides import flat, to_toml
+from milonga.experiment.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from milonga.experiment.recipe_tables import System
+
+KINDS = ("pairs", "rewards", "labels", "rounds")
+MINIMAL = """
+name = "tiny"
+[prompts]
+sources = ["world:train:10"]
+[[plan.strategies]]
+name = "1"
+steps = [5, 5]
+guidance = 3.0
+"""
+
+
+SYSTEM = System(name="a", phases=(Phase(loss="sft", epochs=1),))
+
+
+def mistake(text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "x.toml", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_minimal_recipe_has_the_papers_values_elsewhere():
+    recipe = parse_recipe(MINIMAL, "x.toml")
+    assert recipe.evaluate.steps == 200
+    assert recipe.plan.strategies == (Strategy(name="1", steps=(5, 5), guidance=3.0),)
+    assert recipe.train.settings(SYSTEM) == Settings()
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_is_valid_and_names_itself(name):
+    assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("pair.thresolds = []", 'unknown key "pair.thresolds": did you mean "pair.thresholds"?'),
+        ("sead = 3", 'unknown key "sead": did you mean "seed"?'),
+        ("learning_rate = 1", 'unknown key "learning_rate": did you mean "train.learning_rate"?'),
+        ("train.systems = [{nam = 'x'}]", 'unknown key "train.systems.0.nam": did you mean "train.systems.0.name"?'),
+        ("models.zzz = 1", 'unknown key "models.zzz": this table knows model, scheduler, scorers, judge, tagger'),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(key, told):
+    assert told in mistake(key + MINIMAL)
+
+
+def test_malformed_toml_has_its_line():
+    assert "line 2" in mistake('name = "x"\nseed = = 3\n')
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=-1", "seed = -1: must be greater than or equal to 0"),
+        ("plan.shard=many", 'plan.shard = "many": must be a valid integer'),
+        ("plan.strategies.0.guidance=true", "plan.strategies.0.guidance = true: must be a valid number"),
+        ("plan.strategies.0.words=loud", "must be 'caption', 'perturbed' or 'temporal'"),
+        ("plan.strategies.0.steps=[]", "plan.strategies.0.steps = []: "),
+        ("evaluate.guidance=nan", "must be a finite number"),
+        ("generate.batch=1.5", "generate.batch = 1.5: must be a valid integer"),
+        ("seed=2026-01-01", 'seed = "2026-01-01": must be a valid integer'),
+        ("pair.rank_by=nobody", 'pair.rank_by = "nobody": must be one of mean, nano-clap-a, nano-clap-b'),
+        ('models.scorers=["a", "a"]', 'models.scorers: "a" comes twice'),
+        ('train.systems=[{name="base", phases=[{loss="sft", epochs=1}]}]', '"base" is a name that evaluation uses'),
+        ("plan.strategies.7.guidance=1", "the recipe has no plan.strategies.7"),
+        ("seed.x.y=1", "the recipe has no seed.x"),
+        ("seed", "write it as key=value"),
+    ],
+)
+def test_wrong_values_and_overrides(override, told):
+    assert told in mistake('seed = 1\npair.rank_by = "mean"\n' + MINIMAL, override)
+
+
+ONE_SYSTEM = 'train.systems=[{name="a", phases=[{loss="sft", epochs=1}], %s}]'
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ("settings = {bach_size = 2}", 'did you mean "train.systems.0.settings.batch_size"?'),
+        ("settings = {batch_size = 0}", "train.systems.0.settings.batch_size = 0: must be greater"),
+        ('settings = {reference = "cached"}', "needs fixed_draws"),
+        ('strategies = ["2"]', 'train.systems: strategies = "2": must be one of 1'),
+        ('data = "rewards", strategies = ["1"]', 'a learns from "rewards"'),
+    ],
+)
+def test_a_systems_own_settings_and_strategies_are_checked(changes, told):
+    assert told in mistake(MINIMAL, ONE_SYSTEM % changes)
+
+
+def test_a_systems_settings_must_suit_those_of_all():
+    text = MINIMAL + '[train]\nreference = "cached"\nfixed_draws = 2\n'
+    told = mistake(text, ONE_SYSTEM % "settings = {fixed_draws = 0}")
+    assert told.startswith('x.toml: train: settings of a: reference = "cached" needs fixed_draws')
+
+
+def test_a_systems_settings_take_the_place_of_those_of_all_and_survive_being_written():
+    recipe = parse_recipe(MINIMAL, "x", ["train.batch_size=4", ONE_SYSTEM % "settings = {learning_rate = 1e-6}"])
+    again = parse_recipe(to_toml(recipe), "written")
+    for one in (recipe, again):
+        own = one.train.settings(one.train.systems[0])
+        assert (own.learning_rate, own.batch_size) == (1e-6, 4)
+        assert one.train.settings(SYSTEM).learning_rate == Settings().learning_rate
+
+
+def test_what_is_missing_and_how_much_more_is_wrong():
+    assert mistake("seed = -1").startswith("x.toml: name is missing (and 1 more)")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('name = "x"', "prompts.sources is missing: this run makes clips"),
+        ('name = "x"\n[prompts]\nsources = ["world:train:3"]', "plan.strategies is missing"),
+        (MINIMAL + '[train]\nsystems = [{name="a", data="rounds", phases=[{loss="sft", epochs=1}]}]',
+         "rounds.prompts is missing"),
+        (MINIMAL + '[rounds.pair]\nrank_by = "x"', 'rounds.pair.rank_by = "x": must be one of'),
+        (MINIMAL + '[reward]\nscorer = "nano-judge"', 'reward.scorer = "nano-judge": must be one of nano-clap-a'),
+    ],
+)  # fmt: skip
+def test_what_a_system_needs_is_asked_for(text, told):
+    assert told in mistake(text)
+
+
+def test_a_recipe_that_learns_from_elsewhere_needs_no_clips_of_its_own():
+    recipe = parse_recipe(
+        'name = "x"\n[train]\npairs = ["there"]\nsystems = [{name="a", phases=[{loss="sft", epochs=1}]}]', "x"
+    )
+    assert stages_of(recipe) == ("train", "evaluate", "report")
+    assert stages_of(parse_recipe(MINIMAL, "x")) == tuple(one for one in STAGES if one not in ("label", "reward"))
+
+
+def test_stages_are_those_that_some_system_learns_from():
+    systems = '[train]\nsystems = [{name="a", data="%s", phases=[{loss="sft", epochs=1}]}]\n[rounds]\nprompts = ["p"]'
+    found = {data: set(STAGES) - set(stages_of(parse_recipe(MINIMAL + systems % data, "x"))) for data in KINDS}
+    clips = {"plan", "generate", "score", "pair"}
+    assert found == {
+        "pairs": {"label", "reward"}, "rewards": set(), "labels": {"reward"}, "rounds": clips | {"label", "reward"}
+    }  # fmt: skip
+
+
+def test_thresholds_must_hang_together():
+    threshold = 'pair.thresholds = [{scorer = "%s", alpha = 0.4, beta = 0.0, delta_low = %s, delta_high = 0.5}]'
+    assert "pair.thresholds: scorer" in mistake(threshold % ("other", 0.1) + MINIMAL)
+    assert "delta_low is above its delta_high" in mistake(threshold % ("nano-clap-a", 0.6) + MINIMAL)
+
+
+def test_overrides_are_toml_and_else_text():
+    recipe = parse_recipe(
+        MINIMAL,
+        "x.toml",
+        ["train.learning_rate=3e-4", "name=other", "plan.strategies.0.steps=[2]", "models.scorers = ['a']", "seed=7"],
+    )
+    assert recipe.train.learning_rate == 3e-4
+    assert recipe.name == "other"
+    assert recipe.plan.strategies[0].steps == (2,)
+    assert recipe.models.scorers == ("a",)
+    assert recipe.seed == 7
+
+
+def test_a_recipe_by_name_by_path_by_run_folder_and_not_at_all(tmp_path):
+    (tmp_path / "recipe.toml").write_text(MINIMAL)
+    assert load_recipe("smoke").name == "smoke"
+    assert load_recipe(tmp_path / "recipe.toml") == load_recipe(str(tmp_path)) == parse_recipe(MINIMAL, "x")
+    with pytest.raises(RecipeError, match=r"no recipe smok: give a \.toml file or one of .*smoke"):
+        load_recipe("smok")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    with pytest.raises(RecipeError, match="cannot read"):
+        load_recipe(tmp_path / "latin.toml")
+
+
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+STEPS = st.lists(st.integers(1, 500), min_size=1, max_size=4).map(tuple)
+STRATEGIES = st.builds(Strategy, name=NAMES, steps=STEPS, guidance=st.floats(0, 1e9), count=st.integers(0, 9))
+PHASES = st.builds(Phase, loss=NAMES, epochs=st.integers(1, 9), beta=st.floats(0, 1e6), learning_rate=st.none())
+SYSTEMS = st.lists(st.sampled_from("abc"), unique=True).map(
+    lambda names: [{"name": name, "phases": [{"loss": "sft", "epochs": 1}]} for name in names]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(NAMES, st.lists(NAMES, min_size=1), st.lists(STRATEGIES, min_size=1, max_size=3, unique_by=lambda s: s.name))
+def test_a_recipe_written_as_toml_reads_back_the_same(name, sources, strategies):
+    recipe = Recipe.model_validate({"name": name, "prompts": {"sources": sources}, "plan": {"strategies": strategies}})
+    text = to_toml(recipe)
+    assert parse_recipe(text, "x.toml") == recipe
+    assert tomllib.loads(text)["name"] == name
+
+
+@settings(max_examples=60, deadline=None)
+@given(SYSTEMS, st.lists(PHASES, min_size=1, max_size=2), st.floats(-1, 1), st.floats(1e-9, 1.0))
+def test_nested_arrays_of_tables_read_back_the_same(systems, phases, alpha, rate):
+    made = [{**system, "phases": tuple(phases)} for system in systems]
+    threshold = Threshold(scorer="nano-clap-a", alpha=alpha, beta=-1, delta_low=-2, delta_high=2)
+    base = parse_recipe(MINIMAL, "x.toml").model_dump()
+    base["train"] |= {"systems": made, "learning_rate": rate}
+    base["pair"] |= {"thresholds": (threshold,)}
+    recipe = Recipe.model_validate(base)
+    assert parse_recipe(to_toml(recipe), "x.toml") == recipe
+
+
+def test_flat_keys():
+    assert flat({"a": {"b": 1, "c": {"d": [2]}}, "e": 3}) == {"a.b": 1, "a.c.d": [2], "e": 3}

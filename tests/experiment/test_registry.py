@@ -1,0 +1,257 @@
+"""Parts by name: what is found, what is told when it is not or is broken, and what the trainer is given."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_networks
+import torch
+from safetensors.torch import load_file, save_file
+
+from milonga.core import weights
+from milonga.core.clips import clip_table
+from milonga.core.errors import CheckpointError, DataError, RecipeError
+from milonga.core.records import Clip, Pair, Prompt, Request
+from milonga.core.store import Run
+from milonga.experiment import registry
+from milonga.models.generator import TangoModel
+from milonga.scorers.clap import ClapScorer, save_clap
+from milonga.scorers.tagger import EventTagger, save_tagger
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pipeline, CLAP and tagger in the layouts that ship."""
+    folder = tmp_path_factory.mktemp("parts")
+    small_networks.pipeline().save_pretrained(folder / "tango")
+    clap = small_networks.scorer()
+    save_clap(folder / "clap", clap.model, clap.tokenizer, clap.mel, clap.frames)
+    save_tagger(folder / "tagger", small_networks.network(), small_networks.tagger_config())
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny pipeline's folder of one's own, to spoil."""
+    small_networks.pipeline().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+# -- names and folders
+
+
+@pytest.mark.parametrize("name", ["nanno", "", "no/such/folder", "clap-a"])
+def test_a_name_that_is_none_lists_those_there_are(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"'{name}' is neither a folder nor one of nano, nano-clap-a"):
+        registry.folder_of(name)
+
+
+def test_a_part_is_a_shipped_name_or_a_folder(tmp_path: Path) -> None:
+    assert registry.folder_of(str(tmp_path)) == tmp_path
+    found = {registry.folder_of(name) for name in registry.SHIPPED}
+    assert len(found) == 5
+    assert {folder.parent.name for folder in found} == {"weights"}
+
+
+def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else(model: Path) -> None:
+    first = registry.fingerprint(str(model))
+    (model / "notes.txt").write_text("loud")
+    assert registry.fingerprint(str(model)) == first
+    path = model / "vocoder" / "model.safetensors"
+    stored = load_file(path)
+    stored["conv_pre.bias"] = stored["conv_pre.bias"] + 1e-3
+    save_file(stored, path)
+    assert registry.fingerprint(str(model)) != first
+
+
+def test_a_folder_without_weights_has_no_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no \.safetensors.* weights"):
+        registry.fingerprint(str(tmp_path))
+
+
+def test_sampling_is_read_from_the_models_config(saved: Path, tmp_path: Path) -> None:
+    assert registry.sampling(str(saved / "tango")) == (3, 3.0)
+    (tmp_path / "model_index.json").write_text("{}")
+    assert registry.sampling(str(tmp_path)) == (200, 3.0)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", "3"])
+def test_a_config_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing or no JSON") as error:
+        registry.sampling(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_parts_are_loaded_from_folders_and_kept(saved: Path) -> None:
+    loaded = registry.load(str(saved / "tango"))
+    assert isinstance(loaded, TangoModel)
+    assert registry.load(str(saved / "tango")) is loaded
+    assert isinstance(registry.scorer(str(saved / "clap")), ClapScorer)
+    tagger = registry.tagger(str(saved / "tagger"))
+    assert isinstance(tagger, EventTagger)
+    assert tagger.name == str(saved / "tagger")
+
+
+def test_a_tuned_model_has_the_other_network_and_the_folders_name(saved: Path, tmp_path: Path) -> None:
+    other = small_networks.pipeline(seed=5).unet
+    other.save_pretrained(tmp_path / "aligned" / "unet")
+    prompt = Prompt.of("a dog barks", "test")
+    asked = [Request.of(1, prompt, prompt.text, 2, 3.0)]
+    base, tuned = registry.load(str(saved / "tango")), registry.tuned(str(saved / "tango"), tmp_path / "aligned/unet")
+    assert tuned.name == "aligned"
+    waves = [one.generate(asked)[0].waveform for one in (base, tuned)]
+    assert np.abs(waves[0] - waves[1]).max() > 1e-3
+    mixed = small_networks.pipeline()
+    mixed.unet = other
+    np.testing.assert_allclose(TangoModel("mixed", mixed).generate(asked)[0].waveform, waves[1], atol=1e-5)
+
+
+def test_a_tuned_model_that_was_trained_again_is_loaded_again(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "aligned" / "unet"
+    small_networks.pipeline(seed=5).unet.save_pretrained(folder)
+    first = registry.tuned(str(saved / "tango"), folder)
+    assert registry.tuned(str(saved / "tango"), folder) is first
+    shutil.rmtree(folder)
+    small_networks.pipeline(seed=6).unet.save_pretrained(folder)
+    assert registry.tuned(str(saved / "tango"), folder) is not first
+
+
+def test_a_trainable_is_loaded_anew_each_time(saved: Path) -> None:
+    first, second = (registry.trainable(str(saved / "tango")) for _ in range(2))
+    assert first.unet is not second.unet
+    assert first.prediction == "v_prediction"
+    assert first.alphas_cumprod.shape == (1000,)
+    states, mask = small_networks.pipeline().encode_prompt([""])
+    torch.testing.assert_close(first.empty_states, states)
+    assert torch.equal(first.empty_mask, mask)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rename_a_key(path: Path) -> None:
+    stored = load_file(path)
+    first = min(stored)
+    stored["other"] = stored.pop(first)
+    save_file(stored, path)
+
+
+UNET, VAE, T5 = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "no index": lambda folder: (folder / "model_index.json").unlink(),
+    "cut index": lambda folder: truncate(folder / "model_index.json"),
+    "no scheduler": lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
+    "no tokenizer": lambda folder: (folder / "tokenizer" / "tokenizer.json").unlink(),
+    "no config": lambda folder: (folder / "unet" / "config.json").unlink(),
+    "cut config": lambda folder: truncate(folder / "vae" / "config.json"),
+    **{f"no {part}": lambda folder, p=part: (folder / f"{p}.safetensors").unlink() for part in (UNET, VAE, T5)},
+    **{f"cut {part}": lambda folder, p=part: truncate(folder / f"{p}.safetensors") for part in (UNET, VAE, T5)},
+    **{f"key of {part}": lambda folder, p=part: rename_a_key(folder / f"{p}.safetensors") for part in (UNET, VAE, T5)},
+    "key of vocoder": lambda folder: rename_a_key(folder / "vocoder" / "model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_model_is_told_in_one_line_that_names_its_folder(model: Path, how: str) -> None:
+    BROKEN[how](model)
+    with pytest.raises(CheckpointError) as error:
+        registry.pipeline(str(model))
+    assert str(model) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["no", "cut", "key of"])
+def test_a_broken_trained_network_is_told_by_its_own_folder(saved: Path, tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "aligned" / "unet"
+    small_networks.pipeline().unet.save_pretrained(folder)
+    BROKEN[f"{how} {UNET}"](folder.parent)
+    with pytest.raises(CheckpointError, match="aligned/unet") as error:
+        registry.pipeline(str(saved / "tango"), folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("text_embedder", "gte"), ("perturber", "llm")])
+def test_an_unknown_embedder_or_perturber_names_the_known_one(kind: str, name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{name!r}: choose"):
+        getattr(registry, kind)(name)
+
+
+# -- training examples
+
+
+def pair_of(winner: Request, loser: Request) -> Pair:
+    return Pair(
+        id="p", prompt_id=winner.prompt_id, prompt=winner.prompt, strategy="1", chosen_id=winner.id,
+        rejected_id=loser.id, chosen_words=winner.words, rejected_words=loser.words, chosen_steps=2, rejected_steps=2,
+        chosen_seed=winner.seed, rejected_seed=loser.seed, chosen_scores={}, rejected_scores={},
+    )  # fmt: skip
+
+
+def stored(run: Run, latents: bool = True) -> tuple[list[Pair], dict[str, np.ndarray]]:
+    """Two pairs whose clips lie in two shards of a run, and the latents of each clip."""
+    prompts = [Prompt.of(text, "test") for text in small_networks.WORDS[:2]]
+    asked = [Request.of(1, one, one.text, 2, 3.0, n) for one in prompts for n in range(2)]
+    rng = np.random.default_rng(0)
+    held = {one.id: rng.standard_normal((4, 8, 16)).astype(np.float16) for one in asked}
+    clip = Clip(np.zeros(8, dtype=np.float32), 16000)
+    for name, part in (("a", asked[:3]), ("b", asked[3:])):
+        packed = [held[one.id].tobytes() if latents else None for one in part]
+        run.stage("generate").write_table(name, clip_table([one.id for one in part], [clip] * len(part), packed))
+    return [pair_of(asked[1], asked[0]), pair_of(asked[2], asked[3])], held
+
+
+def test_examples_are_the_pairs_latents_with_their_captions(saved: Path, tmp_path: Path) -> None:
+    pairs, held = stored(Run(tmp_path))
+    batch = registry.examples(str(saved / "tango"), Run(tmp_path), pairs).batch([1, 0], 0)
+    for place, pair in enumerate(pairs[::-1]):
+        assert np.array_equal(batch.winner[place].numpy(), held[pair.chosen_id].astype(np.float32))
+        assert batch.loser is not None
+        assert np.array_equal(batch.loser[place].numpy(), held[pair.rejected_id].astype(np.float32))
+        states, mask = small_networks.pipeline().encode_prompt([pair.prompt])
+        assert int(batch.mask[place].sum()) == int(mask.sum())
+        torch.testing.assert_close(batch.states[place][batch.mask[place]], states[0], atol=1e-5, rtol=0.0)
+
+
+def test_anchors_are_real_clips_through_the_models_own_vae(saved: Path, tmp_path: Path) -> None:
+    pairs, _ = stored(Run(tmp_path))
+    found = registry.examples(str(saved / "tango"), Run(tmp_path), pairs, anchors=3)
+    assert found.anchors == 3
+    batch = found.anchor_batch([2, 0], epoch=0)
+    assert batch.loser is None
+    assert batch.winner.shape == found.batch([0, 0], epoch=0).winner.shape
+    assert not torch.equal(batch.winner, found.anchor_batch([2, 0], epoch=1).winner)
+
+
+def test_clips_without_latents_cannot_be_trained_on(saved: Path, tmp_path: Path) -> None:
+    pairs, _ = stored(Run(tmp_path), latents=False)
+    with pytest.raises(DataError, match="has no stored latents"):
+        registry.examples(str(saved / "tango"), Run(tmp_path), pairs)
+
+
+def test_a_pair_whose_clip_was_thrown_away_is_named(saved: Path, tmp_path: Path) -> None:
+    pairs, _ = stored(Run(tmp_path))
+    gone = pairs[0].model_copy(update={"chosen_id": "gone"})
+    with pytest.raises(DataError, match="clip gone has no stored latents"):
+        registry.examples(str(saved / "tango"), Run(tmp_path), [gone])
+
+
+def test_the_shipped_names_say_what_is_broken_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "files", lambda package: tmp_path)
+    with pytest.raises(CheckpointError, match="weights/tango"):
+        registry.pipeline("nano")
+    with pytest.raises(CheckpointError, match="weights/tango"):
+        registry.sampling("nano")
+    with pytest.raises(CheckpointError, match="weights/tagger"):
+        registry.fingerprint("nano-tagger")
+
+
+def test_the_index_names_the_pipelines_class(saved: Path) -> None:
+    index = json.loads((saved / "tango" / "model_index.json").read_text())
+    assert index["_class_name"] == "TangoPipeline"
+    assert index["vocoder"] == ["transformers", "SpeechT5HifiGan"]

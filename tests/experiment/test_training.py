@@ -1,0 +1,169 @@
+"""`milonga train`: a model on one's own clips or pairs, a run's systems, presets whose numbers have their sources."""
+
+import json
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small_networks
+import soundfile
+import torch
+
+from milonga.core.errors import DataError, RecipeError
+from milonga.experiment import registry, training
+from milonga.experiment.recipe import parse_as
+from milonga.experiment.training import Training, shipped_trainings
+from milonga.training.schedule import count_steps, rate_factor
+
+PAIRS = 15_025  # of the published set
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tango"
+    small_networks.pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Five clips and their table."""
+    folder = tmp_path / "my-clips"
+    folder.mkdir()
+    lines = ["file_name,caption"]
+    for n in range(5):
+        wave = np.random.default_rng(n).uniform(-0.4, 0.4, 16000)
+        soundfile.write(folder / f"{n}.wav", wave, 16000)
+        lines.append(f"{n}.wav,{small_networks.WORDS[n % 4]}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, clips: Path) -> Path:
+    """Six pairs of those clips, by two strategies."""
+    sound = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    held = [{"bytes": (clips / f"{n % 5}.wav").read_bytes(), "path": ""} for n in range(7)]
+    columns = {
+        "prompt": [small_networks.WORDS[n % 4] for n in range(6)],
+        "chosen": pa.array(held[:6], sound),
+        "rejected": pa.array(held[1:], sound),
+        "strategy": ["1.1", "2"] * 3,
+    }
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "set" / "train-0.parquet")
+    return tmp_path / "set"
+
+
+def recipe(tmp_path: Path, model: str, data: str, train: str) -> str:
+    path = tmp_path / "own.toml"
+    path.write_text(f'name = "own"\nmodel = "{model}"\n[data]\n{data}\n[train]\nbatch_size = 2\n{train}\n')
+    return str(path)
+
+
+def test_a_model_is_fine_tuned_on_a_folder_of_clips_and_plays(model, clips, tmp_path, monkeypatch, capsys):
+    phases = 'learning_rate = 1e-3\nphases = [{ loss = "ldm", epochs = 2 }]'
+    file = recipe(tmp_path, model, f'clips = "clips:{clips}"\nmixed = 0.4', phases)
+    (finished,) = training.train(file, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "own.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 4  # five clips and two mixes, two at once
+    assert {row["phase"] for row in rows} == {"ldm"}
+    tuned, base = registry.pipeline(str(finished)), registry.pipeline(model)
+    assert not torch.equal(tuned.unet.conv_in.weight, base.unet.conv_in.weight)
+    assert torch.equal(tuned.vae.quant_conv.weight, base.vae.quant_conv.weight)
+    assert json.loads((finished / "training.json").read_text())["name"] == "own"
+    card = (finished / "README.md").read_text()
+    for words in ("library_name: diffusers", f"`clips:{clips}`", "after 8 of 8 steps", "## Licences", "| ldm |"):
+        assert words in card, words
+    assert "TangoPipeline" in (finished / "pipeline.py").read_text()
+    monkeypatch.setattr(registry, "trainable", None)  # done: neither trained nor loaded again
+    assert training.train(file, tmp_path / "out") == [finished]
+
+
+def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model, clips, tmp_path, monkeypatch):
+    from milonga.data.encode_clips import encoded_clips
+    from milonga.models.tango import TangoPipeline
+
+    asked: list[str] = []
+    encode = TangoPipeline.encode_prompt
+    monkeypatch.setattr(
+        TangoPipeline, "encode_prompt", lambda whole, words: (asked.extend(words), encode(whole, words))[1]
+    )
+    first = encoded_clips(model, f"clips:{clips}", tmp_path / "work").batch([0, 1, 2], 0)
+    assert sorted(asked) == sorted(set(small_networks.WORDS[:4]))
+    again = encoded_clips(model, f"clips:{clips}", tmp_path / "work").batch([0, 1, 2], 0)
+    assert len(asked) == 4
+    assert torch.equal(first.states, again.states)
+    assert torch.equal(first.mask, again.mask)
+    assert not any(part.training for part in registry.pipeline(model).text_encoder.modules())
+
+
+def test_own_pairs_are_aligned_to_with_clips_as_anchors_and_captions_held_out(model, pairs, clips, tmp_path, capsys):
+    settings = 'anchor = 0.5\nheldout = 0.25\nphases = [{ loss = "dpo", epochs = 1, beta = 100.0 }]'
+    file = recipe(tmp_path, model, f'pairs = "{pairs}"\nclips = "clips:{clips}"', settings)
+    training.train(file, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "own.jsonl").read_text().splitlines()]
+    assert all(row["anchor_error"] > 0 for row in rows)
+    assert set(rows[-1]["heldout_by_group"]) <= {"1.1", "2"}
+    assert rows[-1]["heldout_accuracy"] is not None
+    assert "dpo: β 100 on means =" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "error", "words"),
+    [
+        ("", "phases = [{ loss = 'ldm', epochs = 1 }]", RecipeError, "name a folder of pairs or of clips"),
+        ("clips = 'clips:nowhere'", "phases = [{ loss = 'ldm', epochs = 1 }]", DataError, "nowhere"),
+        ("clips = 'clips:x'", "phases = []", RecipeError, "phases"),
+        ("clips = 'clips:x'", "phases = [{ loss = 'ldm', epochs = 1 }]\nbatch = 3", RecipeError, "batch_size"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_in_one_line(data, train, error, words, model, tmp_path):
+    with pytest.raises(error, match=words):
+        training.train(recipe(tmp_path, model, data, train), tmp_path / "out")
+
+
+def test_what_is_no_recipe_is_refused_by_the_names_that_ship(tmp_path):
+    with pytest.raises(RecipeError, match="tango2-paper"):
+        training.train("tango3", tmp_path)
+
+
+def preset(name: str) -> Training:
+    path = shipped_trainings()[name]
+    return parse_as(Training, path.read_text(), path.name)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_trainings()))
+def test_every_recipe_that_ships_is_read(name):
+    assert preset(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "per_step", "steps"),
+    [("tango2-paper", 32, 2350), ("tango2-released", 16, 4700), ("tango2-released-2", 32, 2350)],
+)
+def test_presets_take_the_steps_of_their_sources(name, per_step, steps):
+    train = preset(name).train
+    assert train.batch_size * train.accumulation == per_step
+    assert count_steps(train.phases, PAIRS, train.settings()) == steps
+    assert [(one.loss, one.epochs) for one in train.phases] == [("sft", 1), ("dpo", 4)]
+    assert train.phases[1].beta == 2000
+    assert train.learning_rate == 9.6e-7
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("tango2-released", 1), ("tango2-released-2", 2)])
+def test_the_released_rate_is_the_scripts_tick_by_tick(name, ranks):
+    train = preset(name).train
+    per_epoch = ceil(ceil(PAIRS / 4) / 4)  # updates an epoch, by the un-sharded loader
+    horizon, warm = per_epoch * 4 * (5 + 1), 200 * 4
+    total = count_steps(train.phases, PAIRS, train.settings())
+    for step in (warm // ranks, total // 2, total):
+        tick = step * ranks
+        assert rate_factor(step, total, train.settings()) == pytest.approx(
+            (horizon - tick) / (horizon - warm), rel=1e-3
+        )
+    assert train.released_ranks == ranks
+    assert train.warmup_steps == warm // ranks

@@ -1,0 +1,123 @@
+"""Who hears what: balance over systems, places, neighbours and sides; coverage; checks where nobody expects them."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milonga.core.records import Prompt
+from milonga.listening_test.design import chosen, conditions, session
+from milonga.listening_test.records import BROKEN, Test, Trial
+
+
+def plan(systems: int = 4, prompts: int = 12, per_rater: int = 6, reference: bool = True, checks: int = 2) -> Test:
+    """A test without clips."""
+    texts = [Prompt.of(f"prompt {number}", "design") for number in range(prompts + checks + 1)]
+    return Test(
+        title="t", kinds=("rate", "compare"), systems=tuple(f"s{n}" for n in range(systems)),
+        reference="s0" if reference else "", prompts=tuple(texts[checks + 1 :]), example=texts[0],
+        check_prompts=tuple(texts[1 : checks + 1]), clips=(), per_rater=per_rater, raters_per_clip=4, seed=3,
+    )  # fmt: skip
+
+
+def sessions(test: Test, raters: int) -> list[list[Trial]]:
+    """The sessions of raters who come one after another and finish."""
+    turns: Counter[str] = Counter()
+    found = []
+    for rater in range(1, raters + 1):
+        picked = chosen(test, rater, turns)
+        found.append(session(test, rater, {one: turns[one] for one in picked}))
+        turns.update(picked)
+    return found
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(3, 6), st.integers(3, 12), st.integers(1, 8), st.booleans(), st.integers(0, 99))
+def test_a_session_has_every_prompt_under_every_condition_once(systems, prompts, per_rater, reference, rater):
+    test = plan(systems, prompts, per_rater, reference)
+    picked = chosen(test, rater, {})
+    trials = session(test, rater, dict.fromkeys(picked, rater))
+    for kind in test.kinds:
+        own = [one for one in trials if one.kind == kind and not one.check]
+        heard = Counter((one.prompt_id, frozenset({one.a, one.b} - {""})) for one in own)
+        expected = {(p, frozenset({a, b} - {""})) for p in picked for a, b in conditions(test, kind)}
+        assert set(heard) == expected
+        assert set(heard.values()) == {1}
+    assert [one.kind for one in trials] == sorted((one.kind for one in trials), reverse=True)  # rate, then compare
+    assert session(test, rater, dict.fromkeys(picked, rater)) == trials
+
+
+def test_every_prompt_gets_the_raters_aimed_at_and_none_is_far_ahead():
+    test = plan()
+    heard = Counter(
+        prompt for trials in sessions(test, 8) for prompt in {one.prompt_id for one in trials if not one.check}
+    )
+    assert set(heard.values()) == {4}  # 8 raters × 6 prompts = 12 prompts × 4 raters
+
+
+def test_over_sessions_every_system_is_heard_in_every_round_and_after_every_other_equally_often():
+    test = plan(systems=4, prompts=12, per_rater=6)
+    rounds: Counter[tuple[str, str, int]] = Counter()
+    neighbours: Counter[tuple[str, str]] = Counter()
+    for trials in sessions(test, 8):
+        for prompt in {one.prompt_id for one in trials if not one.check}:
+            own = [one.a for one in trials if one.kind == "rate" and one.prompt_id == prompt]
+            rounds.update((prompt, system, place) for place, system in enumerate(own))
+            neighbours.update(pairwise(own))
+    assert set(rounds.values()) == {1}
+    assert len(rounds) == 12 * 4 * 4
+    assert len(neighbours) == 12
+    assert len(set(neighbours.values())) == 1
+
+
+def test_every_two_systems_are_heard_on_both_sides_equally_often():
+    sides = Counter(
+        (one.prompt_id, one.a, one.b) for trials in sessions(plan(), 8) for one in trials if one.b and not one.check
+    )
+    assert set(sides.values()) == {2}
+    assert all(sides[prompt, a, b] == sides[prompt, b, a] for prompt, a, b in sides)
+    assert not any("s0" in key for key in sides)  # a real clip is rated, never compared
+
+
+def test_a_session_that_is_broken_off_is_balanced_so_far():
+    for trials in sessions(plan(per_rater=8), 6):
+        own = [one.a for one in trials if one.kind == "rate" and not one.check][:16]
+        assert max(Counter(own).values()) - min(Counter(own).values()) <= 2
+
+
+def test_a_prompt_is_not_heard_twice_running():
+    for trials in sessions(plan(), 10):
+        for kind in ("rate", "compare"):
+            own = [one.prompt_id for one in trials if one.kind == kind and not one.check]
+            assert all(one != other for one, other in pairwise(own))
+
+
+def test_checks_are_of_their_own_prompts_spread_out_and_elsewhere_for_everyone():
+    test = plan()
+    places = []
+    for trials in sessions(test, 6):
+        extra = [place for place, one in enumerate(trials) if one.check]
+        places.append(tuple(extra))
+        assert Counter(trials[place].check for place in extra) == {"broken": 2, "reference": 2, "pair": 2}
+        assert {trials[place].prompt_id for place in extra} == {one.id for one in test.check_prompts}
+        assert all(one != other - 1 for one, other in pairwise(extra))
+        for place in extra:
+            trial = trials[place]
+            heard = {"broken": {BROKEN, ""}, "reference": {"s0", ""}, "pair": {"s0", BROKEN}}[trial.check]
+            assert {trial.a, trial.b} == heard
+    assert len(set(places)) == 6
+
+
+def test_without_a_reference_only_broken_clips_check():
+    trials = session(plan(reference=False), 1, {})
+    assert Counter(one.check for one in trials) == {"broken": 2, "pair": 2}
+    assert all("s0" in (one.a, one.b) for one in trials if one.check == "pair")
+
+
+@pytest.mark.parametrize("covered", [{}, {"unknown": 3}])
+def test_prompts_with_the_fewest_raters_come_first(covered):
+    test = plan()
+    busy = {one.id: 5 for one in test.prompts[:6]} | covered
+    assert set(chosen(test, 1, busy)) == {one.id for one in test.prompts[6:]}

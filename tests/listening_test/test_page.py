@@ -1,0 +1,200 @@
+"""The pages in a real browser: whole sessions by keyboard, a reload and a killed server on the way, hostile prompts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from small_test import HOSTILE, PLAN, SYSTEMS, served, small_test
+
+from milonga.listening_test.headphones import answer
+from milonga.listening_test.ratings import Ratings
+
+
+class Visit:
+    """A new rater's page, and all that it said on the console and asked of the network."""
+
+    def __init__(self, browser: Any, base: str, ratings: Ratings, width: int = 1280) -> None:
+        self.base, self.token = base, ratings.invite(1)[0]
+        self.number = ratings.number_of(self.token) or 0
+        self.context = browser.new_context(viewport={"width": width, "height": 850})
+        self.page, self.troubles, self.urls = self.context.new_page(), [], []
+        self.page.on("console", lambda message: self.troubles.append(message.text))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("request", lambda request: self.urls.append(request.url))
+        self.page.goto(f"{base}/r/{self.token}")
+
+    def tones(self, seed: int) -> None:
+        """The welcome and the headphone check, by keyboard; the check's sounds are cut short."""
+        self.page.get_by_role("button", name="Begin").press("Enter")
+        for item in range(6):
+            self.page.wait_for_selector(f".step:has-text('{item + 1} of 6')")
+            self.page.evaluate("() => document.querySelector('audio').dispatchEvent(new Event('ended'))")
+            self.page.keyboard.press(str(answer(seed, self.number, item)))
+        self.page.wait_for_selector("text=Hear the range first")
+
+    def trial(self) -> str:
+        """Hears and judges the trial that is shown, or leaves the instructions, by keyboard; the heading before."""
+        page = self.page
+        if page.locator(".prompt").count() == 0:
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".prompt")
+        step = page.locator(".step").inner_text()
+        sides = page.locator(".play").count()
+        for place, key in enumerate(("a", "b") if sides == 2 else (" ",)):
+            page.keyboard.press(key)
+            page.wait_for_selector(f".player:nth-child({place + 1}) .heard", timeout=20000)
+        for key in ("4", "2") if sides == 1 else ("3",):
+            page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        return step
+
+    def gone_on(self, step: str) -> None:
+        """Waits until the page shows something else."""
+        self.page.wait_for_function(
+            "(step) => document.querySelector('.step')?.textContent !== step", arg=step, timeout=60000
+        )
+
+
+def test_a_whole_session_by_keyboard_with_a_reload_and_a_killed_server(browser, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    test = small_test(tmp_path / "test", prompts=5, plan=replace(PLAN, per_rater=2))
+    ratings = Ratings(tmp_path / "test" / "ratings.sqlite")
+    with served(tmp_path / "test") as (process, link):
+        base = link.split("/admin")[0]
+        visit = Visit(browser, base, ratings)
+        visit.tones(test.seed)
+        total = len(ratings.trials(visit.number))
+        for _ in range(3):
+            visit.gone_on(visit.trial())
+        visit.page.reload()
+        visit.page.wait_for_selector(f".step:has-text('4 of {total}')")
+        assert len(ratings.judged(visit.number)) == 3
+        process.kill()
+        process.wait()
+        # The clip is there already or not: answer through the page's own request, which must not be lost.
+        visit.page.evaluate(
+            """() => { window.saved = ask("PUT", "/trials/3", { ovl: 4, rel: 2, seconds: 1 }).then(next); }"""
+        )
+        visit.page.wait_for_selector("text=Not saved yet")
+        assert 3 not in ratings.judged(visit.number)
+        again = served(tmp_path / "test", urlsplit(base).port or 0)
+        again.__enter__()
+        visit.page.wait_for_selector(f".step:has-text('5 of {total}')", timeout=60000)
+        assert ratings.judged(visit.number)[3] == {"ovl": 4, "rel": 2, "better": None}
+        while visit.page.locator("text=Thank you!").count() == 0:
+            visit.gone_on(visit.trial())
+        again.__exit__(None, None, None)
+    judged, trials = ratings.judged(visit.number), ratings.trials(visit.number)
+    assert len(judged) == len(trials) == total
+    for place, trial in enumerate(trials):
+        expected = {"ovl": 4, "rel": 2, "better": None} if trial.kind == "rate" else {"better": "b"}
+        assert expected.items() <= judged[place].items()
+    assert ratings.tones() == {f"r{visit.number}": 6}
+    text = visit.page.content()
+    assert not any(name in text for name in SYSTEMS)
+    assert all(url.startswith((base, "data:")) for url in visit.urls)
+    lost = "Failed to load resource"  # what Chromium itself says while the server is away
+    assert [one for one in visit.troubles if lost not in one] == []
+    visit.context.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Ratings, int, str]]:
+    """A served test whose every session has the hostile prompt."""
+    from dataclasses import replace
+
+    folder = tmp_path_factory.mktemp("page") / "test"
+    test = small_test(folder, plan=replace(PLAN, per_rater=6, seed=seed_with_hostile_prompt()))
+    with served(folder) as (_, link):
+        yield link.split("/admin")[0], Ratings(folder / "ratings.sqlite"), test.seed, link
+
+
+def seed_with_hostile_prompt() -> int:
+    """A seed that makes the first prompt one of those that are judged, not one of the three that are reserved."""
+    import numpy as np
+
+    return next(seed for seed in range(99) if 0 not in np.random.default_rng(seed).permutation(9)[:3])
+
+
+def test_a_hostile_prompt_is_shown_as_text_and_does_nothing(browser, place) -> None:
+    base, ratings, seed, _ = place
+    visit = Visit(browser, base, ratings)
+    visit.tones(seed)
+    for _ in range(8):
+        if visit.page.locator(".prompt").count() and visit.page.locator(".prompt").inner_text() == HOSTILE:
+            break
+        visit.gone_on(visit.trial())
+    assert visit.page.locator(".prompt").inner_text() == HOSTILE
+    assert visit.page.title() == "A small test"
+    assert visit.page.locator("img").count() == 0
+    assert visit.troubles == []
+    visit.context.close()
+
+
+def test_nothing_can_be_answered_unheard_and_an_answer_can_be_changed(browser, place) -> None:
+    base, ratings, seed, _ = place
+    visit = Visit(browser, base, ratings)
+    visit.tones(seed)
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_selector(".prompt")
+    visit.page.keyboard.press("4")
+    assert visit.page.locator("input:enabled, input:checked").count() == 0
+    assert visit.page.get_by_role("button", name="Next").is_disabled()
+    visit.gone_on(visit.trial())
+    visit.page.keyboard.press("Backspace")
+    visit.page.wait_for_selector("input[name=ovl][value='4']:checked", state="attached")
+    visit.page.locator("input[name=ovl][value='5']").check(force=True)
+    visit.page.get_by_role("button", name="Next").click()
+    visit.page.wait_for_selector(".step:has-text('2 of')")
+    assert ratings.judged(visit.number) == {0: {"ovl": 5, "rel": 2, "better": None}}
+    visit.context.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_screen_and_all_controls_have_names(browser, place, width: int) -> None:
+    base, ratings, seed, link = place
+    visit = Visit(browser, base, ratings, width)
+    wide, nameless = (
+        "() => document.documentElement.scrollWidth",
+        """() => [...document.querySelectorAll(
+        "button, input, progress, [role=progressbar], [role=group]")].filter((one) => !(one.textContent.trim()
+        || one.getAttribute("aria-label") || (one.labels && one.labels.length))).length""",
+    )
+    for go in (lambda: None, lambda: visit.tones(seed), lambda: visit.page.keyboard.press("Enter")):
+        go()
+        assert visit.page.evaluate(wide) <= width
+        assert visit.page.evaluate(nameless) == 0
+    visit.page.goto(link)
+    visit.page.wait_for_selector(".tiles")
+    assert visit.page.evaluate(wide) <= width
+    assert visit.page.evaluate(nameless) == 0
+    visit.context.close()
+
+
+def test_the_admin_page_counts_and_invites(browser, place) -> None:
+    base, ratings, _, link = place
+    visit = Visit(browser, base, ratings)
+    visit.page.goto(link)
+    visit.page.wait_for_selector("tbody tr")
+    before = visit.page.locator("tbody tr").count()
+    visit.page.fill("#number", "2")
+    visit.page.get_by_role("button", name="Invite").click()
+    visit.page.wait_for_function(f"() => document.querySelectorAll('tbody tr').length === {before + 2}")
+    visit.page.locator("button.copy").first.focus()
+    ratings.invite(1)  # by the command, say: the page shows it by itself, and leaves the focus where it was
+    visit.page.wait_for_function(f"() => document.querySelectorAll('tbody tr').length === {before + 3}", timeout=15000)
+    assert visit.page.evaluate("document.activeElement === document.querySelector('button.copy')")
+    shown = visit.page.locator("td.link code").last.inner_text()
+    assert shown == f"{base}/r/{ratings.invited()[-1].token}"
+    assert visit.troubles == []
+    visit.context.close()
+
+
+def test_a_link_that_is_not_valid_says_so(browser, place) -> None:
+    page = browser.new_page()
+    page.goto(f"{place[0]}/r/{'A' * 22}")
+    assert page.locator("h1").inner_text() == "This link is not valid"
+    page.close()

@@ -1,0 +1,127 @@
+"""Generate and score: each request keeps its own clip, each clip its own scores, whatever the batches."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from milonga.core.records import Clip, Prompt, Request
+from milonga.preference.generate import generate
+from milonga.preference.score import score
+
+
+class Echo:
+    """A model whose clips hold the seed they were asked with; remembers its batches."""
+
+    name, rate = "echo", 8000
+
+    def __init__(self, latents: bool = True) -> None:
+        self.latents, self.batches = latents, []
+
+    def generate(self, requests: Sequence[Request]) -> list[Clip]:
+        self.batches.append(list(requests))
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> Clip:
+        kept = np.full((2, 3, 4), request.number / 8, dtype=np.float32) if self.latents else None
+        return Clip(np.array([request.seed % 1000, request.steps], dtype=np.float32), self.rate, kept)
+
+
+class Sum:
+    """A scorer that adds up a clip and the length of its text; remembers its batches."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.sizes = name, []
+
+    def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
+        self.sizes.append(len(clips))
+        return np.array([clip.waveform.sum() + len(text) for clip, text in zip(clips, texts, strict=True)])
+
+
+def requests() -> list[Request]:
+    prompts = [Prompt.of(f"sound number {'o' * n}", "test") for n in range(5)]
+    settings = [(4, 3.0), (8, 3.0), (4, 1.0)]
+    return [Request.of(1, p, p.text, steps, g, n) for p in prompts for n, (steps, g) in enumerate(settings * 2)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 100])
+def test_each_request_comes_back_once_with_its_own_clip_and_latents(batch: int) -> None:
+    asked = requests()
+    found = list(generate(asked, Echo(), batch))
+    assert sorted(request.id for request, *_ in found) == sorted(request.id for request in asked)
+    for request, clip, packed in found:
+        assert clip.waveform.tolist() == [request.seed % 1000, request.steps]
+        assert packed is not None
+        latents = np.frombuffer(packed, dtype=np.float16).reshape(2, 3, 4)
+        assert (latents == request.number / 8).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 100])
+def test_a_batch_is_no_larger_than_asked_and_shares_steps_and_guidance(batch: int) -> None:
+    model = Echo()
+    list(generate(requests(), model, batch))
+    assert max(map(len, model.batches)) == min(batch, 10)
+    assert sum(map(len, model.batches)) == 30
+    assert all(len({(one.steps, one.guidance) for one in part}) == 1 for part in model.batches)
+    assert len(model.batches) == 3 * -(-10 // batch)
+
+
+def test_neither_batch_nor_order_changes_what_comes_out() -> None:
+    asked = requests()
+    first = [(request.id, packed) for request, _, packed in generate(asked, Echo(), 4)]
+    assert [(request.id, packed) for request, _, packed in generate(asked[::-1], Echo(), 7)] == first
+
+
+def test_a_model_without_latents_has_none_packed() -> None:
+    assert {packed for *_, packed in generate(requests(), Echo(latents=False), 8)} == {None}
+
+
+def test_nothing_asked_is_nothing_made() -> None:
+    assert list(generate([], Echo(), 4)) == []
+
+
+def test_clips_come_as_they_are_made_so_that_a_stop_loses_one_batch() -> None:
+    model = Echo()
+    stream = generate(requests(), model, 4)
+    next(stream)
+    assert len(model.batches) == 1
+
+
+def test_clips_of_a_real_pipeline_do_not_depend_on_batch_and_order() -> None:
+    import small_networks
+
+    from milonga.models.generator import TangoModel
+
+    model = TangoModel("tiny", small_networks.pipeline())
+    prompts = [Prompt.of(text, "test") for text in small_networks.WORDS]
+    asked = [Request.of(1, p, p.text, steps, 3.0, n) for p in prompts[:3] for n, steps in enumerate((2, 2, 3))]
+    alone, together = (
+        {request.id: (clip.waveform, packed) for request, clip, packed in generate(part, model, batch)}
+        for part, batch in ((asked, 1), (asked[::-1], 4))
+    )
+    for name, (wave, packed) in alone.items():
+        np.testing.assert_allclose(together[name][0], wave, atol=1e-4)
+        first, second = (np.frombuffer(data or b"", dtype=np.float16) for data in (packed, together[name][1]))
+        np.testing.assert_allclose(first.astype(np.float32), second.astype(np.float32), atol=5e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 100])
+def test_each_clip_gets_its_own_score_from_every_scorer(batch: int) -> None:
+    clips = [Clip(np.full(3, n, dtype=np.float32), 8000) for n in range(7)]
+    texts = ["o" * (10 - n) for n in range(7)]
+    scorers = [Sum("one"), Sum("two")]
+    rows = score(clips, texts, scorers, batch)
+    assert rows == [{"one": 3 * n + 10 - n, "two": 3 * n + 10 - n} for n in range(7)]
+    assert all(sum(scorer.sizes) == 7 and max(scorer.sizes) <= batch for scorer in scorers)
+    assert all(type(value) is float for row in rows for value in row.values())
+
+
+def test_a_score_that_is_no_number_is_kept() -> None:
+    clips = [Clip(np.array([value], dtype=np.float32), 8000) for value in (1.0, np.nan)]
+    rows = score(clips, ["", ""], [Sum("one")], 2)
+    assert rows[0] == {"one": 1.0}
+    assert np.isnan(rows[1]["one"])
+
+
+def test_nothing_to_score_is_no_rows() -> None:
+    assert score([], [], [Sum("one")], 4) == []

@@ -1,0 +1,157 @@
+"""`milonga pairs`: every pair can be found and both its clips heard, by this machine's browser and no other page."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_parts import RECIPE, FakeParts
+from serving import ask, serving
+
+from milonga.core.clips import clips_of
+from milonga.core.errors import ServiceError, StoreError
+from milonga.core.records import Pair, Prompt
+from milonga.core.store import Run
+from milonga.experiment import run as pipeline
+from milonga.experiment.recipe import parse_recipe
+from milonga.reports import pairs as pages
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"> a bell & 'quotes'"
+LIMITS = 'pair.thresholds=[{scorer="one", alpha=0.4, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+
+
+class Parts(FakeParts):
+    def prompt_source(self, source: str) -> list[Prompt]:
+        return [Prompt.of(HOSTILE, source), *super().prompt_source(source)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("pairs") / "run"
+    return pipeline.run(parse_recipe(RECIPE, "fake.toml", [LIMITS]), folder, until="pair", parts=Parts())
+
+
+@pytest.fixture(scope="module")
+def place(run) -> Iterator[str]:
+    with serving("pairs", str(run.path), "--no-open") as (_, address):
+        yield address
+
+
+def get(place: str, path: str) -> Any:
+    status, _, body = ask(place, "GET", f"/{path}")
+    assert status == 200, body
+    return body
+
+
+def stored(run: Run) -> list[Pair]:
+    return run.stage("pair").read_records(Pair) + run.stage("refused").read_records(Pair)
+
+
+def test_every_pair_is_on_one_page_and_its_clips_are_the_runs(run, place):
+    about, everything = get(place, "about"), stored(run)
+    assert sum(about["verdicts"].values()) == len(everything) == 33
+    assert about["strategies"] == ["1", "2"]
+    found = [one for start in (0, 20) for one in get(place, f"pairs?start={start}")["pairs"]]
+    assert [one["id"] for one in found] == [one.id for one in everything]
+    assert found[0]["chosen"]["seed"] == str(everything[0].chosen_seed)
+    clips = {}
+    for shard in run.stage("generate").names():
+        clips |= clips_of(run.stage("generate").read_table(shard))
+    for one in (found[0]["chosen"], found[-1]["rejected"]):
+        assert get(place, f"clips/{one['id']}")[:4] == b"fLaC"
+        assert one["id"] in clips
+
+
+def test_pairs_are_filtered_and_sorted(run, place):
+    kept = [one for one in stored(run) if not one.refused]
+    assert get(place, "pairs?verdict=kept")["total"] == len(kept)
+    by_reason = {one["refused"].partition(":")[0] for one in get(place, "pairs?verdict=alpha")["pairs"]}
+    assert by_reason == {"alpha"}
+    assert {one["strategy"] for one in get(place, "pairs?strategy=2")["pairs"]} == {"2"}
+    assert {one["prompt"] for one in get(place, "pairs?words=NUMBER%207")["pairs"]} == {"sound number 7"}
+
+    def deltas(order: str) -> list[float]:
+        found = get(place, f"pairs?sort={order}&scorer=two")["pairs"]
+        return [one["chosen"]["scores"]["two"] - one["rejected"]["scores"]["two"] for one in found]
+
+    assert deltas("closest") == sorted(deltas("closest"))
+    assert deltas("clearest") == sorted(deltas("clearest"), reverse=True)
+    assert deltas("clearest")[0] > deltas("closest")[0]
+    assert get(place, "pairs?words=no%20such")["pairs"] == []
+
+
+@pytest.mark.parametrize("path", ["pairs?start=-1", "pairs?start=x", "pairs?scorer=nobody"])
+def test_a_question_that_makes_no_sense_is_told(place, path):
+    status, _, told = ask(place, "GET", f"/{path}")
+    assert status == 400
+    assert told["error"].startswith("start must be a whole number")
+
+
+@pytest.mark.parametrize("path", ["clips/../../manifest.json", "clips/", "manifest.json", "clips/0"])
+def test_there_is_nothing_but_the_page_its_data_and_the_runs_clips(place, path):
+    assert ask(place, "GET", f"/{path}")[0] == 404
+
+
+def test_another_name_for_this_machine_gets_nothing(place):
+    for host in ("evil.example", f"evil.example:{place.split(':')[2].rstrip('/')}"):
+        for path in ("", "about", "pairs"):
+            assert ask(place, "GET", f"/{path}", headers={"Host": host})[0] == 400
+
+
+def test_a_score_that_is_not_a_number_is_null_and_sorts_as_closest(run):
+    pairs = pages.Pairs(run.path)
+    pairs.all[5] = pairs.all[5].model_copy(update={"chosen_scores": {"one": math.nan, "two": math.nan}})
+    first = pairs.page({"sort": "closest"})["pairs"][0]
+    assert first["id"] == pairs.all[5].id
+    assert first["chosen"]["scores"] == {"one": None, "two": None}
+    json.dumps(first, allow_nan=False)
+
+
+def test_what_cannot_be_shown_is_told(run, tmp_path, place):
+    with pytest.raises(StoreError, match="holds no pairs"):
+        pages.application(tmp_path)
+    with pytest.raises(ServiceError, match="choose another --port"):
+        pages.serve(run.path, int(place.split(":")[2].rstrip("/")), pytest.fail)
+    with pytest.raises(ServiceError, match="choose another --port"):
+        pages.serve(run.path, 70000, pytest.fail)
+
+
+def test_the_command_serves_until_it_is_stopped(run):
+    with serving("pairs", str(run.path), "--no-open") as (process, address):
+        assert get(address, "about")["run"] == "run"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert (process.returncode, told) == (0, "")
+
+
+def test_in_a_real_browser_both_clips_play_and_a_prompt_is_text(browser, place, tmp_path):
+    from playwright.sync_api import expect
+
+    page, troubles, requests = browser.new_page(viewport={"width": 1100, "height": 900}), [], []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(place)
+    page.select_option("select[name=verdict]", "")
+    page.fill("input[name=words]", "quotes")
+    expect(page.locator(".card")).to_have_count(3)
+    assert page.locator(".card h2").first.inner_text() == HOSTILE
+    assert page.title() == "Pairs of run · Milonga"
+    page.evaluate("player.addEventListener('ended', () => document.body.append(document.createElement('hr')))")
+    page.locator("h1").click()
+    page.keyboard.press("b")
+    expect(page.locator("hr")).to_have_count(2, timeout=20000)
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.className") == "card"
+    page.fill("input[name=words]", "")
+    expect(page.locator(".card")).to_have_count(20)
+    page.click("#on")
+    expect(page.locator(".card")).to_have_count(13)
+    page.screenshot(path=os.environ.get("MILONGA_SCREENSHOT") or str(Path(tmp_path) / "pairs.png"))
+    page.close()
+    assert troubles == []
+    assert all(url.startswith((place, "data:", "blob:")) for url in requests)

@@ -1,0 +1,95 @@
+"""`milonga studio` on a real run of tiny networks: its systems by name, and what is kept there trains."""
+
+import json
+
+import numpy as np
+import pytest
+import test_evaluation
+from typer.testing import CliRunner
+
+from milonga.cli.main import app
+from milonga.cli.studio import offered
+from milonga.core.audio import read_audio
+from milonga.core.errors import DataError, RecipeError
+from milonga.core.records import Label, Pair
+from milonga.core.store import Run
+from milonga.experiment import run as pipeline
+from milonga.experiment.recipe import parse_recipe
+from milonga.experiment.systems import system, systems
+from milonga.studio.studio import Order, Studio
+
+run = test_evaluation.run  # the fixture: a whole run of tiny networks
+
+
+@pytest.fixture(scope="module")
+def studio(run, tmp_path_factory) -> Studio:
+    """A studio in which two systems of the run made two takes each; two were decided on."""
+    found = Studio(tmp_path_factory.mktemp("studio") / "s", offered([str(run.path)]))
+    base, aligned = next(iter(found.systems)), f"{run.path}/aligned"
+    found.order(Order(prompt="a dog barks", systems=(base, aligned), count=2, steps=2, seed=5))
+    while (take := found.takes.next(list(found.systems))) is not None:
+        [clip] = found.systems[take.system].load().generate([take.request()])
+        found.keep(take, clip)
+    takes = found.takes.every()
+    found.decide(takes[0].id, True)
+    found.decide(takes[1].id, False)
+    found.choose(takes[2].id, takes[3].id, "b")
+    return found
+
+
+def test_a_run_stands_for_its_base_and_all_that_it_trained(run):
+    names = [one.name for one in systems([str(run.path), f"{run.path}/sft"])]
+    assert names[1:] == [f"{run.path}/aligned", f"{run.path}/sft"]
+    assert len({one.fingerprint() for one in systems([str(run.path)])}) == 3
+    assert system(f"{run.path}/sft").unet == run.path / "checkpoints" / "sft" / "unet"
+    with pytest.raises(RecipeError, match="name one, such as"):
+        system(str(run.path))
+    with pytest.raises(RecipeError, match="has trained no system 'zebra'"):
+        system(f"{run.path}/zebra")
+    with pytest.raises(RecipeError, match="neither a folder nor one of"):
+        systems(["nobody"])
+
+
+def test_a_take_is_the_clip_that_generate_makes(run, studio, tmp_path):
+    take = studio.takes.every()[3]
+    words = ["generate", take.prompt, "--model", take.system, "--steps", "2", "--seed", "5", "-n", "2"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    (tmp_path / "take.wav").write_bytes(studio.wav(take.id)[1])
+    made, kept = read_audio(tmp_path / "a-dog-barks-5-1.wav"), read_audio(tmp_path / "take.wav")
+    assert np.abs(made.waveform - kept.waveform).max() <= 1 / 32768
+
+
+def test_what_is_kept_is_exported_and_trains(run, studio, tmp_path):
+    def export(out: str, form: str):
+        words = ["listen", "export", str(studio.folder), str(tmp_path / out), "--as", form]
+        return CliRunner().invoke(app, words)
+
+    for out, form in (("pairs", "pairs"), ("labels", "labels"), ("takes.csv", "takes"), ("takes.parquet", "takes")):
+        done = export(out, form)
+        assert done.exit_code == 0, done.output
+    assert export("table.csv", "table").output.endswith("its takes are a table by --as takes\n")
+    takes = studio.takes.every()
+    pairs = Run(tmp_path / "pairs").stage("pair").read_records(Pair)
+    assert {(one.chosen_id, one.rejected_id) for one in pairs} == {
+        (takes[0].id, takes[1].id), (takes[3].id, takes[2].id),
+    }  # fmt: skip
+    labels = Run(tmp_path / "labels").stage("label").read_records(Label)
+    assert [(one.id, one.desirable) for one in labels] == [(takes[0].id, True), (takes[1].id, False)]
+    assert len((tmp_path / "takes.csv").read_text().splitlines()) == 5
+    recipe = test_evaluation.RECIPE.format(folder=run.path.parent).replace('"sft", phases', '"people", phases')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("milonga.experiment.stages.ANCHORS", 4)
+        trained = pipeline.run(parse_recipe(recipe, "people.toml"), tmp_path / "pairs", only="train")
+    rows = (trained.path / "metrics/training/aligned.jsonl").read_text().splitlines()
+    assert np.isfinite([json.loads(one)["loss"] for one in rows]).all()
+
+
+def test_latents_of_another_model_are_told_before_training(run, studio, tmp_path, monkeypatch):
+    from milonga.experiment import registry
+
+    monkeypatch.setattr(registry, "_latents", lambda run, wanted: dict.fromkeys(wanted, b"\0" * 6))
+    recipe = parse_recipe(test_evaluation.RECIPE.format(folder=run.path.parent), "people.toml")
+    pairs = run.stage("pair").read_records(Pair)
+    with pytest.raises(DataError, match="latents of another model"):
+        registry.examples(recipe.models.model, run, pairs)

@@ -1,0 +1,89 @@
+"""Trains in every process of a group, several trainings one after the other: `torchrun two_ranks.py FOLDER`.
+
+Each leaves what it trains as usual, and what every rank believed of each step in `FOLDER/NAME/rank-R.jsonl`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import tiny_training as tiny
+import torch
+
+from milonga.core.config import Phase, Settings
+from milonga.training import trainer
+from milonga.training.schedule import Step, learning_rate
+
+PAIRS, SEED = 7, 3  # an odd number: the last step of an epoch cannot be shared evenly
+PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=100.0))
+GUARDED = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=2, beta=100.0))
+PLAIN = Settings(
+    batch_size=2, accumulation=2, learning_rate=1e-3, warmup_steps=1, ema=0.5, anchor=0.5, caption_dropout=0.2
+)
+TRAININGS = {
+    "plain": PLAIN,
+    "resumed": PLAIN.model_copy(update={"checkpoint_every": 2}),
+    "cached": PLAIN.model_copy(update={"reference": "cached", "fixed_draws": 2}),
+    "sharded": PLAIN.model_copy(update={"sharded": True, "checkpoint_every": 2}),
+    "released": PLAIN.model_copy(update={"released_ranks": 2}),
+    "guarded": PLAIN.model_copy(update={"guard_by": "weights", "winner_guard": 0.9}),
+    "guarded, sharded": PLAIN.model_copy(update={"guard_by": "weights", "winner_guard": 0.9, "sharded": True}),
+}
+
+
+def main(folder: Path) -> None:
+    """All trainings of `TRAININGS`; those with frequent checkpoints are stopped after three steps and begun again."""
+    rank = int(os.environ.get("RANK", "0"))
+    for name, settings in TRAININGS.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with (folder / name / f"rank-{rank}.jsonl").open("a") as file:
+            trainer.learning_rate = noted(file)  # type: ignore[assignment]
+            if settings.checkpoint_every == 2:
+                stop(folder / name, settings)
+            run(folder / name, settings)
+
+
+def run(folder: Path, settings: Settings) -> list[dict]:
+    """One training from its last checkpoint; its rows, on the first rank."""
+    rows: list[dict] = []
+    phases = GUARDED if settings.guard_by == "weights" else PHASES
+    trainer.train(tiny.model(), tiny.pairs(PAIRS), phases, settings, SEED, folder, rows.append)
+    return rows
+
+
+def stop(folder: Path, settings: Settings) -> None:
+    """Breaks off in the third step, on all ranks."""
+    guard = trainer._Training._guard
+
+    def breaks(training, row: dict, step: Step) -> None:
+        guard(training, row, step)
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    trainer._Training._guard = breaks
+    try:
+        run(folder, settings)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        trainer._Training._guard = guard
+
+
+def noted(file):
+    """The learning rate, written down with what this rank believes of the step."""
+
+    def rate(step: Step, settings: Settings) -> float:
+        found = learning_rate(step, settings)
+        belief = {"step": step.number, "phase": step.phase.loss, "epoch": step.epoch, "rate": found}
+        file.write(json.dumps(belief) + "\n")
+        file.flush()
+        return found
+
+    return rate
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
