@@ -40,7 +40,7 @@ def test_each_record_is_of_its_own_clip_and_prompt(clips: list[Clip]) -> None:
     for row, prompt, clip in zip(heard_in(clips, PROMPTS, 2), PROMPTS, clips, strict=True):
         assert (row.id, row.prompt_id) == (f"clip-{prompt.id}", prompt.id)
         assert row.clap == pytest.approx(float(judge.score([clip], [prompt.text])[0]), abs=1e-5)
-        assert list(row.events) == tagger.hear([clip])[0]
+        assert list(row.events) == tagger.detect([clip])[0]
         np.testing.assert_allclose(row.logits, tagger.features([clip])[1][0], atol=1e-5)
         np.testing.assert_allclose(row.embedding, tagger.features([clip])[0][0], atol=1e-5)
 

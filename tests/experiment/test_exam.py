@@ -32,7 +32,7 @@ class Ear:
     def __init__(self, missed: int = 0, dreamt: str | None = None) -> None:
         self.missed, self.dreamt = missed, dreamt
 
-    def hear(self, clips: Sequence[Clip]) -> list[list[Event]]:
+    def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         return [[Event(label=one, onset=0.0, offset=1.0) for one in self._labels(clip)] for clip in clips]
 
     def _labels(self, clip: Clip) -> set[str]:

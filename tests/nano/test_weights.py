@@ -80,7 +80,7 @@ def test_the_tagger_is_right_about_real_clips(real: list[tuple[Prompt, Clip]]) -
     from milonga.experiment import registry
 
     tagger = registry.tagger("nano-tagger")
-    heard = [{event.label for event in events} for events in tagger.hear([clip for _, clip in real])]
+    heard = [{event.label for event in events} for events in tagger.detect([clip for _, clip in real])]
     asked = [{label for group in prompt.scene or () for label in group} for prompt, _ in real]
     wrong = sum(len(a ^ b) for a, b in zip(heard, asked, strict=True))
     assert 1 - wrong / (len(real) * len(tagger.classes)) >= 0.98

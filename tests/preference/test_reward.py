@@ -87,7 +87,7 @@ class Ears:
 
     name, classes = "ears", ("Bell", "Dog")
 
-    def hear(self, clips):
+    def detect(self, clips):
         return [
             [Event(label="Bell", onset=float(c.waveform[0]), offset=9.0), Event(label="Dog", onset=1.0, offset=9.0)]
             for c in clips

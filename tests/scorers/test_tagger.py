@@ -83,17 +83,17 @@ def test_an_event_of_every_frame_fills_the_clip() -> None:
 def test_a_clip_is_heard_the_same_alone_and_beside_others_of_any_length(tagger: EventTagger) -> None:
     clips = [noise(0), noise(1, 32768), noise(2, 16384, 0.5), noise(3, 20000), noise(4, 32768)]
     embeddings, logits = tagger.features(clips)
-    heard = tagger.hear(clips)
+    heard = tagger.detect(clips)
     assert np.ptp(embeddings, axis=0).max() > 1e-3
     for place, clip in enumerate(clips):
         alone = tagger.features([clip])
         np.testing.assert_allclose(embeddings[place], alone[0][0], atol=1e-5)
         np.testing.assert_allclose(logits[place], alone[1][0], atol=1e-5)
-        assert tagger.hear([clip]) == [heard[place]]
+        assert tagger.detect([clip]) == [heard[place]]
 
 
 def test_the_shortest_clip_is_heard(tagger: EventTagger) -> None:
-    assert len(tagger.hear([noise(0, 10)])) == 1
+    assert len(tagger.detect([noise(0, 10)])) == 1
     assert np.isfinite(tagger.features([noise(0, 10)])[0]).all()
 
 

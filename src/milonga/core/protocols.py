@@ -61,7 +61,7 @@ class Tagger(Protocol):
     name: str
     classes: tuple[str, ...]
 
-    def hear(self, clips: Sequence[Clip]) -> list[list[Event]]:
+    def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events heard in each of N clips, sorted by onset."""
         ...
 

@@ -111,7 +111,7 @@ def tagger(name: str) -> Extractor:
         embeddings, logits = heard.features(mixed)
         events = [
             np.array([[heard.classes.index(one.label), one.onset, one.offset] for one in found]).reshape(-1, 3)
-            for found in heard.hear(mixed)
+            for found in heard.detect(mixed)
         ]
         return {"tagger": list(embeddings), "tagger_logits": list(logits), "events": events}
 

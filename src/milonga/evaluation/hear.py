@@ -28,7 +28,7 @@ def hear(
         part = slice(first, first + batch)
         scores = judge.score(clips[part], [prompt.text for prompt in prompts[part]])
         embeddings, logits = tagger.features(clips[part])
-        columns = zip(ids[part], prompts[part], scores, tagger.hear(clips[part]), embeddings, logits, strict=True)
+        columns = zip(ids[part], prompts[part], scores, tagger.detect(clips[part]), embeddings, logits, strict=True)
         heard += [_heard(*column) for column in columns]
     return heard
 

@@ -43,7 +43,7 @@ def exam(clips: int, captions: int, seed: int = 0) -> Answer:
 def decisions(clips: Sequence[Clip]) -> np.ndarray:
     """The tagger's yes or no for every clip and class, shape (N, classes), bool."""
     tagger = registry.tagger("nano-tagger")
-    heard = [events for part in _batches("tagger", clips) for events in tagger.hear(part)]
+    heard = [events for part in _batches("tagger", clips) for events in tagger.detect(part)]
     return np.array([[label in {one.label for one in events} for label in tagger.classes] for events in heard])
 
 

@@ -18,7 +18,7 @@ def label(
     found = []
     for first in range(0, len(clips), batch):
         part = slice(first, first + batch)
-        for name, prompt, events in zip(ids[part], prompts[part], tagger.hear(clips[part]), strict=True):
+        for name, prompt, events in zip(ids[part], prompts[part], tagger.detect(clips[part]), strict=True):
             if prompt.scene:
                 found.append(_label(name, prompt, in_order(prompt.scene, events)))
     return found

@@ -97,7 +97,7 @@ class EventTagger:
         """Each clip's frame posteriors, shape (T', K)."""
         return heard_by(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), clips, self.mel)
 
-    def hear(self, clips: Sequence[Clip]) -> list[list[Event]]:
+    def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events heard in each clip, sorted by onset."""
         found = zip(self.posteriors(clips), clips, strict=True)
         return [events_of(posterior, self.classes, clip.seconds, self.threshold) for posterior, clip in found]
