@@ -241,7 +241,7 @@ def convert(
     it, and print where it is.
     """
     from milonga.experiment import registry
-    from milonga.models.original.load import load as original
+    from milonga.models.original import load as original
     from milonga.scorers import load as laion  # type: ignore[attr-defined]
 
     if Path(source).is_file():

@@ -19,8 +19,8 @@ from milonga.core import weights
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.repository import needed
 from milonga.experiment import registry
+from milonga.models.original import layout as original_layout
 from milonga.models.original.layout import MAIN, VAE
-from milonga.models.original.load import layout as original_layout
 from milonga.models.original.load import load_original
 from milonga.models.tango import TangoPipeline
 
