@@ -24,7 +24,11 @@ Times = dict[str, int]
 
 def files(path: Path) -> set[str]:
     """All finished files of a run folder."""
-    found = (file for file in path.rglob("*") if file.is_file() and file.suffix != PART and file.name != "lock")
+    found = (
+        file
+        for file in path.rglob("*")
+        if file.is_file() and PART not in "".join(file.suffixes) and file.name != "lock"
+    )
     return {str(file.relative_to(path)) for file in found}
 
 

@@ -36,10 +36,10 @@ def measure(kept: bool) -> None:
     """Prints the milliseconds of each pass, in this process."""
     import torch
 
-    from milonga.core.memory import keep_freed
+    from milonga.engines.local import keep_freed_memory
 
     torch.set_num_threads(1)
-    if kept and not keep_freed():
+    if kept and not keep_freed_memory():
         raise SystemExit("this C library has no malloc to tell")
     with torch.no_grad():
         for name, forward in forwards().items():

@@ -82,9 +82,9 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
     """CPU and wall seconds a pair of one way, CPU seconds a pair of encoding and of one table, and the peak in MB."""
     import torch
 
-    from milonga.core.memory import keep_freed
+    from milonga.engines.local import keep_freed_memory
 
-    keep_freed()
+    keep_freed_memory()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

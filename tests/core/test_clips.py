@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from milonga.core.clips import clip_table, clips_of
+from milonga.core.audio import clip_table, clips_of
 from milonga.core.errors import AudioError, DataError
 from milonga.core.records import Clip
 from milonga.core.store import Shards

@@ -3,11 +3,14 @@
 import errno
 import math
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 
 from milonga.core.errors import StoreError
 from milonga.core.records import Candidate, Event, Pair, Prompt, Request, Summary
-from milonga.core.store import Run, Shards, read_json, write_bytes, write_json
+from milonga.core.store import Run, Shards, atomic_dir, read_json, write_bytes, write_json
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 FLOATS = st.floats(allow_nan=False)
@@ -76,16 +79,56 @@ def test_shards_are_read_in_order_of_name(shards):
     assert [prompt.text for prompt in shards.read_records(Prompt, ["c", "b"])] == ["c", "b"]
 
 
-def test_every_bit_of_a_shard_is_guarded(shards):
-    shards.write_records("a", some_prompts(2), Prompt)
-    file = shards.path / "a.parquet"
-    whole = file.read_bytes()
-    for place in range(0, len(whole), 7):
-        damaged = bytearray(whole)
+def damage(file: Path, step: int, found: Callable[[], object]) -> list[object]:
+    """What `found` gives with one bit flipped at every `step`th byte of a shard's data, StoreErrors by their text."""
+    intact = file.read_bytes()
+    footer = int.from_bytes(intact[-8:-4], "little")
+    results: list[object] = []
+    for place in range(4, len(intact) - 8 - footer, step):
+        damaged = bytearray(intact)
         damaged[place] ^= 1 << (place % 8)
         file.write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"a\.parquet is damaged.*delete it and run again"):
-            shards.read_records(Prompt)
+        try:
+            results.append(found())
+        except StoreError as error:
+            results.append(str(error))
+    file.write_bytes(intact)
+    return results
+
+
+def test_a_flipped_bit_in_the_data_is_noticed(shards):
+    """Or it is without effect, as in the statistics that a page's header repeats; the footer has no checksum."""
+    prompts = some_prompts(200)
+    shards.write_records("a", prompts, Prompt)
+    results = damage(shards.path / "a.parquet", 7, lambda: shards.read_records(Prompt) == prompts)
+    refused = [result for result in results if result is not True]
+    assert len(refused) > 0.9 * len(results)
+    assert all(re.search(r"a\.parquet is damaged.*delete it and run again", str(result)) for result in refused)
+
+
+def test_reading_some_columns_reads_and_checks_those_alone(shards):
+    rows = 50
+    blob = np.random.default_rng(0).bytes(10_000)
+    shards.write_table("a", pa.table({"id": [f"clip {n}" for n in range(rows)], "audio": [blob] * rows}))
+    file = shards.path / "a.parquet"
+    data = bytearray(file.read_bytes())
+    data[data.find(blob[:16]) + 5000] ^= 1
+    file.write_bytes(data)
+    assert shards.read_table("a", ["id"]).num_rows == rows
+    with pytest.raises(StoreError, match="is damaged"):
+        shards.read_table("a")
+    with pytest.raises(StoreError, match="is damaged"):
+        shards.read_table("a", ["audio"])
+
+
+def test_a_shard_of_the_first_edition_still_reads(shards):
+    """It has the SHA-256 of its file in the footer and no page checksums."""
+    shards.write_records("new", some_prompts(), Prompt)
+    table = pq.read_table(shards.path / "new.parquet")
+    with pq.ParquetWriter(shards.path / "old.parquet", table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"milonga.sha256": "0" * 64})
+    assert shards.read_records(Prompt, ["old"]) == some_prompts()
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, -1])
@@ -101,14 +144,15 @@ def test_a_foreign_parquet_file_is_refused_and_ours_is_plain_parquet(shards):
     shards.write_records("a", some_prompts(), Prompt)
     table = pq.read_table(shards.path / "a.parquet")
     assert table.column("text").to_pylist() == [prompt.text for prompt in some_prompts()]
-    pq.write_table(table, shards.path / "a.parquet")
-    with pytest.raises(StoreError, match="not written by Milonga"):
-        shards.read_table("a")
+    pq.write_table(table.replace_schema_metadata(None), shards.path / "a.parquet")
+    with pytest.raises(StoreError, match=r"holds \? records, not Prompt: it belongs elsewhere"):
+        shards.read_records(Prompt)
 
 
 def test_a_half_written_file_is_never_seen(shards):
     shards.write_records("a", some_prompts(), Prompt)
     (shards.path / "b.parquet.4242-deadbeef.part").write_bytes(b"half")
+    (shards.path / "c.4242-deadbeef.part").mkdir()
     (shards.path / "folder.part").mkdir()
     assert shards.names() == ["a"]
     assert not shards.has("b")
@@ -127,6 +171,42 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
         write_bytes(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "model"
+    with atomic_dir(target) as part:
+        (part / "inner").mkdir()
+        (part / "inner" / "x").write_text("one")
+        assert not target.exists()
+    with pytest.raises(ValueError, match="stopped"), atomic_dir(target) as part:  # noqa: PT012
+        (part / "x").write_text("half")
+        raise ValueError("stopped")
+    assert [file.name for file in target.rglob("*")] == ["inner", "x"]
+    with atomic_dir(target) as part:
+        (part / "y").write_text("two")
+    assert [file.name for file in target.iterdir()] == ["y"]
+    assert [file.name for file in target.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_that_another_process_made_meanwhile_stays(tmp_path):
+    with atomic_dir(tmp_path / "model", replace=False) as part:
+        (part / "ours").touch()
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "theirs").touch()
+    assert [file.name for file in tmp_path.rglob("*")] == ["model", "theirs"]
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"cannot write .*model: No space left"), atomic_dir(tmp_path / "model"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_parts import parts_folder
 
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
 from milonga.core.records import Comparison, Pair, Prompt, Request, Summary
 from milonga.core.store import Run, read_json

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of
 from milonga.core.errors import DataError, RecipeError, ServiceError, StoreError
 from milonga.core.ids import content_id
 from milonga.core.records import Pair, Request

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from milonga.core import weights
-from milonga.core.clips import clip_table
+from milonga.core.audio import clip_table
 from milonga.core.errors import CheckpointError, DataError, RecipeError
 from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.core.store import Run

@@ -11,8 +11,7 @@ import test_evaluation
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
-from milonga.core.audio import write_audio
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of, write_audio
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.records import Clip, Pair
 from milonga.core.store import Run

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_test import SYSTEMS, small_test
 
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of
 from milonga.core.errors import DataError, StoreError
 from milonga.core.records import Label, Pair, Prompt, Rating
 from milonga.core.store import Run, Shards

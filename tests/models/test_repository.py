@@ -17,7 +17,7 @@ import milonga
 from milonga.cli.main import app
 from milonga.core import weights
 from milonga.core.errors import CheckpointError, RecipeError
-from milonga.core.repository import needed
+from milonga.core.weights import needed
 from milonga.experiment import registry
 from milonga.models.original import layout as original_layout
 from milonga.models.original.layout import MAIN, VAE

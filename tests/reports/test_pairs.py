@@ -12,7 +12,7 @@ import pytest
 from fake_parts import RECIPE, FakeParts
 from serving import ask, serving
 
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of
 from milonga.core.errors import ServiceError, StoreError
 from milonga.core.records import Pair, Prompt
 from milonga.core.store import Run

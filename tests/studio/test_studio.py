@@ -5,8 +5,7 @@ import threading
 import pytest
 from small_studio import HOSTILE, RATE, Tones, small_studio, systems, until
 
-from milonga.core.audio import from_flac
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of, from_flac
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import clip_seed
 from milonga.core.records import Prompt, Request

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from milonga.core.clips import clip_table
+from milonga.core.audio import clip_table
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Comparison, Event, Pair, Prompt, Request, Scene, Summary
 from milonga.core.store import Run, write_json, write_text

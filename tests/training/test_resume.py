@@ -60,7 +60,7 @@ def test_killed_while_stepping_and_while_saving_it_reaches_the_same_losses_and_w
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*[0-9]")) == ["step-00000003"]
     run(tmp_path)
     assert_same(tmp_path, uninterrupted)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.slow

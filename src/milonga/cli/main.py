@@ -16,6 +16,7 @@ from milonga.cli.errors import debug as _debug
 from milonga.cli.errors import door
 from milonga.cli.evaluate import evaluate
 
+RUNS_NETWORKS = ("generate", "edit", "run", "pair", "train", "evaluate", "studio", "nano")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
 
@@ -29,16 +30,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of a failure.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Text-to-audio latent diffusion, aligned to preferences that it builds itself, measured with error bars."""
-    from milonga.core.memory import keep_freed
-
     _debug["on"] = _debug["on"] or debug
-    keep_freed()
+    if context.invoked_subcommand in RUNS_NETWORKS:
+        from milonga.engines.local import keep_freed_memory
+
+        keep_freed_memory()
 
 
 @app.command()
@@ -240,14 +243,14 @@ def convert(
     """Write a checkpoint of the original Tango or Tango 2 as a diffusers pipeline, or LAION's CLAP as transformers has
     it, and print where it is.
     """
-    from milonga.experiment import registry
-    from milonga.models.original import load as original
-    from milonga.scorers import load as laion  # type: ignore[attr-defined]
+    from milonga.core.weights import folder_of
+    from milonga.models.original.load import convert as convert_tango
+    from milonga.scorers.load import convert as convert_laion_clap
 
     if Path(source).is_file():
-        typer.echo(laion.convert(Path(source), destination, None if tokenizer is None else Path(tokenizer)))
-        return
-    typer.echo(original.convert(registry.folder_of(source), destination, tokenizer))
+        typer.echo(convert_laion_clap(Path(source), destination, None if tokenizer is None else Path(tokenizer)))
+    else:
+        typer.echo(convert_tango(folder_of(source), destination, tokenizer))
 
 
 app.command()(evaluate)

@@ -1,20 +1,29 @@
-"""Audio files and bytes: mono float clips in, 16-bit WAV or FLAC out, with what made them in the file's tags."""
+"""Clips as audio files, as bytes and as Parquet tables.
+
+Files are 16-bit WAV or FLAC with the clip's settings in their tags. Tables have the layout of Hugging Face `datasets`,
+so a run's audio loads and plays anywhere.
+"""
 
 import json
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from milonga.core.errors import AudioError
+from milonga.core.errors import AudioError, DataError
 from milonga.core.records import Clip
 from milonga.core.store import write_bytes
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Mono = Literal["mean", "first"]  # which channels a mono clip is made of; the original Tango takes the first
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 # libsndfile writes longer tags into a WAV but no longer finds them when it reads (seen from 8 kB on).
 WAV_TAG_BYTES = 4000
+TABLE_BITS = 24  # in tables: rounding to 16 would turn float noise between batch sizes into scores apart by 2e-5
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:
@@ -143,3 +152,48 @@ def read_channels(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
 def _decode(source: Any, name: str, mono: Mono = "mean") -> Clip:
     samples, rate = read_channels(source.getvalue() if isinstance(source, BytesIO) else source, name)
     return Clip(samples.mean(axis=1) if mono == "mean" else np.ascontiguousarray(samples[:, 0]), rate)
+
+
+def clip_table(ids: Sequence[str], clips: Sequence[Clip], latents: Sequence[bytes | None]) -> "pyarrow.Table":
+    """A table `id: string, audio: struct<bytes, path>, latents: binary` of clips that share one sampling rate.
+
+    The audio is FLAC of 24 bits; `latents` are raw float16 or None. The schema's metadata names the audio column as
+    `datasets` does. Raises DataError when the three differ in length or the clips in rate, AudioError for NaN in one.
+    """
+    import pyarrow as pa
+
+    if not len(ids) == len(clips) == len(latents):
+        raise DataError(f"{len(ids)} ids, {len(clips)} clips and {len(latents)} latents do not match")
+    rates = {clip.rate for clip in clips}
+    if len(rates) > 1:
+        raise DataError(f"clips of one shard must share a sampling rate, not {sorted(rates)}")
+    audio = [
+        {"bytes": flac_bytes(clip, TABLE_BITS), "path": f"{name}.flac"} for name, clip in zip(ids, clips, strict=True)
+    ]
+    schema = _schema(rates.pop() if rates else None)
+    arrays = [pa.array(column, field.type) for column, field in zip((ids, audio, latents), schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def clips_of(table: "pyarrow.Table") -> dict[str, Clip]:
+    """The clips of a table that `clip_table` made, by id, in its order."""
+    rows = table.select(["id", "audio"]).to_pylist()
+    return {row["id"]: from_flac(row["audio"]["bytes"]) for row in rows}
+
+
+def pack_latents(latents: np.ndarray | None) -> bytes | None:
+    """Latents as raw float16 bytes: a thirtieth of the clip's FLAC, and enough to train on."""
+    return None if latents is None else latents.astype(np.float16).tobytes()
+
+
+def _schema(rate: int | None) -> "pyarrow.Schema":
+    import pyarrow as pa
+
+    features = {
+        "id": {"dtype": "string", "_type": "Value"},
+        "audio": {"sampling_rate": rate, "_type": "Audio"},
+        "latents": {"dtype": "binary", "_type": "Value"},
+    }
+    audio = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    fields = [pa.field("id", pa.string()), pa.field("audio", audio), pa.field("latents", pa.binary())]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})

@@ -1,19 +1,20 @@
-"""The run folder: Parquet shards that are written aside, flushed and renamed, so a file that exists is finished.
+"""The run folder: Parquet shards and JSON, written so that a file that exists is complete.
 
-Every shard carries, under the Parquet key `milonga.sha256`, the SHA-256 of its own file (taken with that digest set to
-zeros), so one flipped bit anywhere is noticed on reading and any Parquet tool still reads the file. Records become
-columns by their type: tuples are lists, nested records are structs, and `dict[str, float]` is an Arrow
-`map<string, double>`, which keeps NaN where JSON would not. Column types come from the record, so no row is needed.
+Every write goes to a temporary name beside its place, is flushed to disk and renamed. Shards carry Parquet's own page
+checksums, so a flipped bit in a column's data is noticed when that column is read, by Milonga and by any other Parquet
+reader; the footer (schema and offsets) has no checksum. Records become columns by their type: tuples are lists, nested
+records are structs, and `dict[str, float]` is an Arrow `map<string, double>`, which keeps NaN where JSON would not.
+Column types come from the record, so no row is needed.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 R = TypeVar("R", bound=Record)
-DIGEST = "milonga.sha256"
-BLANK = b"0" * 64
 PART = ".part"
+_UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.part")  # what `_temporary` names, which a killed process leaves behind
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -38,7 +38,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises StoreError when the disk refuses (full, read-only); what was at `path` before is then still there.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
+    part = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:
@@ -46,22 +46,65 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        sync(path.parent)
+        _sync(path.parent)
     except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another place"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
+    """Gives a new folder beside `path` to write into; when the block ends well it is flushed and renamed to `path`.
+
+    A folder at `path` is replaced; without `replace` one that holds anything stays, and the new one is dropped: two
+    processes that make the same thing may both finish. Raises StoreError when the disk refuses; what was at `path`
+    before is then still there.
+    """
+    part = _temporary(path)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in [*part.rglob("*"), part]:
+            _sync(file)
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            part.rename(path)
+        except OSError:
+            if replace or not path.is_dir():
+                raise
+        _sync(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
+
+
+def _sync(path: Path) -> None:
+    """Asks the disk to keep a file or folder through a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot write {path}: {error.strerror or error}; make room or choose another place")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text by the same rule as `write_bytes`."""
+    """Writes UTF-8 text as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON by the same rule as `write_bytes`."""
+    """Writes indented JSON as `write_bytes` does."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -106,28 +149,38 @@ class Shards:
 
         Raises StoreError for a missing or damaged shard, or one that holds records of another kind.
         """
-        found = self.names() if names is None else names
-        return [record for name in found for record in self._records(name, kind)]
+        return [record for name in (self.names() if names is None else names) for record in self._records(name, kind)]
 
     def write_table(self, name: str, table: "pyarrow.Table") -> None:
-        """Writes a table as a shard, sealed with its digest; raises StoreError when the disk refuses."""
-        write_bytes(self._file(name), _seal(table))
+        """Writes a table as a shard with page checksums; raises StoreError when the disk refuses."""
+        import pyarrow.parquet as pq
+
+        buffer = BytesIO()
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+        write_bytes(self._file(name), buffer.getvalue())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> "pyarrow.Table":
-        """A shard's table, or some of its columns; StoreError when it is missing or a single bit is not as written."""
+        """A shard's table, or some of its columns, of which alone the data is then read.
+
+        Raises StoreError when the shard is missing, is no Parquet file, lacks a column, or its data is not as written.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        data = self._bytes(name)
+        path = self._file(name)
         try:
-            _check_seal(data)
             # Not pq.read_table: its pool of reader threads now and then aborts a process that is just ending.
-            table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                missing = set(columns or ()) - set(file.schema_arrow.names)
+                if missing:
+                    raise StoreError(f"{path} has no column {', '.join(sorted(missing))}")
+                table = file.read(columns, use_threads=False)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path} has no shard {name}: run the stage that writes it first") from error
+        except PermissionError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise _broken(self._file(name)) from error
-        missing = set(columns or ()) - set(table.column_names)
-        if missing:
-            raise StoreError(f"{self._file(name)} has no column {', '.join(sorted(missing))}")
+            raise _broken(path) from error
         return table.select(columns) if columns else table
 
     def clear(self) -> None:
@@ -144,14 +197,6 @@ class Shards:
             return [kind.model_validate(row) for row in plain(table)]
         except ValidationError as error:
             raise StoreError(f"{self._file(name)} was written by another version: delete it and run again") from error
-
-    def _bytes(self, name: str) -> bytes:
-        try:
-            return self._file(name).read_bytes()
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.path} has no shard {name}: run the stage that writes it first") from error
-        except OSError as error:
-            raise StoreError(f"cannot read {self._file(name)}: {error.strerror or error}") from error
 
     def _file(self, name: str) -> Path:
         if not name or Path(name).name != name:
@@ -200,14 +245,14 @@ class Run:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as file:
-            _claim(file, self.path)
-            for part in [one for one in self.path.rglob(f"*{PART}") if one.is_file()]:
-                part.unlink(missing_ok=True)
+            _take_lock(file, self.path)
+            for part in [path for path in self.path.rglob(f"*{PART}") if _UNFINISHED.fullmatch(path.name)]:
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
             yield
             file.truncate(0)
 
 
-def _claim(file: Any, path: Path) -> None:
+def _take_lock(file: Any, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -219,40 +264,8 @@ def _claim(file: Any, path: Path) -> None:
     file.flush()
 
 
-def _seal(table: "pyarrow.Table") -> bytes:
-    import pyarrow.parquet as pq
-
-    buffer = BytesIO()
-    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({DIGEST: BLANK.decode()})
-    data = buffer.getvalue()
-    place = data.rfind(BLANK)
-    return data[:place] + sha256(data).hexdigest().encode() + data[place + len(BLANK) :]
-
-
-def _check_seal(data: bytes) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    digest = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(DIGEST.encode(), b"")
-    place = data.rfind(digest) if digest else -1
-    blank = data[:place] + BLANK + data[place + len(BLANK) :]
-    if place < 0 or sha256(blank).hexdigest().encode() != digest:
-        raise ValueError("digest does not match")
-
-
 def _broken(file: Path) -> StoreError:
     return StoreError(f"{file} is damaged or was not written by Milonga: delete it and run again")
-
-
-def sync(path: Path) -> None:
-    """Asks the disk to keep a file or folder through a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_manifest(run: Run) -> dict[str, Any] | None:

@@ -1,9 +1,17 @@
-"""Sharded work in this process, on a few threads: torch and numpy release the interpreter while they compute."""
+"""Sharded work in this process, on a few threads, and how this process treats freed memory.
 
+Threads suffice, because torch and numpy release the interpreter while they compute.
+"""
+
+import ctypes
+import platform
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from milonga.core.errors import RecipeError
+
+# malloc.h: the most mappings at once, the free memory above which the heap shrinks, what it grows by.
+M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2
 
 
 class LocalEngine:
@@ -35,15 +43,10 @@ class LocalEngine:
         try:
             pending = {pool.submit(work, shard): shard for shard in shards}
             while pending:
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                yield from _finished(done, pending)
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    yield pending.pop(future), future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finished(done: set[Future[int]], pending: dict[Future[int], str]) -> Iterator[tuple[str, int]]:
-    for future in done:
-        yield pending.pop(future), future.result()
 
 
 def _one_thread() -> None:
@@ -51,3 +54,17 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def keep_freed_memory() -> bool:
+    """Lets malloc of this process keep freed memory instead of returning it to the system; False without glibc.
+
+    A network on a CPU frees and allocates the same large tensors at every step. By default glibc maps and unmaps each
+    of them, and the system finds and clears every page again: two fifths of the time of a vocoder's forward pass
+    (benchmarks/memory.md). For commands that generate, train or evaluate.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+    return all(bool(mallopt(option, value)) for option, value in options)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from milonga.core.clips import clip_table, clips_of
+from milonga.core.audio import clip_table, clips_of
 from milonga.core.errors import DataError
 from milonga.core.progress import tracked
 from milonga.core.records import Prompt, Request

@@ -12,7 +12,7 @@ from typing import Any
 
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.ids import content_id, file_hash
-from milonga.core.store import Run, read_json, read_manifest, write_json, write_text
+from milonga.core.store import Run, atomic_dir, read_json, read_manifest, write_json, write_text
 from milonga.experiment.export import NOTE, check_credentials, export, made_by, push
 from milonga.experiment.recipe import Recipe
 
@@ -47,8 +47,6 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
     Raises StoreError for what is no run, or a folder that holds something else; RecipeError for a system that the run
     does not have, or has not trained yet.
     """
-    from milonga.training.checkpoint import aside
-
     manifest = read_manifest(Run(path))
     if manifest is None:
         raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
@@ -59,7 +57,7 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
         return _the_same(folder, made)
     if folder.exists():
         folder.rmdir()
-    with aside(folder) as part:
+    with atomic_dir(folder) as part:
         _write(part, path, unet, recipe["models"]["model"])
         _write_card(part, path, table, recipe, manifest)
         write_json(part / NOTE, {"made": made})

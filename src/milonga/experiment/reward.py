@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.protocols import Embedder
 from milonga.core.records import Clip, Label, Prompt, Request

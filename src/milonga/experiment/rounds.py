@@ -21,7 +21,7 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.protocols import Model
 from milonga.core.records import Pair, Prompt, Round
-from milonga.core.store import Run, complete, shard_name, write_json, write_text
+from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
 from milonga.experiment.context import Context, needed
 from milonga.experiment.evaluation import heard_by_all, perform
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
@@ -255,11 +255,10 @@ def _write_rows(context: Context, system: System, found: Sequence[Round]) -> Non
 
 def _finish(rounds: _Rounds, found: Sequence[Round]) -> None:
     """The best round's U-Net and the curves of all rounds in the places where every system has its own."""
-    from milonga.training.checkpoint import aside
 
     path, name = rounds.context.run.path, rounds.system.name
     write_text(path / "metrics" / "training" / f"{name}.jsonl", _curves(rounds, len(found) - 1))
-    with aside(path / "checkpoints" / name / "unet") as part:
+    with atomic_dir(path / "checkpoints" / name / "unet") as part:
         shutil.copytree(rounds.unet(best_of(found).number), part, dirs_exist_ok=True)
 
 

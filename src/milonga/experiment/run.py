@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from milonga.core.config import Workers
 from milonga.core.errors import RecipeError
-from milonga.core.memory import keep_freed
 from milonga.core.protocols import Engine
 from milonga.core.store import Run, read_manifest
 from milonga.experiment.changes import OUTPUTS, STAGES, changed_keys, check_change, clear_changed, rules_of, stages_of
@@ -71,9 +70,10 @@ MOST_WORKERS = 4
 def engine_named(name: str, workers: Workers | None = None) -> Engine:
     """The engine of that name with a recipe's `workers`; RecipeError lists those there are."""
     if name == "ray":
+        from milonga.engines.local import keep_freed_memory
         from milonga.engines.ray import RayEngine
 
-        return RayEngine(workers, prepare=keep_freed)
+        return RayEngine(workers, prepare=keep_freed_memory)
     if name != "local":
         raise RecipeError(f"no engine {name!r}: there are local and ray")
     from milonga.engines.local import LocalEngine

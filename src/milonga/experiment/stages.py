@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from milonga.core.clips import clips_of
+from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
 from milonga.core.progress import tracked
 from milonga.core.protocols import PaidPerturber, Perturber

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import RecipeError
 from milonga.core.records import Record
-from milonga.core.store import Run
+from milonga.core.store import Run, atomic_dir
 from milonga.experiment.recipe import find_in, load_recipe, parse_as, shipped_recipes
 from milonga.experiment.recipe_tables import Name, Tracker
 
@@ -165,11 +165,10 @@ def _ship(recipe: Training, out: Path, finished: Path) -> None:
     from milonga.experiment.export_system import write_pipeline
     from milonga.experiment.manifest import software
     from milonga.reports.model_card import own_card
-    from milonga.training.checkpoint import aside
 
     told = recipe.model_dump(mode="json")
     last = (out / "metrics" / f"{recipe.name}.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    with aside(finished) as part:
+    with atomic_dir(finished) as part:
         write_pipeline(part, out / "unet", recipe.model)
         write_text(part / "training.json", json.dumps(told, indent=1) + "\n")
         write_text(part / "README.md", own_card(told, json.loads(last), facts(software() | {"seed": recipe.seed})))

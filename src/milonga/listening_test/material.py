@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from milonga.core.audio import flac_bytes
-from milonga.core.clips import clip_table
+from milonga.core.audio import clip_table, flac_bytes
 from milonga.core.errors import DataError, StoreError
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Prompt
-from milonga.core.store import PART, Run, Shards, read_json, write_bytes, write_json
+from milonga.core.store import Run, atomic_dir, read_json, write_bytes, write_json
 from milonga.listening_test.playback import amplified, broken, gain_of, loudness
 from milonga.listening_test.records import BROKEN, Kind, Played, Test
 
@@ -66,25 +65,23 @@ def make_test(folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapp
     _check(plan, prompts, sources)
     picked = [prompts[place] for place in np.random.default_rng(plan.seed).permutation(len(prompts))]
     picked = picked[: RESERVED + (len(picked) if plan.prompts is None else plan.prompts)]
-    part = folder.with_name(folder.name + PART)
-    Shards(part).clear()
-    for number, (system, clips) in enumerate(sources.items()):
-        _keep(part, f"{number:05d}-of-{len(sources):05d}", system, picked, clips)
-    test = Test(
-        title=plan.title,
-        kinds=plan.kinds,
-        systems=tuple(sources),
-        reference=plan.reference,
-        prompts=tuple(picked[RESERVED:]),
-        check_prompts=tuple(picked[1:RESERVED]),
-        example=picked[0],
-        clips=tuple(_playable(part, plan, picked, sources)),
-        per_rater=plan.per_rater,
-        raters_per_clip=plan.raters_per_clip,
-        seed=plan.seed,
-    )
-    write_json(part / "test.json", test.model_dump(mode="json"))
-    part.rename(folder)
+    with atomic_dir(folder) as part:
+        for number, (system, clips) in enumerate(sources.items()):
+            _keep(part, f"{number:05d}-of-{len(sources):05d}", system, picked, clips)
+        test = Test(
+            title=plan.title,
+            kinds=plan.kinds,
+            systems=tuple(sources),
+            reference=plan.reference,
+            prompts=tuple(picked[RESERVED:]),
+            check_prompts=tuple(picked[1:RESERVED]),
+            example=picked[0],
+            clips=tuple(_playable(part, plan, picked, sources)),
+            per_rater=plan.per_rater,
+            raters_per_clip=plan.raters_per_clip,
+            seed=plan.seed,
+        )
+        write_json(part / "test.json", test.model_dump(mode="json"))
     return test
 
 

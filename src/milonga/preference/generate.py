@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from milonga.core.clips import packed
+from milonga.core.audio import pack_latents
 from milonga.core.protocols import Model
 from milonga.core.records import Clip, Request
 
@@ -20,4 +20,4 @@ def generate(requests: Sequence[Request], model: Model, batch: int) -> Iterator[
         for first in range(0, len(group), batch):
             part = group[first : first + batch]
             for request, clip in zip(part, model.generate(part), strict=True):
-                yield request, clip, packed(clip.latents)
+                yield request, clip, pack_latents(clip.latents)

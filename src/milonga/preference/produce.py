@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from milonga.core.audio import to_int16
-from milonga.core.clips import clip_table
+from milonga.core.audio import clip_table, to_int16
 from milonga.core.errors import AudioError
 from milonga.core.protocols import Model
 from milonga.core.records import Refusal, Request

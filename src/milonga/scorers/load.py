@@ -5,9 +5,7 @@ transformers' layout. A `.pt` is converted once, to safetensors in the cache, un
 tensors and never run.
 """
 
-import os
 import re
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,8 @@ from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository, is_offline
 from milonga.core.ids import content_id, file_hash
 from milonga.core.protocols import Tagger
-from milonga.core.repository import fetch_model
-from milonga.core.weights import WEIGHTS, weights_of
+from milonga.core.store import atomic_dir
+from milonga.core.weights import WEIGHTS, fetch_model, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
@@ -121,7 +119,7 @@ def _hashed(path: Path, written: int) -> str:
 
 
 def _converted(path: Path, identity: str) -> Path:
-    """The folder of what a `.pt` was converted to: made the first time, whole or not at all."""
+    """The folder of what a `.pt` was converted to: made the first time."""
     folder = cache_folder("clap") / identity
     if not folder.exists():
         convert(path, folder)
@@ -129,7 +127,7 @@ def _converted(path: Path, identity: str) -> Path:
 
 
 def convert(source: Path, folder: Path, tokenizer: Path | None = None) -> Path:
-    """Writes LAION's `.pt` as a folder in transformers' layout, whole or not at all; `tokenizer` is RoBERTa's folder.
+    """Writes LAION's `.pt` as a folder in transformers' layout, atomically; `tokenizer` is RoBERTa's folder.
 
     Raises CheckpointError naming what cannot be used, RecipeError when `folder` is there already.
     """
@@ -138,14 +136,8 @@ def convert(source: Path, folder: Path, tokenizer: Path | None = None) -> Path:
     if folder.exists():
         raise RecipeError(f"{folder} is there already: name a folder that is not")
     words = _tokenizer(source, tokenizer)
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_dir(folder, replace=False) as part:  # another process may have made the same meanwhile
         convert_laion(source, part, words)
-        if not folder.exists():  # another process may have made the same meanwhile
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

@@ -18,8 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
-from milonga.core.audio import flac_bytes, from_flac, wav_bytes
-from milonga.core.clips import clip_table, packed
+from milonga.core.audio import clip_table, flac_bytes, from_flac, pack_latents, wav_bytes
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id
 from milonga.core.records import Clip, Record
@@ -159,7 +158,7 @@ class Studio:
 
     def keep(self, take: Take, clip: Clip) -> None:
         """Writes a take's clip as it came and as it is played; then it counts as made."""
-        table = clip_table([take.id], [clip], [packed(clip.latents)])
+        table = clip_table([take.id], [clip], [pack_latents(clip.latents)])
         Run(self.folder).stage("generate").write_table(shard_of(take), table)
         write_bytes(self._playback(take), flac_bytes(amplified(clip, gain_of(clip, loudness(clip)))))
         self.takes.made(take.id)

@@ -7,8 +7,6 @@ holds no generator state by design: every draw is derived from the run's seed an
 import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ from torch.optim import Optimizer
 
 from milonga.core.errors import CheckpointError
 from milonga.core.ids import content_id, file_hash
-from milonga.core.store import sync, write_json
+from milonga.core.store import atomic_dir, write_json
 from milonga.training.distributed import Ranks, like
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
 log = logging.getLogger(__name__)
-PARTIAL = ".partial"
 
 
 @dataclass
@@ -54,7 +51,7 @@ class State:
         """Writes the finished U-Net in diffusers' layout beside `folder`, then renames it; all ranks call this."""
         unet = self._whole(ranks)
         if ranks.lead:
-            with aside(folder) as part:
+            with atomic_dir(folder) as part:
                 unet.save_pretrained(part)
 
     def _whole(self, ranks: Ranks) -> "UNet2DConditionModel":
@@ -83,7 +80,7 @@ class Checkpoints:
         path, files = self.folder / f"step-{state.step:08d}", _tensors(state)
         files = {name: {key: ranks.whole(one) for key, one in tensors.items()} for name, tensors in files.items()}
         if ranks.lead:
-            with aside(path) as part:
+            with atomic_dir(path) as part:
                 for name, tensors in files.items():
                     _write_tensors(part / f"{name}.safetensors", tensors)
                 _describe(part, state, note)
@@ -111,30 +108,7 @@ class Checkpoints:
         return next((path for path in reversed(self._paths()) if _is_good(path)), None)
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.suffix != PARTIAL)
-
-
-@contextmanager
-def aside(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` to write into; when the block ends well it is flushed and takes `target`'s place.
-
-    Raises CheckpointError when the disk refuses; what was at `target` before is then still there.
-    """
-    part = target.with_name(target.name + PARTIAL)
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        for file in part.rglob("*"):
-            sync(file)
-        sync(part)
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-        sync(target.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error.strerror or error}; make room and run again") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        return sorted(self.folder.glob(f"step-{'[0-9]' * 8}"))
 
 
 def _tensors(state: State) -> dict[str, dict[str, Tensor]]:

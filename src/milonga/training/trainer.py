@@ -18,10 +18,10 @@ import torch
 
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import MilongaError
-from milonga.core.store import Run
+from milonga.core.store import Run, atomic_dir
 from milonga.data.examples import Examples
 from milonga.models.lora import add_adapter, save_and_merge
-from milonga.training.checkpoint import Checkpoints, State, aside
+from milonga.training.checkpoint import Checkpoints, State
 from milonga.training.curves import Curves, finite, preference_row
 from milonga.training.denoise import Trainable, attend_plainly
 from milonga.training.distributed import Ranks
@@ -253,7 +253,7 @@ class _Training:
             self.state.ema.copy_to(self.state.averaged())
         self.ranks.wait()
         if self.ranks.lead and self.settings.lora_rank:
-            with aside(self.folder / "adapter") as part:
+            with atomic_dir(self.folder / "adapter") as part:
                 save_and_merge(self.model.unet, part)
         self.state.ship(self.folder / "unet", self.ranks)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.errors import CheckpointError, brief
-from milonga.core.repository import MAIN, TRAINED_MAIN, TRAINED_VAE, VAE
+from milonga.core.weights import MAIN, TRAINED_MAIN, TRAINED_VAE, VAE
 
 Config = dict[str, Any]
 

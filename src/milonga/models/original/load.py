@@ -4,8 +4,6 @@ How it departs from the original's loading: of the hub only the tokenizer is ask
 filled with random numbers first, and the weights stay mapped to their file instead of being copied.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ from transformers import AutoTokenizer, SpeechT5HifiGan, SpeechT5HifiGanConfig, 
 
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository
-from milonga.core.repository import fetch_tokenizer
-from milonga.core.weights import read_weights
+from milonga.core.store import atomic_dir
+from milonga.core.weights import fetch_tokenizer, read_weights
 from milonga.models.original.files import checked
 from milonga.models.original.keys import PREFIXES, UNUSED, places
 from milonga.models.original.layout import SCHEDULE, TEXT_ENCODERS, Layout, is_original, read_layout, tokenizer_folder
@@ -44,7 +42,7 @@ def load_original(folder: Path, tokenizer: Path | str | None = None) -> TangoPip
 
 
 def convert(source: Path, destination: Path, tokenizer: Path | str | None = None) -> Path:
-    """Writes a folder of the original's as a diffusers pipeline (safetensors): whole, or not at all.
+    """Writes a folder of the original's as a diffusers pipeline (safetensors), atomically.
 
     Raises CheckpointError when `source` cannot be used, RecipeError when `destination` is there already.
     """
@@ -53,13 +51,8 @@ def convert(source: Path, destination: Path, tokenizer: Path | str | None = None
         raise CheckpointError(f"{source} {hint}: main_config.json and pytorch_model_main.bin are looked for")
     if destination.exists():
         raise RecipeError(f"{destination} is there already: name a folder that is not")
-    part = destination.with_name(f"{destination.name}.{os.getpid()}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_dir(destination) as part:
         load_original(source, tokenizer).save_pretrained(part, safe_serialization=True)
-        part.rename(destination)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return destination
 
 

@@ -9,8 +9,8 @@ import pytest
 COUNT = """
 import resource, sys
 if sys.argv[1] == "kept":
-    from milonga.core.memory import keep_freed
-    assert keep_freed()
+    from milonga.engines.local import keep_freed_memory
+    assert keep_freed_memory()
 import numpy as np
 def work():
     for _ in range(5):
