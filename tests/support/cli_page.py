@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the live command line: `make docs`. The test beside it compares the page with this."""
+"""docs/reference/cli.md as text, from the live command line."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +11,9 @@ HEAD = """# The command line
 
 Generated from the live command line by `make docs`; a test keeps it true. `milonga COMMAND --help` says the same.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 a failure, told in one line; 2 wrong usage;
-130 interrupted (Ctrl-C or SIGTERM), and the same command goes on from there. `--debug` anywhere shows the whole trace
-of a failure. `python -m milonga` is the same command.
+Results go to stdout, progress and errors to stderr. The exit status is 0 when done, 1 for a failure (one line on
+stderr), 2 for wrong usage, and 130 when interrupted (Ctrl-C or SIGTERM); the same command then resumes. `--debug`
+shows the whole traceback of a failure. `python -m milonga` is the same command.
 """
 
 
