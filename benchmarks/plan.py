@@ -10,7 +10,7 @@ import resource
 import time
 
 from milonga.core.config import Strategy
-from milonga.data.prompt_sources import world_prompts
+from milonga.data.captions import world_prompts
 from milonga.perturbers.rules import RulePerturber
 from milonga.preference.plan import plan
 

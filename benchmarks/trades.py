@@ -19,7 +19,7 @@ import milonga
 from milonga.core.ids import clip_seed
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import write_bytes
-from milonga.data.prompt_sources import reference, world_prompts
+from milonga.data.captions import reference, world_prompts
 from milonga.evaluation.hear import Heard, hear
 from milonga.evaluation.run_metrics import System as Heard_by
 from milonga.evaluation.run_metrics import asked_of, values_of

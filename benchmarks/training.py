@@ -97,7 +97,7 @@ def measured(asked: argparse.Namespace) -> dict[str, float]:
 def material(folder: Path, pairs: int) -> tuple[list[tuple[Path, Path]], list[str]]:
     """WAV files of winners and losers, and captions: real clips of the world, each loser another caption's."""
     from milonga.core.audio import write_audio
-    from milonga.data.prompt_sources import reference, world_prompts
+    from milonga.data.captions import reference, world_prompts
 
     prompts = world_prompts("train", pairs + 1)
     for place, prompt in enumerate(prompts):

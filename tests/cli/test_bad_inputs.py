@@ -169,7 +169,6 @@ AUDIO: list[tuple[str, Callable[[Path], object], str]] = [
     ("nothing to write", written("clip.wav", []), "the clip is empty: there is nothing to write"),
     ("no number to write", written("clip.wav", [np.nan]), "NaN or infinite samples: it cannot be written"),
     ("two channels to write", written("clip.wav", [[0.0, 0.1]]), "mix the channels first"),
-    ("endless tags", written("clip.wav", [0.0], prompt="x" * 5000), "shorten the prompt or write a .flac"),
 ]  # fmt: skip
 
 

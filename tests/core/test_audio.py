@@ -65,14 +65,23 @@ def test_the_prompt_is_the_title(tmp_path):
         assert file.subtype == "PCM_16"
 
 
-def test_long_tags_are_kept_whole_or_refused(tmp_path):
+def test_long_tags_are_whole_where_the_format_allows_and_else_cut_at_a_character(tmp_path):
     for length in (1900, 100_000):
         write_audio(tmp_path / "x.flac", tone(), {"prompt": "e" * length})
         assert len(read_tags(tmp_path / "x.flac")["prompt"]) == length
     write_audio(tmp_path / "x.wav", tone(seconds=0.01), {"prompt": "e" * 1900})
     assert len(read_tags(tmp_path / "x.wav")["prompt"]) == 1900
-    with pytest.raises(AudioError, match=r"too long for a \.wav"):
-        write_audio(tmp_path / "y.wav", tone(), {"prompt": "e" * 2000})
+    for text in ("e" * 2000, "狗叫，" * 150, "狗叫，" * 10_000, '"' * 5000, "\x01" * 5000, "🐕" * 2000):
+        write_audio(tmp_path / "y.wav", tone(seconds=0.01), {"prompt": text, "seed": "7"})
+        tags = read_tags(tmp_path / "y.wav")
+        beginning = tags["prompt"].removesuffix(" […]")
+        assert text.startswith(beginning)
+        assert len(beginning.encode()) >= min(200, len(text.encode()))
+        assert tags["seed"] == "7"
+        assert (beginning == text) == (not tags["prompt"].endswith(" […]"))
+    write_audio(tmp_path / "y.wav", tone(seconds=0.01), {"prompt": "a", "model": "m" * 9000})
+    assert read_tags(tmp_path / "y.wav")["prompt"] == "a"
+    assert read_tags(tmp_path / "y.wav")["model"].endswith("m […]")
 
 
 def test_foreign_tags_are_not_ours(tmp_path):

@@ -38,7 +38,7 @@ def test_a_list_of_captions_gives_each_of_them(tmp_path):
     ("name", "text", "told"),
     [
         ("a.jsonl", '{"caption": "x"}\n{"caption', "line 2: not JSON"),
-        ("a.jsonl", '["x"]\n', "line 1: not a JSON object"),
+        ("a.jsonl", '["x"]\n', "item 1: not a JSON object"),
         ("a.jsonl", '{"caption": 3}\n', "line 1: the caption is empty"),
         ("a.jsonl", '{"captions": []}\n', "line 1: the caption is empty"),
         ("a.jsonl", '{"sound": "x"}\n', r"line 1: no column `caption` or .* \(it has: sound\)"),

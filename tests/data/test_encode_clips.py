@@ -18,9 +18,9 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Refusal
 from milonga.core.store import Run
 from milonga.data import encode_clips
-from milonga.data.clip_sources import clip_entries, count_entries, fingerprint
 from milonga.data.codec import moments, wave_for
 from milonga.data.encode_clips import encoded_clips
+from milonga.data.recordings import clip_entries, count_entries, fingerprint
 from milonga.experiment import registry
 from milonga.training.trainer import train
 

@@ -12,9 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from milonga.core.audio import Mono
 from milonga.core.errors import DataError
 from milonga.core.records import Refusal
-from milonga.data.recordings import Recording, recordings
+from milonga.data.recordings import Recording, Refused, decoded, entries
+
+
+def recordings(path: Path, audio: Path | None = None, refused: Refused | None = None, mono: Mono = "mean"):
+    return decoded(entries(path, audio), refused, mono)
+
 
 SOUND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -12,7 +12,7 @@ import pytest
 
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Prompt
-from milonga.data import prompt_sources as sources
+from milonga.data import captions as sources
 from milonga.data.captions import tags_of
 from milonga.experiment import registry
 from milonga.maths.mel import normalise

@@ -127,7 +127,7 @@ def test_the_short_table_of_the_test_subset_is_read(tmp_path):
         ("", "empty"),
         ("clip,text\na,b\n", "no column `caption` .it has: clip, text"),
         ("clip,caption\na,\n", "line 2: the caption is empty"),
-        ("clip,caption\na\n", "line 2: the caption is empty"),
+        ("clip,caption\na\n", "line 2: 1 cell where the header has 2; add the missing"),
     ],
 )
 def test_a_broken_table_is_told_in_one_line(tmp_path, text, message):

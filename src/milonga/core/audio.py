@@ -5,10 +5,11 @@ so a run's audio loads and plays anywhere.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 Mono = Literal["mean", "first"]  # which channels a mono clip is made of; the original Tango takes the first
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-# libsndfile writes longer tags into a WAV but no longer finds them when it reads (seen from 8 kB on).
-WAV_TAG_BYTES = 4000
+# libsndfile writes a longer tag into a WAV but no longer finds any when it reads (seen from 2048 bytes on).
+WAV_TAG_BYTES = 2000
+RATES = (1_000, 1_000_000)  # Hz: beyond them a header is damaged, and resampling would take memory without bound
+LOUDEST = 1e10  # of a float file's samples: larger ones are damage, and overflow in every network
+STREAMED = 0x7FFF0000  # a WAV's length from here on is what programs write that do not know it yet
+BLOCK = 2**20  # frames that are read at once of a long file
 TABLE_BITS = 24  # in tables: rounding to 16 would turn float noise between batch sizes into scores apart by 2e-5
 
 
@@ -46,15 +51,16 @@ def _integers(waveform: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(np.rint(samples.astype(np.float64) * full), -full, full - 1)
 
 
-def read_audio(path: Path, rate: int | None = None, mono: Mono = "mean") -> Clip:
+def read_audio(path: Path, rate: int | None = None, mono: Mono = "mean", seconds: float | None = None) -> Clip:
     """Reads a file as a mono clip (the mean of its channels, or the `first`), resampled to `rate` Hz by soxr HQ when
-    given.
+    given; of a longer file only the first `seconds`, with the `mean` of the whole.
 
-    Raises AudioError when the file is missing, cannot be decoded, is empty or has samples that are not finite.
+    Raises AudioError when the file is missing, cannot be decoded, is empty, is cut off, or has samples that are not
+    finite.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise AudioError(f"{path}: no such audio file")
-    clip = _decode(path, str(path), mono)
+    clip = _decode(Path(path), str(path), mono, seconds)
     return clip if rate is None else resample(clip, rate)
 
 
@@ -64,14 +70,25 @@ def resample(clip: Clip, rate: int) -> Clip:
 
     if rate == clip.rate:
         return clip
-    return Clip(soxr.resample(clip.waveform, clip.rate, rate, quality="HQ").astype(np.float32), rate)
+    waveform = soxr.resample(clip.waveform, clip.rate, rate, quality="HQ").astype(np.float32)
+    return Clip(waveform, rate, mean=clip.mean)
+
+
+def beginning(clip: Clip, seconds: float) -> Clip:
+    """The first `seconds` of a clip, with the `mean` of the whole; the same clip when it is no longer than that."""
+    samples = round(seconds * clip.rate)
+    if len(clip.waveform) <= samples:
+        return clip
+    mean = float(clip.waveform.mean(dtype=np.float64)) if clip.mean is None else clip.mean
+    return Clip(clip.waveform[:samples], clip.rate, mean=mean)
 
 
 def write_audio(path: Path, clip: Clip, comment: dict[str, str] | None = None) -> None:
     """Writes a clip as 16-bit WAV or FLAC, by the suffix; `comment` goes into the file's tags (`read_tags`).
 
-    The entry `prompt`, where there is one, is also the file's title, so that players show it. Raises AudioError for
-    another suffix, an empty clip, samples that are not finite, or tags of more than 4000 bytes in a WAV.
+    The entry `prompt`, where there is one, is also the file's title, so that players show it. Of tags that a WAV cannot
+    hold (2000 bytes each) the longest entries are cut, which ` […]` at their end shows. Raises AudioError for another
+    suffix, an empty clip or samples that are not finite.
     """
     kind = FORMATS.get(Path(path).suffix.lower())
     if kind is None:
@@ -103,9 +120,11 @@ def wav_bytes(clip: Clip, comment: dict[str, str]) -> bytes:
     return _encode(clip, "WAV", comment)
 
 
-def from_flac(data: bytes, mono: Mono = "mean") -> Clip:
-    """The clip in the bytes of a FLAC (or WAV) file; AudioError when they cannot be decoded."""
-    return _decode(BytesIO(data), "audio bytes", mono)
+def from_flac(data: bytes, mono: Mono = "mean", seconds: float | None = None) -> Clip:
+    """The clip in the bytes of a FLAC (or WAV) file, cut as by `read_audio`; AudioError when they cannot be decoded."""
+    if not data:
+        raise AudioError("audio bytes: there are none")
+    return _decode(data, "audio bytes", mono, seconds)
 
 
 def _encode(clip: Clip, kind: str, comment: dict[str, str], bits: int = 16) -> bytes:
@@ -123,35 +142,108 @@ def _encode(clip: Clip, kind: str, comment: dict[str, str], bits: int = 16) -> b
 
 
 def _tags(comment: dict[str, str], kind: str) -> dict[str, str]:
-    tags = {"comment": json.dumps(comment) if comment else "", "title": comment.get("prompt", "").replace("\0", "")}
-    if kind == "WAV" and sum(len(text.encode()) for text in tags.values()) > WAV_TAG_BYTES:
-        raise AudioError("the tags are too long for a .wav: shorten the prompt or write a .flac")
+    """A file's tags: the comment as JSON, and the prompt as title; of a WAV's the longest entries are cut to fit."""
+
+    def tags_of(entries: dict[str, str], title: str) -> dict[str, str]:
+        text = json.dumps(entries, ensure_ascii=False) if entries else ""
+        return {
+            "comment": text.encode(errors="replace").decode(),
+            "title": title.encode(errors="replace").decode().replace("\0", ""),
+        }
+
+    title, limit = comment.get("prompt", ""), WAV_TAG_BYTES
+    tags = tags_of(comment, title)
+    while kind == "WAV" and max(len(text.encode()) for text in tags.values()) > WAV_TAG_BYTES:
+        limit = limit * 3 // 4
+        tags = tags_of({name: _cut(text, limit) for name, text in comment.items()}, _cut(title, limit))
     return {tag: text for tag, text in tags.items() if text}
+
+
+def _cut(text: str, size: int) -> str:
+    """A text of at most `size` bytes in UTF-8 and a mark that it was cut; a shorter one as it is."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= size else data[:size].decode(errors="ignore") + " […]"
 
 
 def read_channels(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
     """The samples of a file or of its bytes as they are, float32 (samples, channels), and their rate in Hz.
 
-    Raises AudioError, which calls it `name`, when it cannot be decoded, is empty or has samples that are not finite.
+    Raises AudioError, which calls it `name`, when it cannot be decoded, is empty or cut off, or has samples that are
+    not finite or a rate of no audio.
     """
-    import soundfile
-
-    try:
-        samples, rate = soundfile.read(
-            BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True
-        )
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{name}: cannot be read as audio ({error})") from error
-    if not len(samples):
-        raise AudioError(f"{name}: the audio is empty")
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{name}: the audio has NaN or infinite samples")
+    samples, rate, _ = _read(source, name, None)
     return samples, rate
 
 
-def _decode(source: Any, name: str, mono: Mono = "mean") -> Clip:
-    samples, rate = read_channels(source.getvalue() if isinstance(source, BytesIO) else source, name)
-    return Clip(samples.mean(axis=1) if mono == "mean" else np.ascontiguousarray(samples[:, 0]), rate)
+def _decode(source: Path | bytes, name: str, mono: Mono, seconds: float | None) -> Clip:
+    samples, rate, mean = _read(source, name, seconds)
+    waveform = samples.mean(axis=1) if mono == "mean" else np.ascontiguousarray(samples[:, 0])
+    whole = None if mean is None else float(mean.mean() if mono == "mean" else mean[0])
+    return Clip(waveform, rate, mean=whole)
+
+
+def _read(source: Path | bytes, name: str, seconds: float | None) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """Samples (samples, channels), their rate and, where only the first `seconds` are given, each channel's mean over
+    the whole file, which is read block by block."""
+    import soundfile
+
+    try:
+        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as data:
+            _check_length(data, name)
+            data.seek(0)
+            with soundfile.SoundFile(data) as file:
+                rate, promised = file.samplerate, file.frames if file.format == "FLAC" else 0
+                if not RATES[0] <= rate <= RATES[1]:
+                    raise AudioError(f"{name}: a sampling rate of {rate} Hz is no audio's: the header is damaged")
+                wanted = None if seconds is None else round(seconds * rate)
+                blocks, held, frames, total = [], 0, 0, np.zeros(file.channels)
+                while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                    if not np.isfinite(block).all():
+                        raise AudioError(f"{name}: the audio has NaN or infinite samples")
+                    if max(block.max(), -block.min()) > LOUDEST:
+                        raise AudioError(f"{name}: the audio has samples beyond {LOUDEST:g}: the file is damaged")
+                    frames += len(block)
+                    if wanted is not None:
+                        total += block.sum(axis=0, dtype=np.float64)
+                        block = block[: max(0, wanted - held)]
+                    held += len(block)
+                    if len(block):
+                        blocks.append(block)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(f"{name}: cannot be read as audio ({error})") from error
+    if not held:
+        raise AudioError(f"{name}: the audio is empty")
+    if frames < promised:
+        raise AudioError(f"{name}: is cut off: it holds {frames} of {promised} samples; fetch it again")
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return samples, rate, total / frames if held < frames else None
+
+
+def _check_length(file: BinaryIO, name: str) -> None:
+    """Raises AudioError for a WAV that holds less than its header promises, which libsndfile takes without a word."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] not in (b"RIFF", b"RIFX") or head[8:] != b"WAVE":
+        return
+    place = 12
+    while True:
+        file.seek(place)
+        chunk = file.read(8)
+        if len(chunk) < 8:
+            return
+        length = int.from_bytes(chunk[4:], "little" if head[:4] == b"RIFF" else "big")
+        place += 8
+        if chunk[:4] == b"data":
+            break
+        place += length + length % 2
+    if size - place < length < STREAMED:
+        raise AudioError(f"{name}: is cut off: it holds {size - place} of {length} bytes of audio; fetch it again")
+    if length == 0 and size > place:
+        raise AudioError(
+            f"{name}: its header says that the audio is empty, but {size - place} bytes follow: the recording was "
+            "interrupted; repair the file"
+        )
 
 
 def clip_table(ids: Sequence[str], clips: Sequence[Clip], latents: Sequence[bytes | None]) -> "pyarrow.Table":

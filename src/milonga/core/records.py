@@ -255,12 +255,14 @@ class Clip:
     """A mono waveform, float32 in [-1, 1] with shape (samples,), and its sampling rate in Hz.
 
     A clip that a latent diffusion model made may carry its scaled latents, shape (C, T/r, F/r): training on them needs
-    no VAE and loses nothing to a round trip through the vocoder.
+    no VAE and loses nothing to a round trip through the vocoder. A clip that is the beginning of a longer one carries
+    the `mean` of the whole.
     """
 
     waveform: np.ndarray
     rate: int
     latents: np.ndarray | None = None
+    mean: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -12,10 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milonga.core.audio import from_flac
+import numpy as np
+
+from milonga.core.audio import from_flac, read_audio
 from milonga.core.errors import AudioError, DataError
 from milonga.core.ids import content_id
-from milonga.core.records import Clip, Pair
+from milonga.core.records import Clip, Pair, Refusal
+from milonga.data.tables import Row, read_rows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,7 +27,7 @@ PUBLISHED = ("prompt", "chosen", "rejected", "strategy")
 TEXTS = ("strategy", "chosen_id", "rejected_id", "id", "prompt_id", "chosen_words", "rejected_words")
 NUMBERS = ("chosen_steps", "rejected_steps", "chosen_seed", "rejected_seed")
 SCORES = ("chosen_scores", "rejected_scores")
-BATCH = 16  # rows that are read at once: a few megabytes of audio
+SHORTEST = 0.001  # seconds: a shorter clip may have no sample left at another rate
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class PairedClips:
-    """A pair with its two clips, ready to be heard or trained on."""
+    """A pair with its two clips, decoded."""
 
     pair: Pair
     chosen: Clip
@@ -113,27 +116,47 @@ def read_alpaca(path: Path, split: str | None = None) -> Iterator[PairedClips]:
     """The pairs of a data set with their clips, one after the other in the order of files and rows.
 
     `path` is a Parquet file, or a folder with any number of them, as `milonga export` writes it or the Hub gives it;
-    of a folder `split` takes the files whose names begin so (`train`). What a set does not tell about a pair is empty:
-    ids are then hashes of the audio's bytes, steps and seeds are 0, words are "", and there are no scores. Clips keep
-    their own sampling rate. Raises DataError for a missing file, split or column, or a row without its audio.
+    of a folder `split` takes the files whose names begin so (`train`). What a set does not say about a pair is empty:
+    ids are then hashes of the audio, steps and seeds are 0, words are "", and there are no scores. Clips keep their own
+    sampling rate. Raises DataError for a missing file, split or column, and for the first pair that cannot be used.
     """
+    for row in alpaca_rows(path, split):
+        if isinstance(row, Refusal):
+            raise DataError(row.reason)
+        yield row
+
+
+def alpaca_rows(path: Path, split: str | None = None) -> Iterator[PairedClips | Refusal]:
+    """Every row of a data set: a pair with its clips, or the reason why it cannot be used.
+
+    A pair is refused whose clip is missing, broken or too short, whose prompt is empty, or whose winner and loser are
+    the same clip. Raises DataError for a missing file, split or column, and for a set without a row.
+    """
+    empty = True
     for file in alpaca_files(path, split):
-        for row in _rows(file):
+        missing = [name for name in PUBLISHED if name not in _columns(file)]
+        if missing:
+            raise DataError(f"{file} has no column {', '.join(missing)}: it holds no pairs in Audio-alpaca's layout")
+        for row in read_rows(file, (*PUBLISHED, *TEXTS, *NUMBERS, *SCORES)):
+            empty = False
             try:
-                chosen, rejected = (from_flac(row[side]["bytes"]) for side in ("chosen", "rejected"))
-            except (AudioError, TypeError) as error:
-                raise DataError(f"{file}: {row['prompt']!r} lacks a clip that can be decoded ({error})") from error
-            yield PairedClips(_pair(row), chosen, rejected)
+                yield _paired(row, file.parent)
+            except (AudioError, DataError) as error:
+                reason = str(error) if isinstance(error, DataError) else f"{row.where}: {error}"
+                yield Refusal(stage="pairs", id=content_id(row.where), reason=reason)
+    if empty:
+        raise DataError(f"{path} holds no pairs")
 
 
 def alpaca_files(path: Path, split: str | None = None) -> list[Path]:
     """The Parquet files that `read_alpaca` reads, in its order; DataError where there are none."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    found = [file for file in files if split is None or file.name.startswith(f"{split}-") or file.stem == split]
-    if not found:
+    files = [file for file in files if not file.name.startswith(".")]
+    chosen = [file for file in files if split is None or file.name.startswith(f"{split}-") or file.stem == split]
+    if not chosen:
         raise DataError(f"{path} holds no Parquet file{f' of the split {split}' if split and files else ''}")
-    return found
+    return chosen
 
 
 def count_pairs(files: Sequence[Path]) -> int:
@@ -147,29 +170,70 @@ def count_pairs(files: Sequence[Path]) -> int:
         raise DataError(f"{files[0].parent} holds what cannot be read as Parquet: {error}") from error
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """A file's rows, a few at a time: the published shards hold half a gigabyte each."""
+def _columns(file: Path) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as table:
-            missing = [name for name in PUBLISHED if name not in table.schema_arrow.names]
-            if missing:
-                raise DataError(
-                    f"{file} has no column {', '.join(missing)}: it holds no pairs in Audio-alpaca's layout"
-                )
-            for batch in table.iter_batches(BATCH, use_threads=False):
-                yield from batch.to_pylist()
+        return pq.read_schema(file).names
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-def _pair(row: dict[str, Any]) -> Pair:
-    told: dict[str, Any] = {name: row.get(name) or "" for name in TEXTS}
-    told |= {name: row.get(name) or 0 for name in NUMBERS} | {name: row.get(name) or {} for name in SCORES}
+def embedded_audio(cell: Any, folder: Path) -> Path | bytes | Clip:
+    """The audio in a cell: a file's bytes, or its path, absolute or in `folder`, or an array with its sampling rate.
+
+    Raises AudioError for a cell that holds none of these.
+    """
+    cell = {"path": cell} if isinstance(cell, str) else cell or {}
+    if not isinstance(cell, dict):
+        raise AudioError(f"a cell of {type(cell).__name__} holds no audio: bytes, path or array are expected")
+    if cell.get("bytes"):
+        return cell["bytes"]
+    if cell.get("array") is not None and cell.get("sampling_rate"):
+        samples = np.asarray(cell["array"], dtype=np.float32)
+        if samples.ndim == 2:  # channels are the shorter side
+            samples = samples.mean(axis=int(samples.shape[0] > samples.shape[1]))
+        if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+            raise AudioError("the array holds no finite samples of one or two dimensions")
+        return Clip(samples, int(cell["sampling_rate"]))
+    if cell.get("path"):
+        return folder / str(cell["path"])
+    raise AudioError("holds no audio: neither bytes nor path nor array")
+
+
+def _paired(row: Row, folder: Path) -> PairedClips:
+    """A row as a pair with its two clips; AudioError or DataError where it cannot be used."""
+    cells = row.cells
+    if not isinstance(cells["prompt"], str) or not cells["prompt"].strip():
+        raise DataError(f"{row.where}: the prompt is empty")
+    clips: dict[str, Clip] = {}
     for side in ("chosen", "rejected"):
-        told[f"{side}_id"] = told[f"{side}_id"] or content_id(sha256(row[side]["bytes"]).hexdigest())
-    told["prompt_id"] = told["prompt_id"] or content_id(row["prompt"])
-    told["id"] = told["id"] or content_id(told["strategy"], told["chosen_id"], told["rejected_id"])
-    return Pair(prompt=row["prompt"], **told)
+        try:
+            source = embedded_audio(cells[side], folder)
+            clip = (
+                source
+                if isinstance(source, Clip)
+                else from_flac(source)
+                if isinstance(source, bytes)
+                else read_audio(source)
+            )
+            if clip.seconds < SHORTEST:
+                raise AudioError(f"only {len(clip.waveform)} samples at {clip.rate} Hz")
+        except AudioError as error:
+            raise DataError(
+                f"{row.where}: {cells['prompt']!r} lacks a clip that can be decoded ({side}: {error})"
+            ) from error
+        clips[side] = clip
+    chosen, rejected = clips["chosen"], clips["rejected"]
+    if chosen.rate == rejected.rate and np.array_equal(chosen.waveform, rejected.waveform):
+        raise DataError(f"{row.where}: winner and loser of {cells['prompt']!r} are the same clip")
+    values: dict[str, Any] = {name: "" if cells.get(name) is None else str(cells[name]) for name in TEXTS}
+    values |= {name: cells.get(name) or 0 for name in NUMBERS} | {name: cells.get(name) or {} for name in SCORES}
+    for side, clip in clips.items():
+        if not values[f"{side}_id"]:
+            held = cells[side].get("bytes") if isinstance(cells[side], dict) else None
+            values[f"{side}_id"] = content_id(sha256(held or clip.waveform.tobytes()).hexdigest())
+    values["prompt_id"] = values["prompt_id"] or content_id(cells["prompt"])
+    values["id"] = values["id"] or content_id(values["strategy"], values["chosen_id"], values["rejected_id"])
+    return PairedClips(Pair(prompt=cells["prompt"], **values), chosen, rejected)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from milonga.core.audio import resample
+from milonga.core.audio import beginning, resample
 from milonga.core.records import Clip
 from milonga.core.store import Run
 from milonga.maths.mel import MelSettings, log_mel, training_wave
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from milonga.models.tango import TangoPipeline
 
+MARGIN = 1.0  # seconds beyond the trained duration that are resampled too, so that the filter ends outside
 BATCH = 8  # clips that pass the VAE at once; results do not depend on it
 
 
@@ -37,8 +38,9 @@ def wave_for(whole: "TangoPipeline", clip: Clip, compat: bool = False) -> "torch
 
     from milonga.maths.resampling import windowed_sinc
 
+    clip = beginning(clip, samples_of(whole) / whole.rate + MARGIN)
     wave = windowed_sinc(clip.waveform, clip.rate, whole.rate) if compat else resample(clip, whole.rate).waveform
-    return torch.from_numpy(training_wave(wave, samples_of(whole), compat))
+    return torch.from_numpy(training_wave(wave, samples_of(whole), compat, clip.mean))
 
 
 def moments(whole: "TangoPipeline", waves: Sequence["torch.Tensor"]) -> "tuple[torch.Tensor, torch.Tensor]":

@@ -15,9 +15,8 @@ from milonga.core.progress import tracked
 from milonga.core.records import Refusal
 from milonga.core.store import Run
 from milonga.core.weights import fingerprint as weights_fingerprint
-from milonga.data.clip_sources import clip_entries, count_entries, fingerprint
 from milonga.data.codec import moments, wave_for
-from milonga.data.recordings import Recording, decoded
+from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint
 from milonga.data.texts import kept_texts
 from milonga.models.load import pipeline
 

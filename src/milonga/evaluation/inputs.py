@@ -16,8 +16,7 @@ from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Prompt
 from milonga.core.store import Run
-from milonga.data.captions import tags_of
-from milonga.data.clip_tables import audio_files, caption_rows
+from milonga.data.captions import ClipCaption, audio_files, clip_captions, tags_of
 from milonga.data.run_clips import evaluation_requests
 from milonga.evaluation.run_metrics import splits_of
 
@@ -171,9 +170,11 @@ def from_folders(folders: Sequence[tuple[str, Path]], reference: Path | None, ca
     found = Gathered(names[0] if len(names) == 1 else "systems", systems)
     found.reference = _folder(reference) if reference else {}
     if captions is not None:
-        for row, key, text in _rows(captions):
-            found.prompts[key] = _prompt(key, text, captions)
-            found.labels[key] = row
+        for row in clip_captions(captions, set().union(*systems.values())):
+            if row.key in found.prompts:
+                raise DataError(f"{row.where}: the clip {row.key} is there twice")
+            found.prompts[row.key] = _prompt(row.key, row.caption, captions)
+            found.labels[row.key] = row.cells
         lost = sorted(set().union(*systems.values()) - set(found.prompts))
         if lost:
             raise DataError(f"{captions} has no caption for {len(lost)} clips, {lost[0]} first: add their rows")
@@ -195,35 +196,31 @@ def from_table(path: Path, reference: Path | None) -> Gathered:
 
     Raises DataError naming the row for a file that is missing, an empty caption, or a clip that is there twice.
     """
-    found = Gathered(path.stem, {})
-    for number, (row, key, text) in enumerate(_rows(path, unique=False), 2):
-        system = row.get("system") or path.stem
-        files = [("clip", row["clip"], found.systems.setdefault(system, {}))]
-        if row.get("reference"):
-            files.append(("reference", row["reference"], found.reference))
+    found, first = Gathered(path.stem, {}), dict[str, ClipCaption]()
+    for row in clip_captions(path):
+        system = row.cells.get("system") or path.stem
+        files = [("clip", row.file, found.systems.setdefault(system, {}))]
+        if row.cells.get("reference"):
+            files.append(("reference", row.cells["reference"], found.reference))
+        before = first.setdefault(row.key, row)
+        for column in ("caption", "reference"):
+            values = [one.caption if column == "caption" else one.cells.get(column, "") for one in (before, row)]
+            if values[0] != values[1]:
+                raise DataError(
+                    f"{row.where}: the clip {row.key} has the {column} {values[1]!r}, and {values[0]!r} in "
+                    f"{before.where.rpartition(', ')[2]}; give clips of different {column}s different names"
+                )
         for column, name, sounds in files:
             file = path.parent / name
             if not file.is_file():
-                raise DataError(f"{path}, row {number}: {column} {name} is not there (looked for {file})")
-            if column == "clip" and key in sounds:
-                raise DataError(f"{path}, row {number}: {system} has the clip {key} twice")
-            sounds[key] = Sound(key, file)
-        found.prompts.setdefault(key, _prompt(key, text, path))
-        found.labels[key] = row
+                raise DataError(f"{row.where}: {column} {name} is not there (looked for {file})")
+            if column == "clip" and row.key in sounds:
+                raise DataError(f"{row.where}: {system} has the clip {row.key} twice")
+            sounds[row.key] = Sound(row.key, file)
+        found.prompts.setdefault(row.key, _prompt(row.key, row.caption, path))
+        found.labels[row.key] = row.cells
     if reference is not None:
         found.reference = _folder(reference)
-    return found
-
-
-def _rows(path: Path, unique: bool = True) -> list[tuple[dict[str, str], str, str]]:
-    """(row, key, caption) of a CSV with the columns clip and caption; DataError in one line for any other file."""
-    found, seen = [], set()
-    for number, row in caption_rows(path):
-        key = Path(row["clip"]).stem
-        if unique and key in seen:
-            raise DataError(f"{path}, row {number}: the clip {key} is there twice")
-        seen.add(key)
-        found.append((row, key, row["caption"]))
     return found
 
 

@@ -12,8 +12,8 @@ from milonga.core.store import Run
 from milonga.core.weights import SHIPPED as SHIPPED
 from milonga.core.weights import folder_of as folder_of
 from milonga.core.weights import weights_of as weights_of
-from milonga.data.prompt_sources import prompt_source as prompt_source
-from milonga.data.prompt_sources import reference, world_prompts
+from milonga.data.captions import prompt_source as prompt_source
+from milonga.data.captions import reference, world_prompts
 from milonga.models.load import load as load
 from milonga.models.load import pipeline
 from milonga.models.load import playable as playable

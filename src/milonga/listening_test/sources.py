@@ -1,7 +1,7 @@
 """The command `listen`: where a test's clips come from, and what each of its doors does."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from secrets import randbits
 
@@ -10,7 +10,7 @@ from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id
 from milonga.core.records import Prompt, Request
 from milonga.core.store import Run
-from milonga.data.clip_tables import AUDIO, audio_files, caption_rows
+from milonga.data.captions import audio_files, clip_captions
 from milonga.data.run_clips import evaluation_requests
 from milonga.listening_test.material import Plan, Source, read_test
 
@@ -50,27 +50,26 @@ def from_folders(path: Path, captions: Path, systems: Sequence[str]) -> tuple[li
     there = [one.name for one in sorted(path.glob("*/")) if audio_files(one)]
     if not there:
         raise DataError(f"{path} has no folders with audio files: make one for each system")
-    names = {prompt.id: stem for stem, prompt in read_captions(captions).items()}
-    found: Sources = {}
-    for system in _wanted(systems, there):
-        files = audio_files(path / system)
-        found[system] = {one: Source(read_audio(files[stem])) for one, stem in names.items() if stem in files}
-    return list(read_captions(captions).values()), found
+    files = {system: audio_files(path / system) for system in _wanted(systems, there)}
+    prompts = read_captions(captions, set().union(*files.values()))
+    sources: Sources = {
+        system: {prompt.id: Source(read_audio(clips[key])) for key, prompt in prompts.items() if key in clips}
+        for system, clips in files.items()
+    }
+    return list(prompts.values()), sources
 
 
-def read_captions(path: Path) -> dict[str, Prompt]:
-    """Prompts by clip (file name without suffix) from a CSV with the columns clip and caption.
+def read_captions(path: Path, known: Collection[str] = ()) -> dict[str, Prompt]:
+    """Prompts by clip (`clip_key`) from a table of clips with captions.
 
     Raises DataError in one line for anything else: another header, an empty caption, a clip named twice.
     """
-    found: dict[str, Prompt] = {}
-    for number, row in caption_rows(path):
-        clip, caption = row["clip"], row["caption"]
-        stem = Path(clip).stem if Path(clip).suffix.lower() in AUDIO else clip
-        if stem in found:
-            raise DataError(f"{path}, row {number}: the clip {stem} is there twice")
-        found[stem] = Prompt(id=content_id(stem, caption), text=caption, source=path.name)
-    return found
+    prompts: dict[str, Prompt] = {}
+    for row in clip_captions(path, known):
+        if row.key in prompts:
+            raise DataError(f"{row.where}: the clip {row.key} is there twice")
+        prompts[row.key] = Prompt(id=content_id(row.key, row.caption), text=row.caption, source=path.name)
+    return prompts
 
 
 def plan_of(

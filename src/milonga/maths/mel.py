@@ -96,10 +96,11 @@ def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
     return picture[..., :frames].transpose(-1, -2)
 
 
-def normalise(waveform: np.ndarray) -> np.ndarray:
+def normalise(waveform: np.ndarray, mean: float | None = None) -> np.ndarray:
     """Removes the mean and brings the peak to 0.5 (FACTS §2, steps 2 and 4); silence, also one with an offset, becomes
-    zeros, where the original divides zero by zero or blows up what rounding left."""
-    centred = waveform - waveform.mean()
+    zeros, where the original divides zero by zero or blows up what rounding left. `mean` is that of the recording whose
+    beginning this is."""
+    centred = waveform - (waveform.mean() if mean is None else np.float32(mean))
     peak, rounding = np.abs(centred).max(), 1e-6 * np.abs(waveform).max()
     return (centred / peak * 0.5 if peak > rounding else np.zeros_like(centred)).astype(np.float32)
 
@@ -109,18 +110,19 @@ def fit(waveform: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
 
 
-def training_wave(waveform: np.ndarray, samples: int, compat: bool = False) -> np.ndarray:
+def training_wave(waveform: np.ndarray, samples: int, compat: bool = False, mean: float | None = None) -> np.ndarray:
     """A mono waveform as Tango is trained on it (FACTS §2, steps 2 to 4), (samples,) float32.
 
     Without the mean of the whole, its peak brought to 0.5, cropped or zero-padded to `samples`, and the peak of what is
     left brought to 0.5 again. Silence stays silent; with `compat` it becomes NaN, as in the original, which `log_mel`
-    turns into the floor.
+    turns into the floor. `mean` is that of the recording whose beginning this is; the peak of what was cut away has no
+    part in the result.
     """
     if not compat:
-        kept = fit(normalise(waveform), samples)
+        kept = fit(normalise(waveform, mean), samples)
         peak = np.abs(kept).max()
         return (kept / peak * 0.5).astype(np.float32) if peak > 0 else kept
-    centred = waveform - waveform.mean()
+    centred = waveform - (waveform.mean() if mean is None else np.float32(mean))
     kept = fit(centred / (np.abs(centred).max() + 1e-8) * 0.5, samples)
     with np.errstate(invalid="ignore"):
         return (kept / np.abs(kept).max() * 0.5).astype(np.float32)
