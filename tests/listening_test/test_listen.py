@@ -126,7 +126,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "clip\nx\n", "file,caption\nx,y\n", "clip,caption\nx,\n", "clip,caption\nx,a\nx.wav,b\n", "\0"]
+    "text", ["", "clip\nx\n", "sound,caption\nx,y\n", "clip,caption\nx,\n", "clip,caption\nx,a\nx.wav,b\n", "\0"]
 )
 def test_captions_that_cannot_be_used(tmp_path, text):
     path = tmp_path / "captions.csv"
