@@ -24,7 +24,6 @@ from diffusers import DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 import milonga
-from milonga.models.caching import deep_features_kept
 from milonga.models.original.keys import places
 from milonga.models.original.layout import AUTOENCODER, MAIN, SCHEDULE, VAE, read_layout
 from milonga.models.original.load import blank
@@ -158,7 +157,6 @@ def steps(folder: Path, count: int) -> None:
         "plain loop": (lambda: plain_loop(whole, count), nullcontext()),
         "ours": (lambda: whole.sample([PROMPT], **asked), nullcontext()),
         "ours, channels last": (lambda: whole.sample([PROMPT], **asked), channels_last(whole)),
-        "ours, deep features every 2": (lambda: whole.sample([PROMPT], **asked), deep_features_kept(whole.unet, 2)),
         "ours, guided in half of the steps": (
             lambda: whole.sample([PROMPT], **asked, interval=(0.5, 1.0)), nullcontext()
         ),

@@ -119,7 +119,7 @@ def plain(
     """The released loop: everything again in every step."""
     import torch
 
-    from milonga.experiment.registry import pipeline
+    from milonga.models.load import pipeline
 
     whole = pipeline(asked.model)
     whole.text_encoder.train()
@@ -146,11 +146,13 @@ def plain_loss(whole: Any, reference: Any, files: list[tuple[Path, Path]], capti
     import torch
 
     from milonga.core.audio import read_audio
-    from milonga.data.codec import front_end, wave_for
+    from milonga.models.tango_denoiser import TangoDenoiser
+
+    denoiser = TangoDenoiser.of(whole)
 
     with torch.no_grad():
-        waves = [wave_for(whole, read_audio(pair[role])) for role in (0, 1) for pair in files]
-        mel = by_convolution(torch.stack(waves), front_end(whole))
+        waves = [denoiser.prepare_waveform(read_audio(pair[role])) for role in (0, 1) for pair in files]
+        mel = by_convolution(torch.stack(waves), denoiser.mel_config)
         latents = whole.vae.encode(mel.unsqueeze(1)).latent_dist.sample() * whole.vae.config.scaling_factor
         states, mask = whole.encode_prompt(captions)
         states, mask = states.repeat(2, 1, 1), mask.repeat(2, 1)
@@ -202,28 +204,28 @@ def cheap(
 
     from milonga.core.audio import read_audio
     from milonga.core.config import Phase, Settings
-    from milonga.data.codec import moments, wave_for
     from milonga.data.encode import SHARD
-    from milonga.data.examples import Moments, PairExamples
-    from milonga.experiment.registry import pipeline, trainable
+    from milonga.data.examples import PairExamples
+    from milonga.models.denoiser import Posterior
+    from milonga.models.load import load_denoiser
     from milonga.training.reference import Cached
     from milonga.training.trainer import train
 
     held: list[Any] = []
-    whole = pipeline(asked.model)
+    denoiser = load_denoiser(asked.model)
 
     def encode() -> None:
         roles = []
         for role in (0, 1):
             parts = [files[first : first + SHARD] for first in range(0, len(files), SHARD)]
-            found = [moments(whole, [wave_for(whole, read_audio(pair[role])) for pair in part]) for part in parts]
-            roles.append([torch.cat(rows).half() for rows in zip(*found, strict=True)])
-        winner, loser = (Moments(mean, logvar, whole.vae.config.scaling_factor) for mean, logvar in roles)
-        held.append(PairExamples(winner, loser, *whole.encode_prompt(captions)))
+            waves = [[denoiser.prepare_waveform(read_audio(pair[role])) for pair in part] for part in parts]
+            posteriors = [denoiser.encode_audio(part) for part in waves]
+            mean, logvar = (torch.cat([getattr(one, name) for one in posteriors]).half() for name in ("mean", "logvar"))
+            roles.append(Posterior(mean, logvar, denoiser.latent_scale))
+        held.append(PairExamples(*roles, denoiser.encode_text(captions)))
 
     encoding, _ = timed(encode)
     filling = spied_on(Cached)
-    model = trainable(asked.model)
     marks: list[tuple[float, float]] = []
     shape = {"batch_size": asked.own, "accumulation": asked.step // asked.own}
     settings = Settings(learning_rate=1e-6, **shape, **WAYS[asked.way])
@@ -232,7 +234,7 @@ def cheap(
     def mark(row: dict[str, Any]) -> None:
         marks.append((time.process_time(), time.perf_counter()))
 
-    train(model, held[0], [Phase(loss="dpo", epochs=epochs, beta=2000.0)], settings, 0, folder / "out", mark)
+    train(denoiser, held[0], [Phase(loss="dpo", epochs=epochs, beta=2000.0)], settings, 0, folder / "out", mark)
     done = (len(marks) - 1) * asked.step
     (cpu, wall), (first_cpu, first_wall) = marks[-1], marks[0]
     each = {"cpu": (cpu - first_cpu) / done, "wall": (wall - first_wall) / done}

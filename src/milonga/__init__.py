@@ -36,7 +36,7 @@ def load(
     repository with the text encoder's tokenizer, which the original's repositories leave out. Raises RecipeError for a
     name, scheduler or device that is none, CheckpointError when weights cannot be fetched or used.
     """
-    from milonga.experiment.registry import pipeline
+    from milonga.models.load import pipeline
     from milonga.models.loading import check_device
     from milonga.models.schedulers import check_scheduler
 

@@ -15,9 +15,9 @@ from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError
 from milonga.data import encode
 from milonga.data.audio_alpaca import read_alpaca
-from milonga.data.encode import encoded_pairs
-from milonga.experiment import registry
+from milonga.data.encode import encode_pairs
 from milonga.maths.mel import fit, log_mel, normalise
+from milonga.models.load import load_denoiser
 from milonga.training.trainer import train
 
 SOUND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -55,7 +55,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_examples_are_the_vaes_posteriors_of_the_clips_with_their_captions(model, data, tmp_path):
-    pairs, examples = encoded_pairs(model, data, tmp_path / "work")
+    pairs, examples = encode_pairs(load_denoiser(model), data, tmp_path / "work")
     read = list(read_alpaca(data))
     assert pairs == [one.pair for one in read]
     assert len(examples) == 5
@@ -71,14 +71,16 @@ def test_examples_are_the_vaes_posteriors_of_the_clips_with_their_captions(model
     error = (drawn.mean(0) - posterior.mean[0] * scale).abs() / (posterior.std[0] * scale / 20 + 1e-3)
     assert float(error.max()) < 6
     states, mask = whole.encode_prompt([small_networks.WORDS[3]])
-    assert int(batch.mask[1].sum()) == int(mask.sum())
-    torch.testing.assert_close(batch.states[1][batch.mask[1]], states[0], atol=1e-5, rtol=0.0)
+    assert int(batch.conditioning["mask"][1].sum()) == int(mask.sum())
+    torch.testing.assert_close(
+        batch.conditioning["states"][1][batch.conditioning["mask"][1]], states[0], atol=1e-5, rtol=0.0
+    )
 
 
 def test_a_stopped_encoding_goes_on_and_a_finished_one_asks_nothing_of_the_vae(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "SHARD", 2)
-    _, whole = encoded_pairs(model, data, tmp_path / "whole")
-    original, calls = encode._moments, []
+    _, whole = encode_pairs(load_denoiser(model), data, tmp_path / "whole")
+    original, calls = encode._posteriors, []
 
     def stops(*words):
         calls.append(len(words[1]))
@@ -86,40 +88,38 @@ def test_a_stopped_encoding_goes_on_and_a_finished_one_asks_nothing_of_the_vae(m
             raise KeyboardInterrupt
         return original(*words)
 
-    monkeypatch.setattr(encode, "_moments", stops)
+    monkeypatch.setattr(encode, "_posteriors", stops)
     with pytest.raises(KeyboardInterrupt):
-        encoded_pairs(model, data, tmp_path / "work")
-    pairs, examples = encoded_pairs(model, data, tmp_path / "work")
-    assert calls == [2, 2, 2, 1]
+        encode_pairs(load_denoiser(model), data, tmp_path / "work")
+    pairs, examples = encode_pairs(load_denoiser(model), data, tmp_path / "work")
+    assert calls == [2, 2, 2, 2, 2, 1, 1]
     assert len(pairs) == 5
     assert torch.equal(examples.batch(range(5), 0).winner, whole.batch(range(5), 0).winner)
-    encoded_pairs(model, data, tmp_path / "work")
-    assert len(calls) == 4
+    encode_pairs(load_denoiser(model), data, tmp_path / "work")
+    assert len(calls) == 7
 
 
 def test_other_data_and_other_weights_are_encoded_anew(model, data, tmp_path):
-    encoded_pairs(model, data, tmp_path / "work")
+    encode_pairs(load_denoiser(model), data, tmp_path / "work")
     table = pq.read_table(data / "train-0.parquet")
     pq.write_table(table.slice(0, 3), data / "train-0.parquet")
-    assert len(encoded_pairs(model, data, tmp_path / "work")[1]) == 3
+    assert len(encode_pairs(load_denoiser(model), data, tmp_path / "work")[1]) == 3
     other = tmp_path / "other"
     small_networks.pipeline(seed=1).save_pretrained(other)
-    encoded_pairs(str(other), data, tmp_path / "work")
+    encode_pairs(load_denoiser(str(other)), data, tmp_path / "work")
     assert len(list((tmp_path / "work").iterdir())) == 3
 
 
 def test_a_split_that_is_not_there_is_told(model, data, tmp_path):
-    assert len(encoded_pairs(model, data, tmp_path / "work", split="train")[0]) == 5
+    assert len(encode_pairs(load_denoiser(model), data, tmp_path / "work", split="train")[0]) == 5
     with pytest.raises(DataError, match="no Parquet file of the split test"):
-        encoded_pairs(model, data, tmp_path / "work", split="test")
+        encode_pairs(load_denoiser(model), data, tmp_path / "work", split="test")
 
 
 def test_a_model_is_aligned_on_a_published_set(model, data, tmp_path):
-    _, examples = encoded_pairs(model, data, tmp_path / "work")
+    _, examples = encode_pairs(load_denoiser(model), data, tmp_path / "work")
     phases, rows = [Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=200.0)], []
-    trained = train(
-        registry.trainable(model), examples, phases, Settings(batch_size=3), 0, tmp_path / "run", rows.append
-    )
+    trained = train(load_denoiser(model), examples, phases, Settings(batch_size=3), 0, tmp_path / "run", rows.append)
     assert (trained / "config.json").exists()
     assert [row["phase"] for row in rows] == ["sft", "sft", "dpo", "dpo"]
     assert all(np.isfinite(row["loss"]) for row in rows)

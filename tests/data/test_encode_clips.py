@@ -17,11 +17,10 @@ from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Refusal
 from milonga.core.store import Run
-from milonga.data import encode_clips
-from milonga.data.codec import moments, wave_for
-from milonga.data.encode_clips import encoded_clips
+from milonga.data import encode
+from milonga.data.encode import encode_clips
 from milonga.data.recordings import clip_entries, count_entries, fingerprint
-from milonga.experiment import registry
+from milonga.models.load import load_denoiser
 from milonga.training.trainer import train
 
 WORDS = small_networks.WORDS
@@ -49,19 +48,23 @@ def source(tmp_path: Path) -> str:
 
 
 def test_examples_are_posteriors_of_the_clips_with_their_captions(model: str, source: str, tmp_path: Path) -> None:
-    examples = encoded_clips(model, source, tmp_path / "work")
+    examples = encode_clips(load_denoiser(model), source, tmp_path / "work")
     assert len(examples) == 4
     whole, batch = small_networks.pipeline(), examples.batch([0, 1], epoch=0)
     assert batch.loser is None
     assert batch.winner.shape == (2, *whole.latent_shape(whole.config["seconds"]))
     clip = read_audio(tmp_path / "audio" / "Yclip1.wav")
-    mean, logvar = moments(whole, [wave_for(whole, clip)])
+    denoiser = load_denoiser(model)
+    posterior = denoiser.encode_audio([denoiser.prepare_waveform(clip)])
+    mean, logvar = posterior.mean, posterior.logvar
     drawn = torch.stack([examples.batch([1], epoch).winner[0] for epoch in range(300)])
     scale = whole.vae.config.scaling_factor
     error = (drawn.mean(0) - mean[0] * scale).abs() / (torch.exp(0.5 * logvar[0]) * scale / 17 + 2e-3)
     assert float(error.max()) < 6
     states, mask = whole.encode_prompt([WORDS[1]])
-    torch.testing.assert_close(batch.states[1][batch.mask[1]], states[0][mask[0]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        batch.conditioning["states"][1][batch.conditioning["mask"][1]], states[0][mask[0]], atol=1e-5, rtol=0
+    )
     (kept,) = (tmp_path / "work").iterdir()
     refused = Run(kept).stage("refused/encode").read_records(Refusal)
     assert ["no such audio file" in one.reason for one in refused] == [True]
@@ -70,9 +73,9 @@ def test_examples_are_posteriors_of_the_clips_with_their_captions(model: str, so
 def test_a_stopped_encoding_goes_on_to_the_same(
     model: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode_clips, "SHARD", 2)
-    whole = encoded_clips(model, source, tmp_path / "whole", mixed=1.0)
-    original, calls = encode_clips._table, []
+    monkeypatch.setattr(encode, "SHARD", 2)
+    whole = encode_clips(load_denoiser(model), source, tmp_path / "whole", mix_ratio=1.0)
+    original, calls = encode._clips_table, []
 
     def stops(*words):
         calls.append(len(words[1]))
@@ -80,10 +83,10 @@ def test_a_stopped_encoding_goes_on_to_the_same(
             raise KeyboardInterrupt
         return original(*words)
 
-    monkeypatch.setattr(encode_clips, "_table", stops)
+    monkeypatch.setattr(encode, "_clips_table", stops)
     with pytest.raises(KeyboardInterrupt):
-        encoded_clips(model, source, tmp_path / "work", mixed=1.0)
-    again = encoded_clips(model, source, tmp_path / "work", mixed=1.0)
+        encode_clips(load_denoiser(model), source, tmp_path / "work", mix_ratio=1.0)
+    again = encode_clips(load_denoiser(model), source, tmp_path / "work", mix_ratio=1.0)
     assert calls == [2, 2, 2, 0]
     assert torch.equal(again.batch(range(len(again)), 3).winner, whole.batch(range(len(whole)), 3).winner)
 
@@ -91,29 +94,31 @@ def test_a_stopped_encoding_goes_on_to_the_same(
 def test_mixes_are_further_examples_with_joined_captions_and_without_silence(
     model: str, source: str, tmp_path: Path
 ) -> None:
-    examples = encoded_clips(model, source, tmp_path / "work", mixed=1.0)
+    examples = encode_clips(load_denoiser(model), source, tmp_path / "work", mix_ratio=1.0)
     assert len(examples) == 4 + 3  # of three clips that sound there are three pairs
-    said = {examples._say(index, 0) for index in range(4, 7)}
+    said = {examples.caption_of(index, 0) for index in range(4, 7)}
     pairs = [(0, 1), (0, 3), (1, 3)]
     assert said == {f"{WORDS[one]} and {WORDS[other]}" for one, other in pairs}
-    other = encoded_clips(model, source, tmp_path / "work", mixed=0.5)
+    other = encode_clips(load_denoiser(model), source, tmp_path / "work", mix_ratio=0.5)
     assert len(other) == 6
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
-def test_compat_is_another_set_with_the_originals_path(model: str, source: str, tmp_path: Path) -> None:
-    own, theirs = (encoded_clips(model, source, tmp_path / "work", compat=compat) for compat in (False, True))
-    whole = small_networks.pipeline()
+def test_legacy_is_another_set_with_the_originals_path(model: str, source: str, tmp_path: Path) -> None:
+    own, theirs = (
+        encode_clips(load_denoiser(model), source, tmp_path / "work", legacy=legacy) for legacy in (False, True)
+    )
+    denoiser = load_denoiser(model)
     clip = read_audio(tmp_path / "audio" / "Yclip1.wav", mono="first")
-    mean, _ = moments(whole, [wave_for(whole, clip, compat=True)])
+    mean = denoiser.encode_audio([denoiser.prepare_waveform(clip, legacy=True)]).mean
     torch.testing.assert_close(theirs._latents.mean[1].float(), mean[0], atol=2e-3, rtol=2e-3)  # type: ignore[union-attr]
     assert not torch.allclose(own.batch([1], 0).winner, theirs.batch([1], 0).winner, atol=1e-3)
 
 
 def test_a_model_is_pretrained_on_them(model: str, source: str, tmp_path: Path) -> None:
-    examples, rows = encoded_clips(model, source, tmp_path / "work", mixed=1.0), []
+    examples, rows = encode_clips(load_denoiser(model), source, tmp_path / "work", mix_ratio=1.0), []
     phases = [Phase(loss="ldm", epochs=1), Phase(loss="sft", epochs=1)]
-    train(registry.trainable(model), examples, phases, Settings(batch_size=4), 0, tmp_path / "run", rows.append)
+    train(load_denoiser(model), examples, phases, Settings(batch_size=4), 0, tmp_path / "run", rows.append)
     assert [row["phase"] for row in rows] == ["ldm", "ldm", "sft", "sft"]
     assert all(np.isfinite(row["loss"]) for row in rows)
 
@@ -121,8 +126,8 @@ def test_a_model_is_pretrained_on_them(model: str, source: str, tmp_path: Path) 
 def test_a_clip_with_several_captions_goes_by_all_of_them_in_turn(model: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.4, 0.4, 8000), 16000)
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.wav", "captions": list(WORDS)}))
-    examples = encoded_clips(model, f"clips:{tmp_path}", tmp_path / "work")
-    assert {examples._say(0, epoch) for epoch in range(40)} == set(WORDS)
+    examples = encode_clips(load_denoiser(model), f"clips:{tmp_path}", tmp_path / "work")
+    assert {examples.caption_of(0, epoch) for epoch in range(40)} == set(WORDS)
 
 
 def test_a_changed_clip_is_encoded_anew(source: str, tmp_path: Path) -> None:
@@ -137,7 +142,7 @@ def test_a_source_of_which_nothing_can_be_used_is_told(model: str, source: str, 
     for path in (tmp_path / "audio").iterdir():
         path.unlink()
     with pytest.raises(DataError, match=r"none of 5 clips could be used; the first: .*no such audio file"):
-        encoded_clips(model, source, tmp_path / "work")
+        encode_clips(load_denoiser(model), source, tmp_path / "work")
 
 
 @pytest.mark.parametrize("source", ["", "clips", "clips:", "world:train:5", "dataset:"])

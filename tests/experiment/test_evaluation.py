@@ -69,7 +69,7 @@ def clips(run: Run, name: str) -> dict[str, np.ndarray]:
 
 def test_it_ends_with_pairs_networks_numbers_and_a_report(run: Run) -> None:
     assert run.stage("pair").read_records(Pair)
-    assert all((run.path / "checkpoints" / name / "unet" / "config.json").exists() for name in SYSTEMS[1:])
+    assert all((run.path / "checkpoints" / name / "model" / "config.json").exists() for name in SYSTEMS[1:])
     assert (run.path / "report.html").stat().st_size > 10_000
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import test_evaluation
 from test_export import Hub, hub  # noqa: F401 (a fixture)
-from tiny_parts import unet_bytes
+from tiny_parts import network_bytes
 from typer.testing import CliRunner
 
 import milonga
@@ -14,7 +14,7 @@ from milonga.cli.main import app
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.records import Comparison, Summary
 from milonga.core.store import Run, read_json
-from milonga.experiment import registry
+from milonga.models.load import pipeline
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 WORDS = "a dog barks"
@@ -30,11 +30,11 @@ def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_milonga_loads_what_was_trained(run: Run, exported: Path) -> None:
-    whole = registry.pipeline(read_json(run.path / "manifest.json")["recipe"]["models"]["model"])
-    whole.unet = registry.pipeline(str(exported)).unet
+    whole = pipeline(read_json(run.path / "manifest.json")["recipe"]["models"]["model"])
+    whole.unet = pipeline(str(exported)).unet
     clip = milonga.load(str(exported))(WORDS, seeds=[7]).audios[0]
     np.testing.assert_array_equal(clip, whole(WORDS, seeds=[7]).audios[0])
-    assert unet_bytes(exported) == unet_bytes(run.path / "checkpoints/aligned")
+    assert network_bytes(exported) == network_bytes(run.path / "checkpoints/aligned")
 
 
 def test_diffusers_loads_the_pipeline_and_stock_classes_its_parts(exported: Path) -> None:

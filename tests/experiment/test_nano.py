@@ -13,6 +13,7 @@ from milonga.core.ids import file_hash
 from milonga.core.records import Clip, Prompt, Request
 from milonga.experiment import nano_train as nano
 from milonga.experiment import registry
+from milonga.models.load import pipeline
 from milonga.nano.build import clap as train_clap
 from milonga.nano.build import corpus
 from milonga.nano.build import tagger as train_tagger
@@ -132,7 +133,7 @@ def test_what_ships_loads_and_works_together(work: Path) -> None:
 
 def test_latents_are_brought_to_unit_variance_by_the_factor_that_ships(work: Path) -> None:
     with torch.no_grad():
-        vae = registry.pipeline(str(work / "out" / "tango")).vae
+        vae = pipeline(str(work / "out" / "tango")).vae
         clips = corpus.load(work / "work" / "corpus", nano.SEED, 6).mels.float().unsqueeze(1)
         latents = vae.encode(clips).latent_dist.sample() * vae.config.scaling_factor
     assert float(latents.std()) == pytest.approx(1.0, abs=0.1)

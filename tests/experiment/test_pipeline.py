@@ -142,7 +142,7 @@ def test_a_changed_system_is_done_again_alone(tmp_path):
     """By the very functions of a run; the systems' outputs are empty files in their places."""
     run = Run(tmp_path)
     outputs = [
-        "checkpoints/{}/unet/x", "metrics/training/{}.jsonl", "rounds/{}/01/x", "metrics/rounds/{}.json",
+        "checkpoints/{}/model/x", "metrics/training/{}.jsonl", "rounds/{}/01/x", "metrics/rounds/{}.json",
         "evaluate/{}/x", "heard/{}/x", "refused/evaluate/{}/x",
     ]  # fmt: skip
     files = [tmp_path / one.format(name) for name in ("kept", "new", "gone") for one in outputs]

@@ -18,6 +18,7 @@ from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.core.store import Run
 from milonga.experiment import registry
 from milonga.models.generator import TangoModel
+from milonga.models.load import pipeline
 from milonga.scorers.clap import ClapScorer, save_clap
 from milonga.scorers.tagger import EventTagger, save_tagger
 
@@ -121,14 +122,14 @@ def test_a_tuned_model_that_was_trained_again_is_loaded_again(saved: Path, tmp_p
     assert registry.tuned(str(saved / "tango"), folder) is not first
 
 
-def test_a_trainable_is_loaded_anew_each_time(saved: Path) -> None:
-    first, second = (registry.trainable(str(saved / "tango")) for _ in range(2))
-    assert first.unet is not second.unet
-    assert first.prediction == "v_prediction"
-    assert first.alphas_cumprod.shape == (1000,)
+def test_a_denoiser_is_loaded_anew_each_time(saved: Path) -> None:
+    first, second = (registry.load_denoiser(str(saved / "tango")) for _ in range(2))
+    assert first.module is not second.module
+    assert first.process.prediction == "v_prediction"
+    assert first.process.alphas_cumprod.shape == (1000,)
     states, mask = small_networks.pipeline().encode_prompt([""])
-    torch.testing.assert_close(first.empty_states, states)
-    assert torch.equal(first.empty_mask, mask)
+    torch.testing.assert_close(first.empty["states"], states)
+    assert torch.equal(first.empty["mask"], mask)
 
 
 def truncate(path: Path) -> None:
@@ -161,7 +162,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 def test_a_broken_model_is_told_in_one_line_that_names_its_folder(model: Path, how: str) -> None:
     BROKEN[how](model)
     with pytest.raises(CheckpointError) as error:
-        registry.pipeline(str(model))
+        pipeline(str(model))
     assert str(model) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -172,7 +173,7 @@ def test_a_broken_trained_network_is_told_by_its_own_folder(saved: Path, tmp_pat
     small_networks.pipeline().unet.save_pretrained(folder)
     BROKEN[f"{how} {UNET}"](folder.parent)
     with pytest.raises(CheckpointError, match="aligned/unet") as error:
-        registry.pipeline(str(saved / "tango"), folder)
+        pipeline(str(saved / "tango"), folder)
     assert "\n" not in str(error.value)
 
 
@@ -214,18 +215,19 @@ def test_examples_are_the_pairs_latents_with_their_captions(saved: Path, tmp_pat
         assert batch.loser is not None
         assert np.array_equal(batch.loser[place].numpy(), held[pair.rejected_id].astype(np.float32))
         states, mask = small_networks.pipeline().encode_prompt([pair.prompt])
-        assert int(batch.mask[place].sum()) == int(mask.sum())
-        torch.testing.assert_close(batch.states[place][batch.mask[place]], states[0], atol=1e-5, rtol=0.0)
+        shown = batch.conditioning["mask"][place]
+        assert int(shown.sum()) == int(mask.sum())
+        torch.testing.assert_close(batch.conditioning["states"][place][shown], states[0], atol=1e-5, rtol=0.0)
 
 
-def test_anchors_are_real_clips_through_the_models_own_vae(saved: Path, tmp_path: Path) -> None:
+def test_prior_clips_are_real_clips_through_the_models_own_vae(saved: Path, tmp_path: Path) -> None:
     pairs, _ = stored(Run(tmp_path))
-    found = registry.examples(str(saved / "tango"), Run(tmp_path), pairs, anchors=3)
-    assert found.anchors == 3
-    batch = found.anchor_batch([2, 0], epoch=0)
+    found = registry.examples(str(saved / "tango"), Run(tmp_path), pairs, prior=3)
+    assert found.num_prior == 3
+    batch = found.prior_batch([2, 0], epoch=0)
     assert batch.loser is None
     assert batch.winner.shape == found.batch([0, 0], epoch=0).winner.shape
-    assert not torch.equal(batch.winner, found.anchor_batch([2, 0], epoch=1).winner)
+    assert not torch.equal(batch.winner, found.prior_batch([2, 0], epoch=1).winner)
 
 
 def test_clips_without_latents_cannot_be_trained_on(saved: Path, tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_a_pair_whose_clip_was_thrown_away_is_named(saved: Path, tmp_path: Path)
 def test_the_shipped_names_say_what_is_broken_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "files", lambda package: tmp_path)
     with pytest.raises(CheckpointError, match="weights/tango"):
-        registry.pipeline("nano")
+        pipeline("nano")
     with pytest.raises(CheckpointError, match="weights/tango"):
         registry.sampling("nano")
     with pytest.raises(CheckpointError, match="weights/tagger"):

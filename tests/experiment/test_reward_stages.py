@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_parts import parts_folder, unet_bytes
+from tiny_parts import network_bytes, parts_folder
 
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Label, Pair, Request
@@ -103,7 +103,7 @@ def test_other_rewards_make_another_model(run: Run, folder: Path, tmp_path: Path
 
     shutil.copytree(run.path, tmp_path / "copy")
     again = pipeline.run(recipe(folder, "reward.steps=1"), tmp_path / "copy", until="train")
-    assert unet_bytes(again.path / "checkpoints/baton") != unet_bytes(run.path / "checkpoints/baton")
+    assert network_bytes(again.path / "checkpoints/baton") != network_bytes(run.path / "checkpoints/baton")
     assert (tmp_path / "copy" / "evaluate" / "base").exists()
     assert not list((tmp_path / "copy" / "evaluate").glob("baton/*"))
 

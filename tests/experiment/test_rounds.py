@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_parts import parts_folder, unet_bytes
+from tiny_parts import network_bytes, parts_folder
 
 from milonga.core import store
 from milonga.core.errors import DataError
@@ -86,7 +86,7 @@ def test_a_round_starts_from_the_policy_of_the_round_before(run: Run) -> None:
     assert plans[0] != plans[1]
     hashes = [read_json(round_at(run, n).path / "manifest.json")["fingerprints"]["models"]["model"] for n in (1, 2)]
     assert hashes[0] == read_json(run.path / "manifest.json")["fingerprints"]["models"]["model"] != hashes[1]
-    assert unet_bytes(round_at(run, 1).path / "checkpoints/policy") != unet_bytes(
+    assert network_bytes(round_at(run, 1).path / "checkpoints/policy") != network_bytes(
         round_at(run, 2).path / "checkpoints/policy"
     )
 
@@ -98,7 +98,7 @@ def test_the_system_is_the_round_that_the_judge_likes_best(run: Run) -> None:
     best = max(found[:2], key=lambda one: one.judge)
     assert found[2].gain == pytest.approx(found[2].judge - best.judge)
     chosen = round_at(run, best_of(found).number).path / "checkpoints/policy"
-    assert unet_bytes(chosen) == unet_bytes(run.path / "checkpoints/online")
+    assert network_bytes(chosen) == network_bytes(run.path / "checkpoints/online")
     logged = (run.path / "metrics/training/online.jsonl").read_text().splitlines()
     assert len(logged) == 2
     assert ['"phase": "1: crpo"' in line for line in logged] == [True, False]
@@ -183,6 +183,6 @@ def test_rounds_that_are_cut_short_anywhere_go_on_to_the_same(
             assert cuts < 40
     assert cuts >= 3
     assert rows(Run(tmp_path)) == rows(run)
-    assert unet_bytes(tmp_path / "checkpoints/online") == unet_bytes(run.path / "checkpoints/online")
+    assert network_bytes(tmp_path / "checkpoints/online") == network_bytes(run.path / "checkpoints/online")
     made = {str(file.relative_to(tmp_path)): file.read_bytes() for file in (tmp_path / "rounds").rglob("*.parquet")}
     assert made == {name: (run.path / name).read_bytes() for name in made}

@@ -16,6 +16,7 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.experiment import registry, training
 from milonga.experiment.recipe import parse_as
 from milonga.experiment.training import Training, shipped_trainings
+from milonga.models.load import pipeline
 from milonga.training.schedule import count_steps, rate_factor
 
 PAIRS = 15_025  # of the published set
@@ -71,7 +72,7 @@ def test_a_model_is_fine_tuned_on_a_folder_of_clips_and_plays(model, clips, tmp_
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "own.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 4  # five clips and two mixes, two at once
     assert {row["phase"] for row in rows} == {"ldm"}
-    tuned, base = registry.pipeline(str(finished)), registry.pipeline(model)
+    tuned, base = pipeline(str(finished)), pipeline(model)
     assert not torch.equal(tuned.unet.conv_in.weight, base.unet.conv_in.weight)
     assert torch.equal(tuned.vae.quant_conv.weight, base.vae.quant_conv.weight)
     assert json.loads((finished / "training.json").read_text())["name"] == "own"
@@ -79,12 +80,13 @@ def test_a_model_is_fine_tuned_on_a_folder_of_clips_and_plays(model, clips, tmp_
     for words in ("library_name: diffusers", f"`clips:{clips}`", "after 8 of 8 steps", "## Licences", "| ldm |"):
         assert words in card, words
     assert "TangoPipeline" in (finished / "pipeline.py").read_text()
-    monkeypatch.setattr(registry, "trainable", None)  # done: neither trained nor loaded again
+    monkeypatch.setattr(registry, "load_denoiser", None)  # done: neither trained nor loaded again
     assert training.train(file, tmp_path / "out") == [finished]
 
 
 def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model, clips, tmp_path, monkeypatch):
     from milonga.data.encode_clips import encoded_clips
+
     from milonga.models.tango import TangoPipeline
 
     asked: list[str] = []
@@ -98,7 +100,7 @@ def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model,
     assert len(asked) == 4
     assert torch.equal(first.states, again.states)
     assert torch.equal(first.mask, again.mask)
-    assert not any(part.training for part in registry.pipeline(model).text_encoder.modules())
+    assert not any(part.training for part in pipeline(model).text_encoder.modules())
 
 
 def test_own_pairs_are_aligned_to_with_clips_as_anchors_and_captions_held_out(model, pairs, clips, tmp_path, capsys):

@@ -179,7 +179,7 @@ def test_people_prefer_and_training_learns_it(run, tmp_path):
         learnt = parse_recipe(recipe, "people.toml", [f'train.pairs=["{out}"]'])
         trained = pipeline.run(learnt, tmp_path / "people", until="train")
     assert not (trained.path / "generate").exists()
-    assert (trained.path / "checkpoints" / "aligned" / "unet").exists()
+    assert (trained.path / "checkpoints" / "aligned" / "model").exists()
     steps = [json.loads(line) for line in (trained.path / "metrics/training/aligned.jsonl").read_text().splitlines()]
     assert steps[-1]["phase"] == "dpo"
     assert np.isfinite([row["loss"] for row in steps]).all()

@@ -69,7 +69,7 @@ def test_a_baseline_stands_behind_the_door_generate(folders: dict[str, Path], tm
 
 def test_a_baseline_cannot_be_trained(folders: dict[str, Path]) -> None:
     with pytest.raises(RecipeError, match="is a AudioLDM2Pipeline: it makes clips to compare with"):
-        registry.trainable(str(folders["AudioLDM2Pipeline"]))
+        registry.load_denoiser(str(folders["AudioLDM2Pipeline"]))
 
 
 def test_only_folders_that_name_such_a_class_are_baselines(folders: dict[str, Path], tmp_path: Path) -> None:

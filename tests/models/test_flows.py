@@ -11,12 +11,14 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import RecipeError
 from milonga.data.examples import PairExamples
-from milonga.experiment import registry
 from milonga.experiment.recipe_tables import Scheduler
 from milonga.maths.noise import add_noise, rates, target
+from milonga.models import load
 from milonga.models.original.layout import SCHEDULE
 from milonga.models.schedulers import FLOW_SCHEDULERS, NAMES, begun, forward_process, scheduler_named
-from milonga.training.denoise import Trainable, draw, noised
+from milonga.models.tango_denoiser import TangoDenoiser
+from milonga.training import noising
+from milonga.training.noising import draw
 from milonga.training.trainer import train
 
 FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -84,7 +86,7 @@ def test_a_flow_that_is_not_known_here_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", FLOW_SCHEDULERS)
 def test_a_flowing_pipeline_makes_the_same_clip_alone_and_in_a_batch(name: str, tmp_path: Path) -> None:
     flowing(3.0).save_pretrained(tmp_path / "flow")
-    pipeline = registry.pipeline(str(tmp_path / "flow")).use(name)
+    pipeline = load.pipeline(str(tmp_path / "flow")).use(name)
     pipeline.set_progress_bar_config(disable=True)
     many = pipeline(list(small_networks.WORDS), seeds=3, num_inference_steps=4).audios
     one = pipeline(small_networks.WORDS[2], seeds=3, num_inference_steps=4).audios[0]
@@ -96,12 +98,12 @@ def test_a_flowing_pipeline_makes_the_same_clip_alone_and_in_a_batch(name: str, 
 def test_the_network_is_shown_the_noise_level_at_which_it_is_sampled() -> None:
     pipeline = flowing(3.0)
     shown = begun(pipeline.scheduler, 1000).timesteps
-    model = trainable_of(pipeline)
-    batch = PairExamples(torch.randn(1, 4, 8, 16), None, torch.randn(1, 2, 16), torch.ones(1, 2).bool()).batch([0], 0)
+    model = TangoDenoiser.of(pipeline)
+    batch = PairExamples(torch.randn(1, 4, 8, 16), None, model.encode_text(["a dog"])).batch([0], 0)
     for first in (0, 40, 999):
         draws = draw((4, 8, 16), [("pair", 0, 0)], 0, 1000, Settings())
         draws.timesteps[:] = first
-        noisy = noised(model, batch, draws, losers=False, gamma=5.0)
+        noisy = noising.add_noise(model, batch, draws, losers=False, gamma=5.0)
         assert float(noisy.timesteps) == pytest.approx(float(shown[999 - first]), rel=1e-4)
         assert noisy.weights is not None
         assert noisy.weights.dtype == torch.float32
@@ -111,10 +113,9 @@ def test_what_is_trained_as_a_flow_is_sampled_as_one(tmp_path: Path) -> None:
     pipeline = flowing()
     words = list(small_networks.WORDS[:2])
     data = torch.stack([torch.full((4, 8, 16), 1.0), torch.full((4, 8, 16), -1.0)])
-    states, mask = pipeline.encode_prompt(words)
-    model = trainable_of(pipeline)
+    model = TangoDenoiser.of(pipeline)
     settings = Settings(batch_size=16, learning_rate=4e-3, ema=0.0)
-    examples = PairExamples(data.repeat(8, 1, 1, 1), None, states.repeat(8, 1, 1), mask.repeat(8, 1))
+    examples = PairExamples(data.repeat(8, 1, 1, 1), None, model.encode_text(words).repeat(8))
 
     def far() -> float:
         made = pipeline(words, seeds=1, num_inference_steps=8, guidance_scale=1.0, output_type="latent").audios
@@ -123,8 +124,3 @@ def test_what_is_trained_as_a_flow_is_sampled_as_one(tmp_path: Path) -> None:
     before = far()
     train(model, examples, (Phase(loss="sft", epochs=150),), settings, 0, tmp_path, lambda row: None)
     assert far() < 0.25 * before
-
-
-def trainable_of(pipeline: Any) -> Trainable:
-    """As `registry.trainable` makes it of a folder."""
-    return Trainable(pipeline.unet, *forward_process(pipeline.scheduler), *pipeline.encode_prompt([""]))

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from milonga.cli.main import app
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.experiment import registry
+from milonga.models.load import pipeline
 from milonga.models.original.keys import TIED, places
 from milonga.models.original.layout import MAIN, VAE, VOCODER, is_original, read_layout
 from milonga.models.original.load import blank, convert, load_original, to_original
@@ -32,18 +33,18 @@ def test_a_folder_generates_converts_and_generates_the_same(source: Path, tmp_pa
     made = convert(source, tmp_path / "new" / "tango")
     assert {path.suffix for path in made.rglob("*model*") if path.is_file()} <= {".safetensors", ".json"}
     assert not list(tmp_path.rglob("*.part"))
-    again = registry.pipeline(str(made))
+    again = pipeline(str(made))
     assert np.array_equal(clips(again), first)
     assert isinstance(again.scheduler, DDPMScheduler)
     assert again.scheduler.config["prediction_type"] == "v_prediction"
 
 
 def test_the_registry_takes_such_a_folder_as_any_other(source: Path, tmp_path: Path) -> None:
-    assert np.array_equal(clips(registry.pipeline(str(source))), clips(load_original(source)))
+    assert np.array_equal(clips(pipeline(str(source))), clips(load_original(source)))
     assert registry.sampling(str(source)) == (200, 3.0)
     clip = clips(load_original(source))
     load_original(source).unet.save_pretrained(tmp_path / "unet")
-    assert np.array_equal(clips(registry.pipeline(str(source), tmp_path / "unet")), clip)
+    assert np.array_equal(clips(pipeline(str(source), tmp_path / "unet")), clip)
     other = copied(source, tmp_path)
     assert registry.fingerprint(str(other)) == registry.fingerprint(str(source))
     change(other / VAE, with_value("quant_conv.bias", torch.zeros(16)))
@@ -175,7 +176,7 @@ def test_convert_is_a_command_that_never_leaves_half_a_folder(source: Path, tmp_
     assert failed.stderr.count("\n") == 1
     done = CliRunner().invoke(app, ["convert", str(folder), str(target), "--tokenizer", str(tmp_path / "words")])
     assert (done.exit_code, done.stdout.strip()) == (0, str(target))
-    assert np.array_equal(clips(registry.pipeline(str(target))), clips(load_original(source)))
+    assert np.array_equal(clips(pipeline(str(target))), clips(load_original(source)))
     with pytest.raises(RecipeError, match="there already"):
         convert(folder, target)
     with pytest.raises(CheckpointError, match="is a diffusers pipeline already"):

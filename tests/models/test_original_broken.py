@@ -15,7 +15,7 @@ from original_folder import VAE_CONFIG, change, copied, with_value
 from safetensors.torch import load_file, save_file
 
 from milonga.core.errors import CheckpointError
-from milonga.experiment import registry
+from milonga.models.load import pipeline
 from milonga.models.original.keys import TIED
 from milonga.models.original.layout import MAIN, VAE
 from milonga.models.original.load import load_original
@@ -122,7 +122,7 @@ def test_a_broken_folder_is_told_in_one_line(
     folder = copied(source, tmp_path)
     how(folder)
     with pytest.raises(CheckpointError, match=told) as caught:
-        registry.pipeline(str(folder))
+        pipeline(str(folder))
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
     assert not (folder / "ran").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from milonga.core.records import Clip, Prompt, Request, Scene
+from milonga.models.load import pipeline
 
 FOLDER = Path(__file__).parents[2] / "src" / "milonga" / "nano" / "weights"
 PARTS = ("tango/unet", "tango/vae", "tango/vocoder", "tango/text_encoder", "clap-a", "clap-b", "clap-judge", "tagger")
@@ -35,7 +36,7 @@ def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
 
     from milonga.experiment import registry
 
-    whole = registry.pipeline("nano")
+    whole = pipeline("nano")
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "vocoder": SpeechT5HifiGan}
     assert all(type(getattr(whole, part)) is kind for part, kind in {**kinds, "text_encoder": T5EncoderModel}.items())
     assert whole.scheduler.config.prediction_type == "v_prediction"

@@ -14,7 +14,9 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 from milonga.data.examples import Batch
 from milonga.maths.losses import Errors, dpo
 from milonga.maths.noise import omega, signal_to_noise
-from milonga.training.denoise import Draws, Trainable, as_errors, noised, with_reference
+from milonga.models.denoiser import Conditioning, Process
+from milonga.models.tango_denoiser import TangoDenoiser
+from milonga.training.noising import Draws, add_noise, add_reference_errors, split_errors
 
 FOLDER = reference.TANGO
 
@@ -77,8 +79,9 @@ def near(world: SimpleNamespace) -> torch.nn.Module:
     return unet
 
 
-def trainable(world: SimpleNamespace, unet: torch.nn.Module) -> Trainable:
-    return Trainable(unet, world.alphas, "v_prediction", world.states[:1], world.mask[:1])  # type: ignore[arg-type]
+def denoiser(world: SimpleNamespace, unet: torch.nn.Module) -> TangoDenoiser:
+    empty = Conditioning(states=world.states[:1], mask=world.mask[:1])
+    return TangoDenoiser(unet, Process(world.alphas, "v_prediction"), empty)  # type: ignore[arg-type]
 
 
 def assert_gradients(unet: torch.nn.Module, recorded: dict[str, torch.Tensor], case: str, tolerance: float) -> None:
@@ -106,11 +109,13 @@ def test_ldm_errors_losses_and_gradients_are_the_recorded_ones(case: str, world:
     gamma = 5.0 if f"{case}.weights" in recorded else None
     # The released validation has one timestep for all.
     steps = torch.full_like(world.steps, 500) if case == "validation" else world.steps
-    batch = Batch(world.draw("ldm/latents"), None, without(world, world.states, case), world.mask)
+    batch = Batch(
+        world.draw("ldm/latents"), None, Conditioning(states=without(world, world.states, case), mask=world.mask)
+    )
     noise = world.draw("ldm/noise")
     draws = Draws(steps, noise, noise, torch.zeros(len(noise), dtype=torch.bool))
     weighting = "prediction" if gamma is None else "released"
-    noisy = noised(trainable(world, unet), batch, draws, losers=False, gamma=gamma, weighting=weighting)
+    noisy = add_noise(denoiser(world, unet), batch, draws, losers=False, gamma=gamma, weighting=weighting)
     errors = replace(noisy, weights=None).errors(unet)
     torch.testing.assert_close(errors.detach(), recorded[f"{case}.per_sample_mse"], rtol=1e-5, atol=0)
     loss = (errors if noisy.weights is None else errors * noisy.weights).mean()
@@ -151,13 +156,18 @@ def test_dpo_errors_loss_and_gradients_are_the_recorded_ones(case: str, world: S
     frozen = world.unet(world.b if kind == "other" else world.a)
     count = world.shape[0]
     noise = world.draw("dpo/noise", (2 * count, *world.shape[1:]))[:count]
-    batch = Batch(world.draw("dpo/latent_w"), world.draw("dpo/latent_l"), world.states, world.mask)
+    captions = Conditioning(states=world.states, mask=world.mask)
+    batch = Batch(world.draw("dpo/latent_w"), world.draw("dpo/latent_l"), captions)
     draws = Draws(world.steps, noise, noise, torch.zeros(count, dtype=torch.bool))
-    noisy = noised(trainable(world, policy), batch, draws, losers=True, gamma=None)
-    noisy = replace(noisy, states=without(world, noisy.states, case))  # the original drops the winners' alone
+    noisy = add_noise(denoiser(world, policy), batch, draws, losers=True, gamma=None)
+    # The original drops the winners' captions alone.
+    shown = without(world, noisy.conditioning["states"], case)
+    noisy = replace(
+        noisy, conditioning=Conditioning(noisy.conditioning | {"states": shown})
+    )  # the original drops the winners' alone
     with torch.no_grad():
         known = noisy.errors(frozen)
-    errors = with_reference(as_errors(noisy.errors(policy), losers=True), known)
+    errors = add_reference_errors(split_errors(noisy.errors(policy), losers=True), known)
     assert_recorded(errors, recorded, case)
     loss = dpo(errors, beta).mean()
     assert loss.item() == pytest.approx(float(recorded[f"{case}.loss"]), rel=1e-6 if kind == "identical" else 2e-3)

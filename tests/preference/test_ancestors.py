@@ -11,7 +11,7 @@ import torch
 
 from milonga.core.config import Phase, Settings
 from milonga.maths.losses import LOSSES, Errors
-from milonga.training.denoise import draw, noised
+from milonga.training.noising import add_noise, draw
 from milonga.training.schedule import count_steps, learning_rate, rate_factor, steps
 from milonga.training.trainer import train
 
@@ -27,7 +27,7 @@ def run(folder: Path, stop: int = 0, phases=PHASES, settings: Settings = SETTING
         if row["step"] == stop:
             raise KeyboardInterrupt
 
-    examples = tiny.pairs(8, anchors=False)
+    examples = tiny.pairs(8, prior=False)
     if stop:
         with pytest.raises(KeyboardInterrupt):
             train(tiny.model(), examples, phases, settings, 3, folder, on_step, **more)
@@ -46,7 +46,7 @@ def test_the_change_of_phase_is_no_counter_that_one_rank_could_keep_to_itself() 
 
 
 def test_resuming_begins_neither_epoch_nor_phase_anew_and_what_is_judged_are_preferences(tmp_path: Path) -> None:
-    heldout = tiny.pairs(5, 1, anchors=False)
+    heldout = tiny.pairs(5, 1, prior=False)
     run(tmp_path, stop=4, heldout=heldout)
     rest = run(tmp_path, heldout=heldout)
     assert [(row["step"], row["epoch"], row["phase"]) for row in rest] == [(5, 3, "dpo"), (6, 3, "dpo")]
@@ -56,12 +56,12 @@ def test_resuming_begins_neither_epoch_nor_phase_anew_and_what_is_judged_are_pre
 def test_a_dropped_caption_is_the_one_of_inference_and_dropped_for_winner_and_loser_alike() -> None:
     model, batch = tiny.model(), tiny.pairs().batch([0, 1, 2], 0)
     draws = draw(tiny.SHAPE, [("pair", 0, row) for row in range(3)], 1, 100, Settings(caption_dropout=1.0))
-    noisy = noised(model, batch, draws, True, None)
-    empty = model.empty_states[0]
+    noisy = add_noise(model, batch, draws, True, None)
+    empty = model.empty["states"][0]
     assert empty.abs().sum() > 0
     for row in range(6):
-        assert torch.equal(noisy.states[row, : len(empty)], empty)
-        assert noisy.mask[row].sum() == model.empty_mask.sum()
+        assert torch.equal(noisy.conditioning["states"][row, : len(empty)], empty)
+        assert noisy.conditioning["mask"][row].sum() == model.empty["mask"].sum()
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -81,7 +81,7 @@ def test_training_asks_for_no_vae_no_text_encoder_and_no_tracker() -> None:
     code = (
         "import sys, tempfile, pathlib; sys.path.insert(0, sys.argv[1]); import tiny_training as tiny;"
         "from milonga.training.trainer import train; from milonga.core.config import Phase, Settings;"
-        "train(tiny.model(), tiny.pairs(4, anchors=False), [Phase(loss='sft', epochs=1)], Settings(), 1,"
+        "train(tiny.model(), tiny.pairs(4, prior=False), [Phase(loss='sft', epochs=1)], Settings(), 1,"
         "pathlib.Path(tempfile.mkdtemp()));"
         "held = {name.partition('.')[0] for name in sys.modules};"
         "print(sorted(held & {'wandb', 'trackio', 'torchaudio'}))"
@@ -94,7 +94,7 @@ def test_training_asks_for_no_vae_no_text_encoder_and_no_tracker() -> None:
 
 def test_nothing_drops_out_while_training_so_policy_and_reference_agree_before_the_first_step(tmp_path: Path) -> None:
     model = tiny.model()
-    assert any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.unet.modules())
+    assert any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.module.modules())
     rows = run(tmp_path, phases=PHASES[1:])
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert rows[0]["distance"] == 0.0

@@ -41,7 +41,7 @@ def test_a_run_stands_for_its_base_and_all_that_it_trained(run):
     names = [one.name for one in systems([str(run.path), f"{run.path}/sft"])]
     assert names[1:] == [f"{run.path}/aligned", f"{run.path}/sft"]
     assert len({one.fingerprint() for one in systems([str(run.path)])}) == 3
-    assert system(f"{run.path}/sft").unet == run.path / "checkpoints" / "sft" / "unet"
+    assert system(f"{run.path}/sft").trained == run.path / "checkpoints" / "sft" / "model"
     with pytest.raises(RecipeError, match="name one, such as"):
         system(str(run.path))
     with pytest.raises(RecipeError, match="has trained no system 'zebra'"):

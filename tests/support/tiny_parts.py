@@ -18,6 +18,7 @@ def parts_folder(folder: Path) -> Path:
     return folder
 
 
-def unet_bytes(checkpoint: Path) -> bytes:
-    """The weights that a training left."""
-    return (checkpoint / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+def network_bytes(folder: Path) -> bytes:
+    """The trained weights in a checkpoint folder, or in an exported model."""
+    network = next(path for path in (folder / "model", folder / "unet") if path.is_dir())
+    return (network / "diffusion_pytorch_model.safetensors").read_bytes()

@@ -14,11 +14,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from milonga.core.config import Phase, Settings
-from milonga.data.examples import Moments, PairExamples
+from milonga.data.examples import PairExamples
 from milonga.maths.noise import seeded
+from milonga.models.denoiser import Conditioning, Posterior, Process
+from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.training import checkpoint as checkpoints
 from milonga.training import reference
-from milonga.training.trainer import Trainable, train
+from milonga.training.trainer import train
 
 # So small a network is fastest on one thread, and only equal numbers of threads give equal bits.
 torch.set_num_threads(1)
@@ -43,7 +45,7 @@ VARIANTS = {
 }
 
 
-def model(seed: int = 0) -> Trainable:
+def model(seed: int = 0) -> TangoDenoiser:
     """A tiny v-prediction U-Net whose weights depend on `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -60,20 +62,24 @@ def model(seed: int = 0) -> Trainable:
             norm_num_groups=4,
             dropout=0.1,
         )
-    empty = torch.randn(1, 1, 8, generator=seeded(seed, "empty"))
+    empty = Conditioning(
+        states=torch.randn(1, 1, 8, generator=seeded(seed, "empty")), mask=torch.ones(1, 1, dtype=torch.bool)
+    )
     alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.05, 100), 0)
-    return Trainable(unet, alphas, "v_prediction", empty, torch.ones(1, 1, dtype=torch.bool))
+    return TangoDenoiser(unet, Process(alphas, "v_prediction"), empty)
 
 
-def pairs(count: int = PAIRS, seed: int = 0, anchors: bool = True) -> PairExamples:
+def pairs(count: int = PAIRS, seed: int = 0, prior: bool = True) -> PairExamples:
     """Pairs whose winners and losers come from two different places, with three-token captions."""
     stream = seeded(seed, "pairs")
     winner, loser = torch.randn(2, count, *SHAPE, generator=stream).unbind(0)
     states = torch.randn(count, 3, 8, generator=stream)
     mask = torch.tensor([[True, True, True], [True, True, False]]).repeat(count, 1)[:count]
-    real = PairExamples(torch.randn(4, *SHAPE, generator=stream), None, states[:4], mask[:4]) if anchors else None
-    posterior = Moments(winner + 0.5, torch.full_like(winner, -3.0), scale=0.9)
-    return PairExamples(posterior, loser - 0.5, states, mask, real)
+    captions, real = Conditioning(states=states, mask=mask), None
+    if prior:
+        real = PairExamples(torch.randn(4, *SHAPE, generator=stream), None, captions.take(range(4)))
+    posterior = Posterior(winner + 0.5, torch.full_like(winner, -3.0), scale=0.9)
+    return PairExamples(posterior, loser - 0.5, captions, real)
 
 
 def main(folder: Path, kill_at: int, where: str, variant: str = "plain") -> None:

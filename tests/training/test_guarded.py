@@ -20,20 +20,20 @@ class Greedy:
     """A pair whose loser is the winner, three times as loud and a little later: the answers to the two have little in
     common, but weights that unlearn the one unlearn the other."""
 
-    anchors = 0
+    num_prior = 0
 
     def __len__(self) -> int:
         return 1
 
     def batch(self, indices, epoch: int) -> Batch:
-        one = PairExamples.batch(tiny.pairs(1, anchors=False), [0], 0)
+        one = PairExamples.batch(tiny.pairs(1, prior=False), [0], 0)
         return replace(one, loser=3 * one.winner.roll(3, 2))
 
 
 def passes(model, settings: Settings) -> Passes:
-    model.unet.eval()
+    model.module.eval()
     phase = Phase(loss="sft", epochs=1)
-    return Passes(model, model.unet, Copy(model.unet), Greedy(), settings, 3, Ranks(), phase)
+    return Passes(model, model.module, Copy(model.module), Greedy(), settings, 3, Ranks(), phase)
 
 
 def stepped(loss: str, settings: Settings) -> tuple[float, float, Found]:
@@ -43,11 +43,11 @@ def stepped(loss: str, settings: Settings) -> tuple[float, float, Found]:
     found = one.gradient(Step(0, 1, Phase(loss=loss, epochs=1, beta=BETA), 0, (0,), True, True), BETA, 0.0)
     noisy = one.noisy(0, [0], losers=True)
     with torch.no_grad():
-        before = noisy.errors(model.unet)
-        for parameter in model.unet.parameters():
+        before = noisy.errors()
+        for parameter in model.module.parameters():
             if parameter.grad is not None:
                 parameter -= STEP * parameter.grad
-        winner, loser = (noisy.errors(model.unet) - before).tolist()
+        winner, loser = (noisy.errors() - before).tolist()
     return winner, loser, found
 
 

@@ -121,7 +121,7 @@ def run(folder: Path, settings: Settings, epochs: int = 30, until: int | None = 
 
 
 def same() -> PairExamples:
-    return tiny.pairs(8, anchors=False)
+    return tiny.pairs(8, prior=False)
 
 
 def test_a_training_that_ends_early_says_why_and_ships_its_weights(tmp_path: Path, caplog) -> None:
@@ -131,7 +131,7 @@ def test_a_training_that_ends_early_says_why_and_ships_its_weights(tmp_path: Pat
     assert len(rows) < 60
     assert len(rows) >= SPAN
     assert "ends early: the winners' error is" in caplog.text
-    assert (tmp_path / "unet").is_dir()
+    assert (tmp_path / "model").is_dir()
 
 
 def test_auto_beta_alarms_and_an_early_end_are_resumed_exactly(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_patience_needs_held_out_pairs_and_ends_when_they_are_not_judged_better(
     settings = Settings(batch_size=4, learning_rate=1e-3, patience=1)
     with pytest.raises(RecipeError, match="hold some out"):
         run(tmp_path / "none", settings)
-    rows = run(tmp_path / "some", settings, heldout=tiny.pairs(6, 2, anchors=False))
+    rows = run(tmp_path / "some", settings, heldout=tiny.pairs(6, 2, prior=False))
     accuracies = [one["heldout_accuracy"] for one in rows if one["heldout_accuracy"] is not None]
     assert len(rows) < 60
     assert accuracies[-1] <= max(accuracies[:-1])
@@ -162,7 +162,7 @@ def test_what_is_heard_stands_in_the_row_of_its_step_with_the_weights_that_would
     model, heard = tiny.model(), []
 
     def listen(step: int) -> dict[str, float]:
-        heard.append((step, model.unet.conv_in.weight.detach().clone()))
+        heard.append((step, model.module.conv_in.weight.detach().clone()))
         return {"scorer": 0.5, "judge": 0.5}
 
     rows: list[dict] = []
@@ -171,12 +171,12 @@ def test_what_is_heard_stands_in_the_row_of_its_step_with_the_weights_that_would
     train(model, same(), phases, settings, 3, tmp_path, rows.append, listen=listen)
     assert [step for step, _ in heard] == [2, 4]
     assert [one["heard"] for one in rows] == [None, {"scorer": 0.5, "judge": 0.5}] * 2
-    assert (heard[-1][1] == model.unet.conv_in.weight).all()  # the average, which is what was saved
+    assert (heard[-1][1] == model.module.conv_in.weight).all()  # the average, which is what was saved
 
 
 def test_held_out_pairs_are_judged_by_strategy_and_by_timestep(tmp_path: Path) -> None:
-    pairs = tiny.pairs(6, 2, anchors=False)
-    named = PairExamples(pairs._winner, pairs._loser, pairs._states, pairs._mask, groups=["1.1", "2", "2"] * 2)
+    pairs = tiny.pairs(6, 2, prior=False)
+    named = PairExamples(pairs.winners, pairs.losers, pairs.conditioning, groups=["1.1", "2", "2"] * 2)
     rows = run(tmp_path, Settings(batch_size=4, learning_rate=1e-3), epochs=1, heldout=named)
     by_group, by_step = rows[-1]["heldout_by_group"], rows[-1]["heldout_by_timestep"]
     assert set(by_group) == {"1.1", "2"}

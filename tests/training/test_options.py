@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, RecipeError
 from milonga.data.examples import PairExamples
-from milonga.training import denoise
-from milonga.training.denoise import Noisy, draw
+from milonga.models.denoiser import Conditioning
+from milonga.training import noising
+from milonga.training.noising import NoisyBatch, draw
 from milonga.training.trainer import train
 
 PLAIN = Settings(batch_size=4, learning_rate=1e-3)
@@ -24,7 +25,7 @@ DPO = (Phase(loss="dpo", epochs=2, beta=100.0),)
 def run(folder: Path, settings: Settings = PLAIN, phases=DPO, examples=None, model=None, **more) -> list[dict]:
     rows: list[dict] = []
     given = model or tiny.model()
-    train(given, examples or tiny.pairs(8, anchors=False), phases, settings, 3, folder, rows.append, **more)
+    train(given, examples or tiny.pairs(8, prior=False), phases, settings, 3, folder, rows.append, **more)
     return rows
 
 
@@ -37,7 +38,7 @@ def losses(rows: list[dict]) -> list[float]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize(("rank", "other"), [(0, "Copy"), (2, "Unadapted")])
@@ -78,15 +79,15 @@ def test_fixed_draws_come_again_and_fresh_ones_do_not(tmp_path: Path, monkeypatc
 
 def test_a_table_of_errors_that_was_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch) -> None:
     settings, made = but(fixed_draws=3, reference="cached"), []
-    errors = Noisy.errors
+    errors = NoisyBatch.errors
 
-    def stops(noisy: Noisy, *rest) -> torch.Tensor:
+    def stops(noisy: NoisyBatch, *rest) -> torch.Tensor:
         made.append(len(noisy.latents))
         if len(made) == 3:
             raise KeyboardInterrupt
         return errors(noisy, *rest)
 
-    monkeypatch.setattr(Noisy, "errors", stops)
+    monkeypatch.setattr(NoisyBatch, "errors", stops)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, settings)
     rest = run(tmp_path, settings)
@@ -97,7 +98,7 @@ def test_a_table_of_errors_that_was_cut_short_is_gone_on_with(tmp_path: Path, mo
 def test_an_adapter_begins_as_the_base_and_only_it_is_trained(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     model = tiny.model()
-    before = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
     settings = but(lora_rank=2, ema=0.5, learning_rate=1e-2)
     rows = run(tmp_path, settings, (Phase(loss="dpo", epochs=3, beta=100.0),), model=model, heldout=tiny.pairs(5, 1))
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -110,7 +111,7 @@ def test_an_adapter_begins_as_the_base_and_only_it_is_trained(tmp_path: Path) ->
     assert changed
     assert all(".to_" in name and name.endswith("weight") for name in changed)
     assert list((tmp_path / "adapter").glob("*.safetensors"))
-    assert UNet2DConditionModel.from_pretrained(tmp_path / "unet").config.in_channels == 2
+    assert UNet2DConditionModel.from_pretrained(tmp_path / "model").config.in_channels == 2
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_what_is_stopped_with_an_option_on_is_resumed_to_the_same_losses_and_wei
     settings = but(batch_size=2, accumulation=2, ema=0.5, checkpoint_every=1, **changes)
     whole = run(tmp_path / "whole", settings)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny.model(), tiny.pairs(8, anchors=False), DPO, settings, 3, tmp_path / "cut", stop_at(2))
+        train(tiny.model(), tiny.pairs(8, prior=False), DPO, settings, 3, tmp_path / "cut", stop_at(2))
     assert losses(whole)[2:] == losses(run(tmp_path / "cut", settings))
     ours, theirs = weights(tmp_path / "cut"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -171,8 +172,8 @@ def test_bf16_answers_leave_as_float32() -> None:
     model = tiny.model()
     batch = tiny.pairs(4).batch([0, 1], 0)
     draws = draw(tiny.SHAPE, [("pair", 0, 0), ("pair", 0, 1)], 1, 100, PLAIN)
-    noisy = denoise.noised(model, batch, draws, True, None)
-    assert noisy.answers(model.unet, "bf16").dtype == torch.float32
+    noisy = noising.add_noise(model, batch, draws, True, None)
+    assert noisy.predict(precision="bf16").dtype == torch.float32
 
 
 @pytest.mark.parametrize(("precision", "calls"), [("fp32", True), ("bf16", False)])
@@ -193,9 +194,9 @@ def test_bf16_on_a_cpu_does_without_the_fused_attention_whose_backward_is_slow_t
 
 
 def test_the_fused_attention_stays_where_latents_are_large() -> None:
-    unet = tiny.model().unet
-    denoise.attend_plainly(unet, (2, 256, 16), "bf16")
-    assert all("2_0" in type(one).__name__ for one in unet.attn_processors.values())
+    model = tiny.model()
+    model.prepare("bf16", (2, 256, 16))
+    assert all("2_0" in type(one).__name__ for one in model.module.attn_processors.values())
 
 
 def test_gradient_checkpointing_computes_again_and_changes_no_number(tmp_path: Path, monkeypatch) -> None:
@@ -231,7 +232,7 @@ def test_an_independent_timestep_is_the_losers_own() -> None:
     assert apart.loser_timesteps is not None
     assert not torch.equal(apart.timesteps, apart.loser_timesteps)
     pairs = tiny.pairs(6)
-    noisy = denoise.noised(tiny.model(), pairs.batch(range(6), 0), apart, True, None)
+    noisy = noising.add_noise(tiny.model(), pairs.batch(range(6), 0), apart, True, None)
     assert noisy.timesteps.tolist() == [*apart.timesteps.tolist(), *apart.loser_timesteps.tolist()]
 
 
@@ -256,7 +257,7 @@ def labelled(count: int = 8) -> PairExamples:
     latents = torch.randn(count, *tiny.SHAPE, generator=stream)
     states, mask = torch.randn(count, 3, 8, generator=stream), torch.ones(count, 3, dtype=torch.bool)
     rewards = torch.linspace(0, 1, count)
-    return PairExamples(latents, None, states, mask, weights=rewards, desirable=rewards > 0.5)
+    return PairExamples(latents, None, Conditioning(states=states, mask=mask), weights=rewards, desirable=rewards > 0.5)
 
 
 def test_kto_learns_from_clips_that_are_labelled_one_by_one(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict
     found = {}
     for name, settings in two_ranks.TRAININGS.items():
         rows = two_ranks.run(folder / name, settings)
-        found[name] = rows, load_file(folder / name / "unet" / "diffusion_pytorch_model.safetensors")
+        found[name] = rows, load_file(folder / name / "model" / "diffusion_pytorch_model.safetensors")
     return found
 
 
@@ -63,7 +63,7 @@ def test_two_ranks_take_the_steps_of_one_to_its_losses_and_weights(name: str, to
         for field in ("loss", "winner_error", "anchor_error", "margin", "grad_norm"):
             wanted = None if theirs[field] is None else pytest.approx(theirs[field], rel=2e-3, abs=2e-5)
             assert ours[field] == wanted, (field, ours["step"])
-    shipped = load_file(together / name / "unet" / "diffusion_pytorch_model.safetensors")
+    shipped = load_file(together / name / "model" / "diffusion_pytorch_model.safetensors")
     assert shipped.keys() == weights.keys()
     for key, value in weights.items():
         torch.testing.assert_close(shipped[key], value, rtol=0, atol=2e-4)
@@ -88,7 +88,7 @@ def test_examples_are_dealt_once_and_all_ranks_take_as_many_batches(count: int, 
     for rank in range(world):
         ranks = Ranks()
         ranks.rank, ranks.world = rank, world
-        dealt.append(ranks.deal(range(count), size))
+        dealt.append(ranks.shard(range(count), size))
     counted = [row for share in dealt for rows, counts in share for row, real in zip(rows, counts, strict=True) if real]
     assert sorted(counted) == list(range(count))
     assert len({tuple(len(rows) for rows, _ in share) for share in dealt}) == 1

@@ -35,7 +35,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
 
 
 def assert_same(folder: Path, expected: Path) -> None:
@@ -96,7 +96,7 @@ def test_stopped_at_any_step_it_reaches_the_same_losses_and_weights(
 @pytest.mark.parametrize(
     ("file", "how"),
     [
-        ("unet.safetensors", "truncated"),
+        ("model.safetensors", "truncated"),
         ("optimizer.safetensors", "flipped"),
         ("ema.safetensors", "missing"),
         ("state.json", "truncated"),
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Pa
 def test_a_finished_training_returns_at_once_and_touches_nothing(uninterrupted: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != "lock"}
     steps: list[dict] = []
-    assert run(uninterrupted, steps.append) == uninterrupted / "unet"
+    assert run(uninterrupted, steps.append) == uninterrupted / "model"
     assert steps == []
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != "lock"} == before
 

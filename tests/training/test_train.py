@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, MilongaError, RecipeError
 from milonga.data.examples import Batch, PairExamples
+from milonga.models.denoiser import Conditioning
 from milonga.training.trainer import train
 
 PLAIN = Settings(batch_size=4, learning_rate=1e-3)
@@ -30,7 +31,7 @@ def clips(count: int = 8) -> PairExamples:
     """Captioned clips without losers."""
     chance = torch.Generator().manual_seed(0)
     states, mask = torch.randn(count, 3, 8, generator=chance), torch.ones(count, 3, dtype=torch.bool)
-    return PairExamples(torch.randn(count, *tiny.SHAPE, generator=chance), None, states, mask)
+    return PairExamples(torch.randn(count, *tiny.SHAPE, generator=chance), None, Conditioning(states=states, mask=mask))
 
 
 class Counting:
@@ -120,23 +121,23 @@ def test_the_anchor_term_adds_the_error_on_real_clips(tmp_path: Path) -> None:
 
 def test_the_finished_unet_loads_with_diffusers_and_holds_the_average_where_there_is_one(tmp_path: Path) -> None:
     model = tiny.model()
-    before = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
     run(tmp_path / "plain", [SFT], model=model)
-    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "plain" / "unet")
-    assert all(torch.equal(value, model.unet.state_dict()[name]) for name, value in loaded.state_dict().items())
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "plain" / "model")
+    assert all(torch.equal(value, model.module.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert any(not torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
     run(tmp_path / "ema", [SFT], PLAIN.model_copy(update={"ema": 0.999}))
-    averaged = UNet2DConditionModel.from_pretrained(tmp_path / "ema" / "unet")
+    averaged = UNet2DConditionModel.from_pretrained(tmp_path / "ema" / "model")
     assert not torch.equal(averaged.conv_in.weight, loaded.conv_in.weight)
 
 
 class Broken:
     """Pairs of which some epochs are not numbers."""
 
-    anchors = 0
+    num_prior = 0
 
     def __init__(self, bad: set[int]) -> None:
-        self.pairs, self.bad = tiny.pairs(4, anchors=False), bad
+        self.pairs, self.bad = tiny.pairs(4, prior=False), bad
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -144,9 +145,9 @@ class Broken:
     def batch(self, indices, epoch: int) -> Batch:
         good = self.pairs.batch(indices, epoch)
         winner = good.winner * float("nan") if epoch in self.bad else good.winner
-        return Batch(winner, good.loser, good.states, good.mask)
+        return Batch(winner, good.loser, good.conditioning)
 
-    def anchor_batch(self, indices, epoch: int) -> Batch:
+    def prior_batch(self, indices, epoch: int) -> Batch:
         raise DataError("no anchors")
 
 
@@ -155,14 +156,14 @@ def test_a_loss_that_is_not_a_number_is_skipped_and_leaves_the_weights_alone(tmp
     rows = run(tmp_path, [Phase(loss="dpo", epochs=6, beta=10.0)], examples=Broken({1, 2, 4}), model=model)
     assert [row["skipped"] for row in rows] == [False, True, True, False, True, False]
     assert rows[1]["loss"] is None
-    assert all(torch.isfinite(value).all() for value in model.unet.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
 
 
 def test_three_in_a_row_stop_the_training_and_name_the_last_good_checkpoint(tmp_path: Path) -> None:
     settings = PLAIN.model_copy(update={"checkpoint_every": 1})
     with pytest.raises(MilongaError, match=r"step 4 .*step-00000003"):
         run(tmp_path, [Phase(loss="dpo", epochs=6, beta=10.0)], settings, Broken({1, 2, 3}))
-    assert not (tmp_path / "unet").exists()
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(

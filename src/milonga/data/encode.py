@@ -1,104 +1,251 @@
-"""A data set in Audio-alpaca's layout as the trainer's examples: encoded once by a model's VAE, and kept.
+"""From data to tensors: pairs, captioned clips and captions, each encoded once by a model and stored.
 
-The original encodes every clip again in every step of every epoch. Here each clip passes the VAE once; what is kept
-are the moments of its posterior, from which every epoch samples anew, as the original does. Encoding goes shard by
-shard: stopped, it goes on.
+The original Tango encodes every clip again in every step of every epoch. Here each clip passes the autoencoder once;
+what is stored is its posterior, from which every epoch samples anew, as the original does. Encoding goes shard by
+shard and resumes where it was stopped.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milonga.core.ids import content_id, file_hash
+from milonga.core.errors import DataError
+from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.progress import tracked
-from milonga.core.records import Pair
-from milonga.core.store import Run, shard_name
-from milonga.core.weights import fingerprint
-from milonga.data.audio_alpaca import PairedClips, alpaca_files, count_pairs, read_alpaca
-from milonga.data.codec import moments, wave_for
-from milonga.data.texts import kept_texts
-from milonga.models.load import pipeline
+from milonga.core.records import Clip, Pair, Refusal
+from milonga.core.store import Run, cut, shard_name
+from milonga.data.audio_alpaca import alpaca_files, count_pairs, read_alpaca
+from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint
 
 if TYPE_CHECKING:
     import pyarrow
+    import torch
 
-    from milonga.data.examples import PairExamples
-    from milonga.models.tango import TangoPipeline
+    from milonga.data.examples import CaptionedClips, Latents, PairExamples
+    from milonga.models.denoiser import Conditioning, Denoiser, Posterior
 
-SHARD = 64  # pairs in a shard, which is what a stop may cost
-MOMENTS = ("winner_mean", "winner_logvar", "loser_mean", "loser_logvar")
+SHARD = 64  # rows of a source in a shard: what is encoded again after a stop
+CAPTION_SHARD = 256  # captions in a shard
+EncodeText = Callable[[Sequence[str]], "Conditioning"]
 
 
-def encoded_pairs(
-    model: str, data: Path, work: Path, split: str | None = None, seed: int = 0
+def encode_pairs(
+    denoiser: "Denoiser", data: Path, work: Path, split: str | None = None, seed: int = 0
 ) -> "tuple[list[Pair], PairExamples]":
-    """The pairs of a data set and, in the same order, what the trainer takes of them.
+    """The pairs of a data set in Audio-alpaca's layout and, in the same order, the training examples of them.
 
-    `model` is a name or folder as in a recipe. `work` keeps what was encoded, in a folder named by the hashes of the
-    model and of the data, so that neither can be mistaken for others. Clips are resampled to the model's rate, brought
-    to a peak of 0.5 and cut or padded to its length, as the original does. Raises DataError as `read_alpaca` does.
+    Encoded shards are stored in `work`, in a folder named by the hashes of the model and of the data. Clips are
+    resampled to the model's rate, brought to a peak of 0.5 and cut or padded to its length, as in the original. Raises
+    DataError as `read_alpaca` does.
     """
+    from milonga.data.examples import PairExamples
+
     files = alpaca_files(data, split)
-    key = content_id(fingerprint(model), [[file.name, file_hash(file)] for file in files])
-    run, total = Run(work / key), count_pairs(files)
+    run = Run(work / content_id(denoiser.fingerprint, [[file.name, file_hash(file)] for file in files]))
+    total, rows = count_pairs(files), read_alpaca(data, split)
     names = [shard_name(place, -(-total // SHARD)) for place in range(-(-total // SHARD))]
-    whole = pipeline(model)
-    with run.lock():
-        _encode(whole, _chunks(read_alpaca(data, split)), run, names, total)
-    pairs = run.stage("pair").read_records(Pair, names)
-    captions, groups = [pair.prompt for pair in pairs], [pair.strategy for pair in pairs]
-    return pairs, _examples(whole, run, names, captions, groups, seed)
-
-
-def _chunks(pairs: Iterator[PairedClips]) -> Iterator[list[PairedClips]]:
-    while part := list(islice(pairs, SHARD)):
-        yield part
-
-
-def _encode(
-    whole: "TangoPipeline", chunks: Iterator[list[PairedClips]], run: Run, names: Sequence[str], total: int
-) -> None:
-    """Every chunk's pairs and moments, those that are there left alone; the moments come last and vouch for both."""
     shards = run.stage("encode")
-    if all(shards.has(name) for name in names):
-        return
-    with tracked("encode", total) as advance:
-        for name, part in zip(names, chunks, strict=True):
-            if not shards.has(name):
-                run.stage("pair").write_records(name, [one.pair for one in part], Pair)
-                shards.write_table(name, _moments(whole, part))
+    with run.lock():
+        if not all(shards.has(name) for name in names):
+            with tracked("encode", total) as advance:
+                for name in names:
+                    part = list(islice(rows, SHARD))
+                    if not shards.has(name):  # the posteriors come last and vouch for both
+                        run.stage("pair").write_records(name, [row.pair for row in part], Pair)
+                        winners = _posteriors(denoiser, [row.chosen for row in part], "winner_")
+                        losers = _posteriors(denoiser, [row.rejected for row in part], "loser_")
+                        shards.write_table(name, _table(winners | losers))
+                    advance(len(part))
+    pairs = run.stage("pair").read_records(Pair, names)
+    winner, loser = (_read_posteriors(denoiser, run, names, prefix) for prefix in ("winner_", "loser_"))
+    captions = [pair.prompt for pair in pairs]
+    conditioning = encode_captions(denoiser, run, captions)(captions)
+    return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=[pair.strategy for pair in pairs])
+
+
+def encode_clips(
+    denoiser: "Denoiser", source: str, work: Path, mix_ratio: float = 0.0, legacy: bool = False, seed: int = 0
+) -> "CaptionedClips":
+    """The clips of a source (see `recordings.clip_entries`) as examples for the losses that need no loser (Eq. 4, §3.2).
+
+    `mix_ratio` adds that many mixes of two clips (Eqs. 9-10) for each real clip, drawn by `seed` within a shard, as the
+    original mixes within a batch; silent clips take no part. `legacy` takes the original's data path: first channel,
+    its resampler, one peak for all mixes of a shard. Encoded shards are stored in `work`, in a folder named by the
+    hashes of model, data and settings, with the refused clips and why. A clip with several captions is trained on one
+    of them, drawn for each epoch. Raises RecipeError and DataError as `clip_entries` does, and DataError where no clip
+    could be used.
+    """
+    from milonga.data.examples import CaptionedClips
+
+    key = content_id(denoiser.fingerprint, fingerprint(source), mix_ratio, legacy, seed if mix_ratio else 0)
+    run = Run(work / key)
+    shards, names, entries = run.stage("encode"), list[str](), clip_entries(source)
+    with run.lock(), tracked("encode", count_entries(source)) as advance:
+        while part := list(islice(entries, SHARD)):
+            names.append(f"{len(names):05d}")
+            if not shards.has(names[-1]):
+                refused: list[Refusal] = []
+                recordings = list(decoded(part, refused.append, "first" if legacy else "mean"))
+                mix_seed = derive_seed(seed, "mixed", names[-1])
+                table = _clips_table(denoiser, recordings, mix_ratio, legacy, mix_seed)
+                run.stage("refused/encode").write_records(names[-1], refused, Refusal)
+                shards.write_table(names[-1], table)
             advance(len(part))
+    captions = [row for name in names for row in shards.read_table(name, ["captions"])["captions"].to_pylist()]
+    if not captions:
+        reasons = run.stage("refused/encode").read_records(Refusal)
+        raise DataError(f"none of {len(reasons)} clips could be used; the first: {reasons[0].reason}")
+
+    def caption_of(index: int, epoch: int) -> str:
+        return captions[index][derive_seed(seed, "caption", index, epoch) % len(captions[index])]
+
+    encode_text = encode_captions(denoiser, run, [text for texts in captions for text in texts])
+    return CaptionedClips(_read_posteriors(denoiser, run, names), caption_of, encode_text, seed)
 
 
-def _moments(whole: "TangoPipeline", part: Sequence[PairedClips]) -> "pyarrow.Table":
-    """A table of MOMENTS, each row the raw float16 of an array of the model's latent shape."""
-    import pyarrow as pa
+def encode_captions(denoiser: "Denoiser", run: Run, captions: Sequence[str]) -> EncodeText:
+    """A function from some of these captions to their conditioning, float32, padded to the longest of them.
 
-    columns: dict[str, Any] = {}
-    for role, clips in (("winner", [one.chosen for one in part]), ("loser", [one.rejected for one in part])):
-        found = moments(whole, [wave_for(whole, clip) for clip in clips])
-        for name, rows in zip(("mean", "logvar"), found, strict=True):
-            columns[f"{role}_{name}"] = pa.array([row.half().numpy().tobytes() for row in rows], pa.binary())
-    return pa.table(columns)
+    Each caption is encoded alone, so its conditioning depends on nothing else, and stored in `run`, in shards named by
+    the captions. A run belongs to one model.
+    """
+    from milonga.models.denoiser import Conditioning
+
+    unique = sorted(set(captions))
+    shards = run.stage(f"texts/{content_id(unique)}")
+    parts = cut(unique, CAPTION_SHARD)
+    missing = [name for name in parts if not shards.has(name)]
+    if missing:
+        with tracked("encode captions", sum(len(parts[name]) for name in missing)) as advance:
+            for name in missing:
+                shards.write_table(name, _captions_table(denoiser, parts[name]))
+                advance(len(parts[name]))
+    rows = [row for name in parts for row in shards.read_table(name).to_pylist()]
+    known = {text: _read_conditioning(row) for text, row in zip(unique, rows, strict=True)}
+    return lambda texts: Conditioning.concat([known[text] for text in texts])
 
 
-def _examples(
-    whole: "TangoPipeline", run: Run, names: Sequence[str], captions: Sequence[str], groups: Sequence[str], seed: int
-) -> "PairExamples":
+def stored_latents(run: Run, wanted: set[str]) -> dict[str, bytes]:
+    """The packed latents that a run's clips with these ids were sampled with; clips without latents are left out."""
+    shards, latents = run.stage("generate"), {}
+    for shard in shards.names():
+        table = shards.read_table(shard, ["id", "latents"])
+        rows = zip(table["id"].to_pylist(), table["latents"].to_pylist(), strict=True)
+        latents |= {clip: packed for clip, packed in rows if clip in wanted and packed is not None}
+    return latents
+
+
+def run_latents(denoiser: "Denoiser", run: Run, ids: Sequence[str], clips: Callable[[set[str]], Any]) -> "Latents":
+    """The latents that a run's clips were sampled with, float16 (N, *latent shape).
+
+    Where a clip has none of the denoiser's size, all of them pass the autoencoder: `clips` gives them by id.
+    """
+    packed, size = stored_latents(run, set(ids)), packed_size(denoiser.latent_shape)
+    if all(len(packed.get(clip, b"")) == size for clip in ids):
+        return unpack_latents([packed[clip] for clip in ids], denoiser.latent_shape)
+    decoded_clips = clips(set(ids))
+    return denoiser.encode_audio([denoiser.prepare_waveform(decoded_clips[clip]) for clip in ids])
+
+
+def unpack_latents(rows: Sequence[bytes], shape: Sequence[int]) -> "torch.Tensor":
+    """Packed latents of one shape as float16 (N, *shape)."""
     import numpy as np
     import torch
 
-    from milonga.data.examples import Moments, PairExamples
+    return torch.from_numpy(np.stack([np.frombuffer(row, dtype=np.float16).reshape(shape) for row in rows]))
 
-    shape, shards = whole.latent_shape(whole.config["seconds"]), run.stage("encode")
-    held: dict[str, list[Any]] = {name: [] for name in MOMENTS}
-    for name in names:
-        for column, values in shards.read_table(name, list(MOMENTS)).to_pydict().items():
-            held[column] += [np.frombuffer(row, dtype=np.float16).reshape(shape) for row in values]
-    packed = {column: torch.from_numpy(np.stack(rows)) for column, rows in held.items()}
-    winners, losers = (
-        Moments(packed[f"{role}_mean"], packed[f"{role}_logvar"], whole.vae.config.scaling_factor)
-        for role in ("winner", "loser")
+
+def packed_size(shape: Sequence[int]) -> int:
+    """The bytes of packed latents of this shape, float16."""
+    return 2 * math.prod(shape)
+
+
+def _posteriors(denoiser: "Denoiser", clips: Sequence[Clip], prefix: str) -> "dict[str, torch.Tensor]":
+    posterior = denoiser.encode_audio([denoiser.prepare_waveform(clip) for clip in clips])
+    return {f"{prefix}mean": posterior.mean, f"{prefix}logvar": posterior.logvar}
+
+
+def _table(columns: "dict[str, torch.Tensor]") -> "pyarrow.Table":
+    """Each row of each tensor as its raw float16 bytes."""
+    import pyarrow as pa
+
+    packed = {name: [row.half().numpy().tobytes() for row in value] for name, value in columns.items()}
+    return pa.table({name: pa.array(rows, pa.binary()) for name, rows in packed.items()})
+
+
+def _read_posteriors(denoiser: "Denoiser", run: Run, names: Sequence[str], prefix: str = "") -> "Posterior":
+    from milonga.models.denoiser import Posterior
+
+    shards, columns = run.stage("encode"), [f"{prefix}mean", f"{prefix}logvar"]
+    tables = [shards.read_table(name, columns) for name in names]
+    mean, logvar = (
+        unpack_latents([row for table in tables for row in table[column].to_pylist()], denoiser.latent_shape)
+        for column in columns
     )
-    return PairExamples(winners, losers, *kept_texts(whole, run, captions)(captions), seed=seed, groups=groups)
+    return Posterior(mean, logvar, denoiser.latent_scale)
+
+
+def _clips_table(
+    denoiser: "Denoiser", recordings: Sequence[Recording], mix_ratio: float, legacy: bool, seed: int
+) -> "pyarrow.Table":
+    """Captions and posteriors of some recordings, and after them of their mixes."""
+    import pyarrow as pa
+
+    waves = [denoiser.prepare_waveform(recording.clip, legacy) for recording in recordings]
+    captions = [list(recording.captions) for recording in recordings]
+    if mix_ratio:
+        count = round(mix_ratio * len(waves))
+        mixed, mixed_captions = _mixes(waves, captions, count, denoiser.sampling_rate, legacy, seed)
+        waves, captions = waves + mixed, captions + mixed_captions
+    empty = pa.table({name: pa.array([], pa.binary()) for name in ("mean", "logvar")})
+    table = empty
+    if waves:
+        posterior = denoiser.encode_audio(waves)
+        table = _table({"mean": posterior.mean, "logvar": posterior.logvar})
+    return table.add_column(0, "captions", pa.array(captions, pa.list_(pa.string())))
+
+
+def _mixes(
+    waves: "Sequence[torch.Tensor]", captions: Sequence[list[str]], count: int, rate: int, legacy: bool, seed: int
+) -> "tuple[list[torch.Tensor], list[list[str]]]":
+    """Up to `count` mixes with their joined captions; silent clips take no part."""
+    import numpy as np
+    import torch
+
+    from milonga.maths.mixing import audible_pairs, joined, mixes
+
+    rng = np.random.default_rng(seed)
+    arrays = [np.nan_to_num(wave.numpy()) for wave in waves]
+    pairs = audible_pairs(arrays, count, rng)
+    mixed = [torch.from_numpy(wave) for wave in mixes(arrays, pairs, rate, legacy)]
+    drawn = [[captions[place][rng.integers(len(captions[place]))] for place in pair] for pair in pairs]
+    return mixed, [[joined(*two)] for two in drawn]
+
+
+def _captions_table(denoiser: "Denoiser", captions: Sequence[str]) -> "pyarrow.Table":
+    """The conditioning of each caption, a column of raw bytes and one of shapes for each of its tensors."""
+    import pyarrow as pa
+
+    encoded = [denoiser.encode_text([caption]).float() for caption in captions]
+    columns = {}
+    for name in encoded[0]:
+        arrays = [row[name][0].cpu().numpy() for row in encoded]
+        columns[name] = pa.array([array.tobytes() for array in arrays], pa.binary())
+        columns[f"{name}.shape"] = pa.array([list(array.shape) for array in arrays], pa.list_(pa.int64()))
+        columns[f"{name}.dtype"] = pa.array([str(array.dtype) for array in arrays])
+    return pa.table(columns)
+
+
+def _read_conditioning(row: dict[str, Any]) -> "Conditioning":
+    import numpy as np
+    import torch
+
+    from milonga.models.denoiser import Conditioning
+
+    tensors = Conditioning()
+    for name in (column for column in row if f"{column}.shape" in row):
+        array = np.frombuffer(row[name], dtype=row[f"{name}.dtype"]).reshape(row[f"{name}.shape"])
+        tensors[name] = torch.from_numpy(array.copy())[None]
+    return tensors

@@ -1,247 +1,260 @@
-"""What the trainer trains on: latents of winners and losers with their encoded captions, held in memory."""
+"""What the trainer trains on: latents of winners and losers with their encoded captions, in memory."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
-from typing import Protocol
+from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
-from milonga.maths.noise import seeded
+from milonga.models.denoiser import Conditioning, Posterior
+
+Latents = Tensor | Posterior
+NO_PRIOR = "these examples have no prior-preservation clips: give real clips, or set prior_weight = 0"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B examples: scaled latents (B, C, H, W) of winners and losers (None: none), states (B, L, D), mask (B, L) bool.
+    """B examples: scaled latents (B, *latent shape) of winners and losers (None: none), and the captions' conditioning.
 
-    A training example without a loser is simply a clip and its caption. `weights` (B,) are rewards, `desirable` (B,)
-    bool tells liked clips from disliked ones, `groups` are the names by which held-out pairs are told apart.
+    An example without a loser is simply a clip and its caption. `weights` (B,) are rewards, `desirable` (B,) bool tells
+    liked clips from disliked ones, `groups` are the names (strategies) by which validation pairs are told apart.
     """
 
     winner: Tensor
     loser: Tensor | None
-    states: Tensor
-    mask: Tensor
+    conditioning: Conditioning
     weights: Tensor | None = None
     desirable: Tensor | None = None
     groups: tuple[str, ...] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        fields = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **fields)
+        movable = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | Conditioning)}
+        return replace(self, **{name: value.to(device) for name, value in movable.items()})
 
 
 class Examples(Protocol):
-    """What the trainer asks of its data.
+    """The trainer's data.
 
-    `epoch` counts the passes over the data from 0, through all phases: data that is sampled or augmented must depend
-    on nothing but the index and the epoch, or a resumed run would see other data.
+    `epoch` counts the passes over the data from 0, through all phases. Data that is sampled or augmented must depend
+    on nothing but the index and the epoch, or a resumed run would see other data. `num_prior` is the number of real
+    clips for the prior-preservation term (0: none).
     """
 
-    anchors: int
+    num_prior: int
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         ...
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The examples with these indices, in this order."""
         ...
 
-    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        """Of the `anchors` real clips (0: none), those with these indices; losers play no part."""
+    def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The real clips with these indices; DataError if there are none."""
         ...
 
 
-@dataclass(frozen=True)
-class Moments:
-    """A VAE's posterior over N clips: mean and log-variance (N, C, H, W), and the factor that scales its samples.
-
-    The original trains on samples, never on the mode (`FACTS`: autoencoder.py:126).
-    """
-
-    mean: Tensor
-    logvar: Tensor
-    scale: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.mean)
-
-    def sample(self, indices: Sequence[int], seed: int, epoch: int) -> Tensor:
-        """Scaled latents (B, C, H, W), float32; each clip's draw depends on (seed, index, epoch) alone."""
-        mean, logvar = self.mean[list(indices)].float(), self.logvar[list(indices)].float()
-        draws = [torch.randn(self.mean.shape[1:], generator=seeded(seed, "latent", i, epoch)) for i in indices]
-        return (mean + torch.exp(0.5 * logvar) * torch.stack(draws).to(mean.device)) * self.scale
-
-
-Latents = Tensor | Moments
-
-
 class PairExamples:
-    """N preference pairs (or, without losers, N captioned clips) whose tensors are held in memory.
+    """N preference pairs (or, without losers, N captioned clips) whose tensors are in memory.
 
-    Latents are scaled tensors (N, C, H, W) or `Moments` to sample from; states (N, L, D) and mask (N, L) are the
-    encoded captions. `anchors` are real clips for the anchor term; `weights`, `desirable` and `groups`, one for each
-    example, are those of `Batch`. Raises DataError when the lengths differ.
+    Latents are scaled tensors (N, *latent shape) or a `Posterior` to sample from anew each epoch. `prior` are real
+    clips for the prior-preservation term; `weights`, `desirable` and `groups`, one for each example, are those of
+    `Batch`. Raises DataError when the lengths differ.
     """
 
     def __init__(
         self,
-        winner_latents: Latents,
-        loser_latents: Latents | None,
-        states: Tensor,
-        mask: Tensor,
-        anchors: "PairExamples | None" = None,
+        winners: Latents,
+        losers: Latents | None,
+        conditioning: Conditioning,
+        prior: Examples | None = None,
         seed: int = 0,
         weights: Tensor | None = None,
         desirable: Tensor | None = None,
         groups: Sequence[str] | None = None,
     ) -> None:
-        self._winner, self._loser, self._states, self._mask = winner_latents, loser_latents, states, mask.bool()
-        self._anchors, self._seed = anchors, seed
+        self.winners, self.losers, self.conditioning = winners, losers, conditioning
+        self._prior, self._seed = prior, seed
         self._weights, self._desirable, self._groups = weights, desirable, groups
-        self.anchors = 0 if anchors is None else len(anchors)
-        parts = {"winners": winner_latents, "losers": loser_latents, "states": states, "masks": mask}
-        parts |= {"weights": weights, "labels": desirable, "groups": groups}
+        self.num_prior = 0 if prior is None else len(prior)
+        parts = {"winners": winners, "losers": losers, "weights": weights, "labels": desirable, "groups": groups}
         sizes = {name: len(part) for name, part in parts.items() if part is not None}
+        sizes |= {name: len(value) for name, value in conditioning.items()}
         if len(set(sizes.values())) > 1:
             raise DataError(
                 f"the parts of training examples differ in number ({sizes}): encode them from the same pairs"
             )
 
     def __len__(self) -> int:
-        return len(self._winner)
+        return len(self.winners)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        """The pairs with these indices; where there are moments, sampled anew each epoch."""
+        """The pairs with these indices."""
         rows = list(indices)
-        loser = None if self._loser is None else _take(self._loser, rows, self._seed, "loser", epoch)
-        winner = _take(self._winner, rows, self._seed, "winner", epoch)
+        winner = _latents(self.winners, rows, self._seed, "winner", epoch)
+        loser = None if self.losers is None else _latents(self.losers, rows, self._seed, "loser", epoch)
         weights, desirable = (None if part is None else part[rows] for part in (self._weights, self._desirable))
         groups = None if self._groups is None else tuple(self._groups[row] for row in rows)
-        return Batch(winner, loser, self._states[rows].float(), self._mask[rows], weights, desirable, groups)
+        return Batch(winner, loser, self.conditioning.take(rows).float(), weights, desirable, groups)
 
-    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+    def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The real clips with these indices; DataError if there are none."""
-        if self._anchors is None:
-            raise DataError("these examples have no anchors: give real clips, or set anchor = 0 in the recipe")
-        return self._anchors.batch(indices, epoch)
+        if self._prior is None:
+            raise DataError(NO_PRIOR)
+        return self._prior.batch(indices, epoch)
 
 
 class CaptionedClips:
     """N real clips whose captions may differ from epoch to epoch, for the LDM phase (Eq. 4).
 
-    `say(index, epoch)` gives a clip's caption; `encode(texts)` gives its states (B, L, D) and mask (B, L).
+    `caption_of(index, epoch)` gives a clip's caption; `encode_text(captions)` the captions' conditioning.
     """
 
-    anchors = 0
+    num_prior = 0
 
     def __init__(
         self,
         latents: Latents,
-        say: Callable[[int, int], str],
-        encode: Callable[[Sequence[str]], tuple[Tensor, Tensor]],
+        caption_of: Callable[[int, int], str],
+        encode_text: Callable[[Sequence[str]], Conditioning],
         seed: int = 0,
     ) -> None:
-        self._latents, self._say, self._encode, self._seed = latents, say, encode, seed
+        self._latents, self.caption_of, self._encode_text, self._seed = latents, caption_of, encode_text, seed
 
     def __len__(self) -> int:
         return len(self._latents)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The clips with these indices and this epoch's captions."""
-        states, mask = self._encode([self._say(index, epoch) for index in indices])
-        return Batch(_take(self._latents, list(indices), self._seed, "clip", epoch), None, states, mask)
+        conditioning = self._encode_text([self.caption_of(index, epoch) for index in indices])
+        return Batch(_latents(self._latents, list(indices), self._seed, "clip", epoch), None, conditioning)
 
-    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        """Real clips have no anchors beside them: DataError."""
-        raise DataError("these examples are real clips themselves: set anchor = 0")
-
-
-def padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """States of captions of several lengths, each (L, D), as one (B, L, D) with zeros after the shorter ones, and which
-    tokens there are, (B, L) bool."""
-    lengths = torch.tensor([len(one) for one in states])
-    together = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)
-    return together, torch.arange(together.shape[1]) < lengths[:, None]
+    def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """Always DataError: real clips have no prior-preservation clips beside them."""
+        raise DataError("these examples are real clips themselves: set prior_weight = 0")
 
 
-class Part:
-    """Some of other examples, by their places there; anchors are shared."""
+class Subset:
+    """Some of other examples, by their places there; their prior-preservation clips are shared."""
 
-    def __init__(self, whole: Examples, places: Sequence[int]) -> None:
-        self._whole, self._places, self.anchors = whole, list(places), whole.anchors
+    def __init__(self, examples: Examples, places: Sequence[int]) -> None:
+        self._examples, self._places, self.num_prior = examples, list(places), examples.num_prior
 
     def __len__(self) -> int:
         return len(self._places)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        """The examples with these indices among those chosen."""
-        return self._whole.batch([self._places[index] for index in indices], epoch)
+        """The examples with these indices among the chosen ones."""
+        return self._examples.batch([self._places[index] for index in indices], epoch)
 
-    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+    def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The real clips with these indices."""
-        return self._whole.anchor_batch(indices, epoch)
+        return self._examples.prior_batch(indices, epoch)
 
 
-class _Anchored:
-    """Examples with the winners of others as their anchors."""
+class ConcatExamples:
+    """The examples of all parts, one after the other: the first part keeps its indices, the rest follows.
 
-    def __init__(self, examples: Examples, clips: Examples) -> None:
-        self._examples, self._clips, self.anchors = examples, clips, len(clips)
+    Prior-preservation clips are those of the first part that has any, or the examples in `prior`.
+    """
+
+    def __init__(self, parts: Sequence[Examples], prior: Examples | None = None) -> None:
+        self._parts, self._prior = list(parts), prior
+        self._starts = [0, *accumulate(len(part) for part in parts)]
+        self._with_prior = next((part for part in parts if part.num_prior), None)
+        self.num_prior = 0 if self._with_prior is None else self._with_prior.num_prior
+        if prior is not None:
+            self.num_prior = len(prior)
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return self._starts[-1]
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        return self._examples.batch(indices, epoch)
+        """The examples with these indices, in this order, whichever parts they are of."""
+        batches, places = [], []
+        for part, first, last in zip(self._parts, self._starts, self._starts[1:], strict=False):
+            mine = [place for place, index in enumerate(indices) if first <= index < last]
+            if mine:
+                batches.append(part.batch([indices[place] - first for place in mine], epoch))
+                places += mine
+        order = torch.tensor(places).argsort()
+        return Batch(**{field.name: _concat(batches, field.name, order) for field in fields(Batch)})
 
-    def anchor_batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        return self._clips.batch(indices, epoch)
+    def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The real clips with these indices; DataError if there are none."""
+        if self._prior is not None:
+            return self._prior.batch(indices, epoch)
+        if self._with_prior is None:
+            raise DataError(NO_PRIOR)
+        return self._with_prior.prior_batch(indices, epoch)
 
 
-def with_anchors(examples: Examples, clips: Examples) -> Examples:
-    """Examples that are anchored to real clips."""
-    return _Anchored(examples, clips)
+def with_prior_data(examples: Examples, clips: Examples) -> Examples:
+    """The examples with real clips for the prior-preservation term."""
+    return ConcatExamples([examples], prior=clips)
 
 
-def of_groups(examples: Examples, groups: Sequence[str]) -> Examples:
-    """The examples of these groups alone, in their order; DataError where there are none."""
-    told = [examples.batch([place], 0).groups for place in range(len(examples))]
-    places = [place for place, names in enumerate(told) if names is not None and names[0] in groups]
+def filter_by_strategy(examples: Examples, strategies: Sequence[str]) -> Examples:
+    """The pairs of these strategies alone, in their order; DataError where there are none."""
+    names = [examples.batch([place], 0).groups for place in range(len(examples))]
+    places = [place for place, groups in enumerate(names) if groups is not None and groups[0] in strategies]
     if not places:
-        raise DataError(f"no pair is of {' or '.join(groups)}: name other strategies, or loosen pair.thresholds")
-    return Part(examples, places)
+        raise DataError(f"no pair is of {' or '.join(strategies)}: name other strategies, or loosen pair.thresholds")
+    return Subset(examples, places)
 
 
-def held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples | None]:
-    """Examples to train on, and those of a share of the captions to be judged on: no caption is in both.
+def train_val_split(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples | None]:
+    """Examples to train on, and those of a `fraction` of the captions to validate on: no caption is in both.
 
-    Which captions depends on them and `seed` alone. With a share of 0 all is trained on. DataError when either part
-    would be empty.
+    Which captions depends on them and `seed` alone. With a fraction of 0 there is no validation part. Raises DataError
+    when either part would be empty.
     """
-    if share == 0:
+    if fraction == 0:
         return examples, None
-    captions = [_caption_id(examples.batch([place], 0)) for place in range(len(examples))]
-    order = sorted(set(captions), key=lambda one: derive_seed(seed, "held out", one))
-    apart = set(order[: max(1, round(share * len(order)))])
-    places = [[place for place, one in enumerate(captions) if (one in apart) == kind] for kind in (False, True)]
-    if not all(places):
-        raise DataError(f"{len(order)} captions are too few to hold out {share:.0%} of them: set train.heldout = 0")
-    return Part(examples, places[0]), Part(examples, places[1])
+    captions = [_caption_id(examples.batch([place], 0).conditioning) for place in range(len(examples))]
+    order = sorted(set(captions), key=lambda caption: derive_seed(seed, "held out", caption))
+    val_captions = set(order[: max(1, round(fraction * len(order)))])
+    train, val = ([i for i, name in enumerate(captions) if (name in val_captions) == part] for part in (False, True))
+    if not train or not val:
+        raise DataError(
+            f"{len(order)} captions are too few to validate on {fraction:.0%} of them: set val_fraction = 0"
+        )
+    return Subset(examples, train), Subset(examples, val)
 
 
-def _caption_id(one: Batch) -> str:
-    """A hash of an example's encoded caption: examples of one caption have one."""
-    return sha256(one.states[0][one.mask[0]].numpy().tobytes()).hexdigest()
+def _caption_id(caption: Conditioning) -> str:
+    """A hash of an example's encoded caption, without its padding: examples of one caption share it."""
+    digest, mask = sha256(), caption.get("mask")
+    for name in sorted(caption.keys() - {"mask"}):
+        row = caption[name][0]
+        digest.update((row if mask is None or row.shape[:1] != mask[0].shape else row[mask[0]]).numpy().tobytes())
+    return digest.hexdigest()
 
 
-def _take(latents: Latents, rows: list[int], seed: int, role: str, epoch: int) -> Tensor:
-    """Rows of plain latents, or samples from moments; winner and loser have draws of their own."""
-    if isinstance(latents, Moments):
+def _latents(latents: Latents, rows: list[int], seed: int, role: str, epoch: int) -> Tensor:
+    """Rows of plain latents, or samples of a posterior; winner and loser have draws of their own."""
+    if isinstance(latents, Posterior):
         return latents.sample(rows, derive_seed(seed, role), epoch)
     return latents[rows].float()
+
+
+def _concat(batches: Sequence[Batch], name: str, order: Tensor) -> Any:
+    """One field of all batches, in order; None where all have None, DataError where only some do."""
+    values = [getattr(batch, name) for batch in batches]
+    if all(value is None for value in values):
+        return None
+    if any(value is None for value in values):
+        raise DataError(f"only some of the concatenated examples have {name}: train on them separately")
+    if isinstance(values[0], Conditioning):
+        return Conditioning.concat(values).take(order.tolist())
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)[order]
+    flat = [group for value in values for group in value]
+    return tuple(flat[place] for place in order.tolist())

@@ -25,22 +25,22 @@ class Parts(Protocol):
     def prompt_source(self, source: str) -> list[Prompt]: ...
     def text_embedder(self, name: str) -> TextEmbedder: ...
     def perturber(self, name: str, asking: Asking | None = None) -> Perturber: ...
-    def trainable(self, name: str, unet: Path | None = None) -> Any:
-        """A model's U-Net and schedule as `stages.train` takes them (`Trainable`), fresh weights each time."""
+    def load_denoiser(self, name: str, trained: Path | None = None) -> Any:
+        """A model to be trained (`models.denoiser.Denoiser`), fresh weights each time."""
         ...
 
-    def examples(self, name: str, run: Run, pairs: Sequence[Pair], anchors: int = 0) -> Any:
-        """The pairs' latents and encoded captions (`stages.latents.Examples`), from the clips of a run, and as many
-        real clips as `anchors` says.
+    def examples(self, name: str, run: Run, pairs: Sequence[Pair], prior: int = 0) -> Any:
+        """The pairs' latents and encoded captions (`data.examples.Examples`), from the clips of a run, and `prior` real
+        clips for the prior-preservation term.
         """
         ...
 
-    def playable(self, name: str, unet: Any) -> Model:
-        """A model around a U-Net that is being trained: it plays with the weights of the moment."""
+    def generator_of(self, name: str, denoiser: Any) -> Model:
+        """A model that generates with the weights that a denoiser has at the moment of each call."""
         ...
 
-    def tuned(self, name: str, unet: Path, scheduler: str | None = None) -> Model:
-        """A model with its U-Net replaced by a trained one."""
+    def tuned(self, name: str, trained: Path, scheduler: str | None = None) -> Model:
+        """A model with a trained network from another folder."""
         ...
 
     def reference(self, prompt: Prompt) -> Clip:

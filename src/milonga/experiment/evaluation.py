@@ -25,11 +25,11 @@ def perform(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
     """One system's clips for the held-out prompts, in evaluate/NAME."""
     stage, base, scheduler = f"evaluate/{name}", context.recipe.models.model, context.recipe.models.scheduler
     parts = cut(requests_of(context, prompts), context.recipe.plan.shard)
-    unet = context.run.path / "checkpoints" / name / "unet"
+    trained = context.run.path / "checkpoints" / name / "model"
 
     def work(shard: str) -> int:
         own = name == "base"
-        model = context.parts.load(base, scheduler) if own else context.parts.tuned(base, unet, scheduler)
+        model = context.parts.load(base, scheduler) if own else context.parts.tuned(base, trained, scheduler)
         return make_clips(context.run, stage, shard, parts[shard], model, context.recipe.generate.batch)
 
     context.over_shards(stage, {shard: len(part) for shard, part in parts.items()}, work)

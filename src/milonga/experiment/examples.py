@@ -15,30 +15,28 @@ from milonga.experiment.context import Context, needed
 from milonga.experiment.recipe import Recipe
 from milonga.experiment.recipe_tables import System
 from milonga.experiment.reward import TRUTH, clips_by_id, labels_in
+from milonga.models.load import load_denoiser
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from milonga.data.examples import Examples, Latents, PairExamples
-    from milonga.models.tango import TangoPipeline
+    from milonga.models.denoiser import Conditioning, Denoiser
 
 OWN = "run"
 
 
-def examples_of(context: Context, system: System, anchors: int = 0) -> "Examples":
-    """The examples of one system, with as many real clips for the anchor term as `anchors` says.
+def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
+    """The examples of one system, with `prior` real clips for the prior-preservation term.
 
     Raises DataError where there is nothing to train on, or a source holds nothing of the kind.
     """
-    from milonga.data.examples import of_groups, with_anchors
-    from milonga.data.joined import JoinedExamples
-    from milonga.experiment.registry import anchor_clips, pipeline
+    from milonga.data.examples import ConcatExamples, filter_by_strategy, with_prior_data
+    from milonga.experiment.registry import prior_clips
 
-    parts = {"pairs": _pairs, "rewards": _rewards, "labels": _labels}[system.data](context, anchors)
-    examples = parts[0] if len(parts) == 1 else JoinedExamples(parts)
-    examples = of_groups(examples, system.strategies) if system.strategies else examples
-    if anchors and not examples.anchors:
-        return with_anchors(examples, anchor_clips(pipeline(context.recipe.models.model), anchors))
+    parts = {"pairs": _pairs, "rewards": _rewards, "labels": _labels}[system.data](context, prior)
+    examples = parts[0] if len(parts) == 1 else ConcatExamples(parts)
+    examples = filter_by_strategy(examples, system.strategies) if system.strategies else examples
+    if prior and not examples.num_prior:
+        return with_prior_data(examples, prior_clips(load_denoiser(context.recipe.models.model), prior))
     return examples
 
 
@@ -61,13 +59,13 @@ def _hash(key: str, source: str) -> str:
     return content_id([[str(file.relative_to(path)), file_hash(file)] for file in files])
 
 
-def _pairs(context: Context, anchors: int) -> "list[Examples]":
+def _pairs(context: Context, prior: int) -> "list[Examples]":
     """A part for each of train.pairs: this run's, those of a run folder, or a data set in Audio-alpaca's layout."""
     model, parts = context.recipe.models.model, []
     for source in context.recipe.train.pairs:
         if source == OWN:
             pairs = needed(context, "pair").read_records(Pair)
-            parts += [context.parts.examples(model, context.run, pairs, anchors)] if pairs else []
+            parts += [context.parts.examples(model, context.run, pairs, prior)] if pairs else []
         elif (Path(source) / "pair").is_dir():
             parts.append(_folder_of_pairs(context, Run(Path(source))))
         else:
@@ -82,24 +80,23 @@ def _pairs(context: Context, anchors: int) -> "list[Examples]":
 def _folder_of_pairs(context: Context, run: Run) -> "PairExamples":
     """The kept pairs of another run folder, such as `milonga listen export --as pairs` writes."""
     from milonga.data.examples import PairExamples
-    from milonga.experiment.registry import pipeline
 
-    pairs, whole = run.stage("pair").read_records(Pair), pipeline(context.recipe.models.model)
+    pairs, denoiser = run.stage("pair").read_records(Pair), load_denoiser(context.recipe.models.model)
     if not pairs:
         raise DataError(f"{run.path} holds no kept pair, so there is nothing in it to train on")
     winners, losers = ([getattr(one, side) for one in pairs] for side in ("chosen_id", "rejected_id"))
-    latents = _latents(whole, run, [*winners, *losers])
-    middle, states = len(pairs), _states(context, whole, [one.prompt for one in pairs])
-    halves = _part(latents, slice(0, middle)), _part(latents, slice(middle, None))
-    return PairExamples(*halves, *states, groups=[one.strategy for one in pairs])
+    latents = _latents(denoiser, run, [*winners, *losers])
+    conditioning = _conditioning(context, denoiser, [pair.prompt for pair in pairs])
+    halves = latents[: len(pairs)], latents[len(pairs) :]
+    return PairExamples(*halves, conditioning, groups=[pair.strategy for pair in pairs])
 
 
 def _data_set(context: Context, path: Path) -> "PairExamples":
     """A data set's pairs, encoded once and kept in the run's encoded/."""
-    from milonga.data.encode import encoded_pairs
+    from milonga.data.encode import encode_pairs
 
     recipe = context.recipe
-    return encoded_pairs(recipe.models.model, path, context.run.path / "encoded", seed=recipe.seed)[1]
+    return encode_pairs(load_denoiser(recipe.models.model), path, context.run.path / "encoded", seed=recipe.seed)[1]
 
 
 def _rewards(context: Context, _: int) -> "list[Examples]":
@@ -136,45 +133,23 @@ def _clips(
     import torch
 
     from milonga.data.examples import PairExamples
-    from milonga.experiment.registry import pipeline
 
-    whole = pipeline(context.recipe.models.model)
-    latents, states = _latents(whole, run, list(texts)), _states(context, whole, list(texts.values()))
+    denoiser = load_denoiser(context.recipe.models.model)
+    latents = _latents(denoiser, run, list(texts))
+    conditioning = _conditioning(context, denoiser, list(texts.values()))
     scale = None if weights is None else torch.tensor(weights, dtype=torch.float32)
     liked = None if desirable is None else torch.tensor(desirable)
-    return PairExamples(latents, None, *states, weights=scale, desirable=liked)
+    return PairExamples(latents, None, conditioning, weights=scale, desirable=liked)
 
 
-def _states(context: Context, whole: "TangoPipeline", texts: Sequence[str]) -> "tuple[Tensor, Tensor]":
-    """Encoded captions and their mask; each is encoded once for the run and kept in encoded/, by the model's hash."""
-    from milonga.data.texts import kept_texts
+def _conditioning(context: Context, denoiser: "Denoiser", captions: Sequence[str]) -> "Conditioning":
+    """Encoded captions; each is encoded once for the run and stored in encoded/, by the model's hash."""
+    from milonga.data.encode import encode_captions
 
-    kept = Run(context.run.path / "encoded" / context.parts.fingerprint(context.recipe.models.model))
-    return kept_texts(whole, kept, texts)(texts)
-
-
-def _latents(whole: "TangoPipeline", run: Run, ids: Sequence[str]) -> "Latents":
-    """The clips' latents as they were sampled, float16 (N, C, H, W); their VAE's moments where some have none."""
-    from milonga.data.codec import packed_size, stored_latents, unpacked
-
-    shape, packed = whole.latent_shape(whole.config["seconds"]), stored_latents(run, set(ids))
-    if any(len(packed.get(one, b"")) != packed_size(shape) for one in ids):
-        return _moments(whole, run, ids)
-    return unpacked([packed[one] for one in ids], shape)
+    return encode_captions(denoiser, Run(context.run.path / "encoded" / denoiser.fingerprint), captions)(captions)
 
 
-def _moments(whole: "TangoPipeline", run: Run, ids: Sequence[str]) -> "Latents":
-    from milonga.data.codec import moments, wave_for
-    from milonga.data.examples import Moments
+def _latents(denoiser: "Denoiser", run: Run, ids: Sequence[str]) -> "Latents":
+    from milonga.data.encode import run_latents
 
-    clips = clips_by_id(run.stage("generate"), set(ids))
-    mean, logvar = moments(whole, [wave_for(whole, clips[one]) for one in ids])
-    return Moments(mean, logvar, whole.vae.config.scaling_factor)
-
-
-def _part(latents: "Latents", rows: slice) -> "Latents":
-    from milonga.data.examples import Moments
-
-    if isinstance(latents, Moments):
-        return Moments(latents.mean[rows], latents.logvar[rows], latents.scale)
-    return latents[rows]
+    return run_latents(denoiser, run, ids, lambda wanted: clips_by_id(run.stage("generate"), wanted))

@@ -51,34 +51,34 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
     if manifest is None:
         raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
     recipe = Recipe.model_validate(manifest["recipe"]).model_dump(mode="json")
-    table, unet = _trained(path, recipe, system)
-    made = _made(path, unet, manifest)
+    table, trained = _trained(path, recipe, system)
+    made = _made(path, trained, manifest)
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         return _the_same(folder, made)
     if folder.exists():
         folder.rmdir()
     with atomic_dir(folder) as part:
-        _write(part, path, unet, recipe["models"]["model"])
+        _write(part, path, trained, recipe["models"]["model"])
         _write_card(part, path, table, recipe, manifest)
         write_json(part / NOTE, {"made": made})
     return folder
 
 
 def _trained(path: Path, recipe: dict[str, Any], system: str) -> tuple[dict[str, Any], Path]:
-    """A system's table of the recipe, and its U-Net."""
+    """A system's table of the recipe, and the folder of its trained network."""
     tables = {one["name"]: one for one in recipe["train"]["systems"]}
     if system not in tables:
         raise RecipeError(f"{path} has no system {system!r}: it has {', '.join(tables) or 'none'}")
-    unet = path / "checkpoints" / system / "unet"
-    if not unet.exists():
+    trained = path / "checkpoints" / system / "model"
+    if not trained.exists():
         raise RecipeError(f"{path} has not trained {system} yet: run it until `train`")
-    return tables[system], unet
+    return tables[system], trained
 
 
-def _made(path: Path, unet: Path, manifest: dict[str, Any]) -> str:
+def _made(path: Path, trained: Path, manifest: dict[str, Any]) -> str:
     """The name of what is exported: other weights or other numbers have another."""
     numbers = [file_hash(file) for file in sorted((path / "metrics").glob("*.json"))]
-    return content_id([file_hash(file) for file in sorted(unet.iterdir())], numbers, manifest["fingerprints"])
+    return content_id([file_hash(file) for file in sorted(trained.iterdir())], numbers, manifest["fingerprints"])
 
 
 def _the_same(folder: Path, made: str) -> Path:
@@ -88,20 +88,20 @@ def _the_same(folder: Path, made: str) -> Path:
     return folder
 
 
-def write_pipeline(part: Path, unet: Path, base: str) -> None:
-    """The base's parts with a trained U-Net, its adapter where there is one, and what diffusers finds it by."""
-    from milonga.experiment.registry import pipeline
+def write_pipeline(part: Path, trained: Path, base: str) -> None:
+    """The base's parts with a trained network, its adapter where there is one, and what diffusers finds it by."""
+    from milonga.models.load import pipeline
 
-    pipeline(base, unet).save_pretrained(part)
-    adapter = unet.parent / "adapter"
+    pipeline(base, trained).save_pretrained(part)
+    adapter = trained.parent / "adapter"
     if adapter.is_dir():
         shutil.copytree(adapter, part / "adapter")
     write_text(part / "pipeline.py", PIPELINE)
 
 
-def _write(part: Path, path: Path, unet: Path, base: str) -> None:
+def _write(part: Path, path: Path, trained: Path, base: str) -> None:
     """The pipeline and what else a user of it may need."""
-    write_pipeline(part, unet, base)
+    write_pipeline(part, trained, base)
     shutil.copy(path / "recipe.toml", part)
     for file in sorted((path / "metrics").glob("*.json")):
         (part / "metrics").mkdir(exist_ok=True)

@@ -15,9 +15,11 @@ from transformers import ClapModel, PreTrainedTokenizerFast, SpeechT5HifiGan
 
 from milonga.core.config import Phase, Settings
 from milonga.core.progress import steps_shown, tracked
-from milonga.data.examples import CaptionedClips, Moments
+from milonga.data.examples import CaptionedClips
 from milonga.maths.mel import log_mel
+from milonga.models.denoiser import Conditioning, Posterior, Process
 from milonga.models.tango import TangoPipeline
+from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.nano.build import clap as train_clap
 from milonga.nano.build import corpus
 from milonga.nano.build import tagger as train_tagger
@@ -29,7 +31,6 @@ from milonga.nano.build.task import Lesson, Loss, learn, save_aside
 from milonga.nano.world import CLASSES, SECONDS
 from milonga.scorers.clap import audio_features, save_clap, text_features
 from milonga.scorers.tagger import FrameTagger, save_tagger
-from milonga.training.denoise import Trainable
 from milonga.training.trainer import train
 
 SEED = 1
@@ -126,16 +127,16 @@ def _unet(
     torch.manual_seed(SEED)
 
     @torch.no_grad()
-    def encode(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(texts: Sequence[str]) -> Conditioning:
         tokens = tokenizer(list(texts), padding=True, return_tensors="pt")
         states = reader.encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        return states, tokens.attention_mask.bool()
+        return Conditioning(states=states, mask=tokens.attention_mask.bool())
 
     def say(index: int, epoch: int) -> str:
         return train_unet.remembered(school.clips, SEED, index, epoch)
 
     unet, schedule = UNet2DConditionModel(**train_unet.UNET), DDIMScheduler(**train_unet.SCHEDULE)
-    model = Trainable(unet, schedule.alphas_cumprod, "v_prediction", *encode([""]))
+    model = TangoDenoiser(unet, Process.of(schedule), encode([""]))
     examples = CaptionedClips(_moments(school, vae), say, encode, SEED)
     phases, settings = [Phase(loss="ldm", epochs=train_unet.EPOCHS)], Settings(**train_unet.SETTINGS)
     with steps_shown("learn unet") as on_step:
@@ -146,7 +147,7 @@ def _unet(
 
 
 @torch.no_grad()
-def _moments(school: School, vae: AutoencoderKL) -> Moments:
+def _moments(school: School, vae: AutoencoderKL) -> Posterior:
     """The VAE's posteriors of the U-Net's clips, encoded once and kept in parts of a thousand."""
     folder = school.work / "moments"
     folder.mkdir(exist_ok=True)
@@ -160,7 +161,7 @@ def _moments(school: School, vae: AutoencoderKL) -> Moments:
             save_aside(path, (mean, logvar))
         parts.append(torch.load(path, weights_only=True))
     mean, logvar = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Moments(mean, logvar, vae.config["scaling_factor"])
+    return Posterior(mean, logvar, vae.config["scaling_factor"])
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Every part of a run by its name in the recipe."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milonga.core.config import Asking
@@ -14,9 +13,9 @@ from milonga.core.weights import folder_of as folder_of
 from milonga.core.weights import weights_of as weights_of
 from milonga.data.captions import prompt_source as prompt_source
 from milonga.data.captions import reference, world_prompts
+from milonga.models.load import generator_of as generator_of
 from milonga.models.load import load as load
-from milonga.models.load import pipeline
-from milonga.models.load import playable as playable
+from milonga.models.load import load_denoiser as load_denoiser
 from milonga.models.load import sampling as sampling
 from milonga.models.load import tuned as tuned
 from milonga.scorers.load import fingerprint as fingerprint
@@ -25,8 +24,7 @@ from milonga.scorers.load import tagger as tagger
 
 if TYPE_CHECKING:
     from milonga.data.examples import PairExamples
-    from milonga.models.tango import TangoPipeline
-    from milonga.training.denoise import Trainable
+    from milonga.models.denoiser import Denoiser
 
 
 def text_embedder(name: str) -> TextEmbedder:
@@ -60,54 +58,32 @@ def perturber(name: str, asking: Asking | None = None) -> Perturber:
     return named(name, asking)
 
 
-def trainable(name: str, unet: Path | None = None) -> "Trainable":
-    """A model's U-Net (or one from another folder) and schedule with fresh weights, for the trainer."""
-    from milonga.models.schedulers import forward_process
-    from milonga.training.denoise import Trainable
-
-    whole = pipeline(name, unet)
-    return Trainable(whole.unet, *forward_process(whole.scheduler), *whole.encode_prompt([""]))
-
-
-def examples(name: str, run: Run, pairs: Sequence[Pair], anchors: int = 0) -> "PairExamples":
-    """The pairs' latents as they were sampled, with their encoded captions; and as many real clips for anchors."""
-    from milonga.data.codec import packed_size, unpacked
+def examples(name: str, run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":
+    """The pairs' latents as they were sampled, with their encoded captions; and `prior` real clips."""
+    from milonga.data.encode import packed_size, stored_latents, unpack_latents
     from milonga.data.examples import PairExamples
 
-    whole = pipeline(name)
-    shape = whole.latent_shape(whole.config["seconds"])
-    packed = _latents(run, {one for pair in pairs for one in (pair.chosen_id, pair.rejected_id)})
+    denoiser = load_denoiser(name)
+    wanted = {clip for pair in pairs for clip in (pair.chosen_id, pair.rejected_id)}
+    packed, shape = stored_latents(run, wanted), denoiser.latent_shape
+    missing = sorted(wanted - set(packed))
+    if missing:
+        raise DataError(f"{run.path}: clip {missing[0]} has no stored latents, so it cannot be trained on")
     for clip, latents in packed.items():
         if len(latents) != packed_size(shape):
             raise DataError(f"{run.path}: clip {clip} has latents of another model than {name}: pairs need one model")
-
-    winners = unpacked([packed[pair.chosen_id] for pair in pairs], shape)
-    losers = unpacked([packed[pair.rejected_id] for pair in pairs], shape)
-    states, mask = whole.encode_prompt([pair.prompt for pair in pairs])
-    real, strategies = anchor_clips(whole, anchors) if anchors else None, [pair.strategy for pair in pairs]
-    return PairExamples(winners, losers, states, mask, real, groups=strategies)
-
-
-def _latents(run: Run, wanted: set[str]) -> dict[str, bytes]:
-    """The stored latents of the clips with these ids.
-
-    Raises DataError when a clip has none: its model is no latent diffusion model.
-    """
-    from milonga.data.codec import stored_latents
-
-    found = stored_latents(run, wanted)
-    missing = sorted(wanted - set(found))
-    if missing:
-        raise DataError(f"{run.path}: clip {missing[0]} has no stored latents, so it cannot be trained on")
-    return found
+    winners = unpack_latents([packed[pair.chosen_id] for pair in pairs], shape)
+    losers = unpack_latents([packed[pair.rejected_id] for pair in pairs], shape)
+    conditioning, real = denoiser.encode_text([pair.prompt for pair in pairs]), None
+    if prior:
+        real = prior_clips(denoiser, prior)
+    return PairExamples(winners, losers, conditioning, real, groups=[pair.strategy for pair in pairs])
 
 
-def anchor_clips(whole: "TangoPipeline", count: int) -> "PairExamples":
-    """Real clips of the world's training captions, through the VAE, with their encoded captions."""
-    from milonga.data.codec import moments, wave_for
-    from milonga.data.examples import Moments, PairExamples
+def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
+    """Real clips of the world's training captions, through the autoencoder, with their encoded captions."""
+    from milonga.data.examples import PairExamples
 
     prompts = world_prompts("train", count)
-    mean, logvar = moments(whole, [wave_for(whole, reference(prompt)) for prompt in prompts])
-    states, mask = whole.encode_prompt([prompt.text for prompt in prompts])
-    return PairExamples(Moments(mean, logvar, whole.vae.config.scaling_factor), None, states, mask)
+    posterior = denoiser.encode_audio([denoiser.prepare_waveform(reference(prompt)) for prompt in prompts])
+    return PairExamples(posterior, None, denoiser.encode_text([prompt.text for prompt in prompts]))

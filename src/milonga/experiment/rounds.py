@@ -35,28 +35,28 @@ STAGES = ("plan", "generate", "score", "pair")
 
 
 class Latest:
-    """The parts of a run, with a policy's U-Net in the place of the base's."""
+    """The parts of a run, with a policy's network in the place of the base's."""
 
-    def __init__(self, parts: Any, unet: Path) -> None:
-        self._parts, self._unet = parts, unet
+    def __init__(self, parts: Any, trained: Path) -> None:
+        self._parts, self._trained = parts, trained
 
     def load(self, name: str, scheduler: str | None = None) -> Model:
         """The policy."""
-        return self._parts.tuned(name, self._unet, scheduler)
+        return self._parts.tuned(name, self._trained, scheduler)
 
-    def trainable(self, name: str) -> Any:
+    def load_denoiser(self, name: str) -> Any:
         """The policy, to be trained on; it is the reference too."""
-        return self._parts.trainable(name, self._unet)
+        return self._parts.load_denoiser(name, self._trained)
 
     def model_hash(self, name: str) -> str:
         """The hash of the base with the policy's weights."""
-        return content_id(self._parts.fingerprint(name), [file_hash(one) for one in sorted(self._unet.iterdir())])
+        return content_id(self._parts.fingerprint(name), [file_hash(one) for one in sorted(self._trained.iterdir())])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parts, name)
 
     def __reduce__(self) -> Any:  # else a worker elsewhere would ask for `_parts` before there is one
-        return Latest, (self._parts, self._unet)
+        return Latest, (self._parts, self._trained)
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class _Rounds:
         """The folder of a round; the base's, which is round 0, serves all systems."""
         return self.context.run.path / FOLDER / "base" if number == 0 else self.folder / f"{number:02d}"
 
-    def unet(self, number: int) -> Path:
-        """The U-Net that a round left."""
-        return self.path(number) / "checkpoints" / POLICY / "unet"
+    def trained(self, number: int) -> Path:
+        """The network that a round left."""
+        return self.path(number) / "checkpoints" / POLICY / "model"
 
     def of(self, number: int) -> Context:
         """What a round's stages are given."""
-        parts = self.context.parts if number == 1 else Latest(self.context.parts, self.unet(number - 1))
+        parts = self.context.parts if number == 1 else Latest(self.context.parts, self.trained(number - 1))
         recipe = recipe_of(self.context.recipe, self.system, number)
         return replace(self.context, recipe=recipe, run=Run(self.path(number)), parts=parts)
 
@@ -93,7 +93,7 @@ class _Rounds:
 
 
 def in_rounds(context: Context, system: System, steps: Steps) -> None:
-    """Trains a system in rounds until the judge gains no more; the best round's U-Net is the system's.
+    """Trains a system in rounds until the judge gains no more; the best round's network is the system's.
 
     metrics/rounds/SYSTEM.json has a row for the base and for each round. Raises DataError where the first round keeps
     no pair; RecipeError under torchrun or `accelerate launch`: all but the training of a round is one process's work.
@@ -161,8 +161,8 @@ def _deciding(context: Context) -> list[Prompt]:
 
 def _made(rounds: _Rounds, number: int) -> bool:
     """Makes, scores and pairs a round's clips and trains on them; False where a later round keeps no pair."""
-    context, unet = rounds.of(number), rounds.unet(number)
-    if unet.exists():
+    context, trained = rounds.of(number), rounds.trained(number)
+    if trained.exists():
         return True
     _note(context)
     _draw_prompts(rounds, context, number)
@@ -254,12 +254,11 @@ def _write_rows(context: Context, system: System, found: Sequence[Round]) -> Non
 
 
 def _finish(rounds: _Rounds, found: Sequence[Round]) -> None:
-    """The best round's U-Net and the curves of all rounds in the places where every system has its own."""
-
+    """The best round's network and the curves of all rounds in the places where every system has its own."""
     path, name = rounds.context.run.path, rounds.system.name
     write_text(path / "metrics" / "training" / f"{name}.jsonl", _curves(rounds, len(found) - 1))
-    with atomic_dir(path / "checkpoints" / name / "unet") as part:
-        shutil.copytree(rounds.unet(best_of(found).number), part, dirs_exist_ok=True)
+    with atomic_dir(path / "checkpoints" / name / "model") as part:
+        shutil.copytree(rounds.trained(best_of(found).number), part, dirs_exist_ok=True)
 
 
 def _curves(rounds: _Rounds, count: int) -> str:

@@ -15,7 +15,7 @@ from milonga.experiment.reward import label, reward
 from milonga.preference.produce import make_clips
 
 ONE = shard_name(0, 1)
-ANCHORS = 1000  # real clips that the anchor term draws from, where it is on
+PRIOR_CLIPS = 1000  # real clips for the prior-preservation term, where it is on
 
 
 def prompts(context: Context) -> None:
@@ -135,7 +135,7 @@ def train(context: Context) -> None:
     from milonga.experiment.rounds import in_rounds
 
     for system in context.recipe.train.systems:
-        if (context.run.path / "checkpoints" / system.name / "unet").exists():
+        if (context.run.path / "checkpoints" / system.name / "model").exists():
             continue
         if system.data == "rounds":
             in_rounds(context, system, STEPS)
@@ -183,23 +183,23 @@ def _scored(context: Context, requests: Mapping[str, Request], clips: Shards, na
 
 
 def _train(context: Context, system: System) -> None:
-    from milonga.data.examples import held_out
+    from milonga.data.examples import train_val_split
     from milonga.experiment.examples import examples_of
     from milonga.training.distributed import Ranks
     from milonga.training.trackers import Watch, tell_betas
     from milonga.training.trainer import train as trained
 
-    lead = Ranks().lead
+    lead = Ranks().is_main
     recipe, path, settings = context.recipe, context.run.path, context.recipe.train.settings(system)
-    examples = examples_of(context, system, ANCHORS if settings.anchor > 0 else 0)
-    model = context.parts.trainable(recipe.models.model)
+    examples = examples_of(context, system, PRIOR_CLIPS if settings.anchor > 0 else 0)
+    model = context.parts.load_denoiser(recipe.models.model)
     folder, curves = path / "checkpoints" / system.name, path / "metrics" / "training" / f"{system.name}.jsonl"
     curves.parent.mkdir(parents=True, exist_ok=True)
     watch = Watch(f"train {system.name}", path / "metrics" / "training", system.name)
     share = recipe.train.heldout
     if system.data != "pairs":  # only pairs can be held out and judged by their order
         settings, share = settings.model_copy(update={"patience": 0}), 0.0
-    examples, heldout = held_out(examples, share, recipe.seed)
+    examples, heldout = train_val_split(examples, share, recipe.seed)
     if lead:
         tell_betas(system.phases, examples)
     listen = watch.listener(context.parts, recipe, model, settings)

@@ -76,8 +76,8 @@ def _stage(run: Run, stage: str, recipe: dict[str, Any]) -> StageStatus:
 def _rounds(run: Run, system: str, count: int) -> StageStatus:
     """A system's rounds: those that left a policy, of those asked for; a judge may end them earlier."""
     folders = sorted((run.path / "rounds" / system).glob("*/"))
-    done = [folder for folder in folders if (folder / "checkpoints" / "policy" / "unet").exists()]
-    ended = (run.path / "checkpoints" / system / "unet").exists()
+    done = [folder for folder in folders if (folder / "checkpoints" / "policy" / "model").exists()]
+    ended = (run.path / "checkpoints" / system / "model").exists()
     pairs = sum(_items(Shards(folder / "pair")) for folder in folders)
     return StageStatus(
         stage=f"rounds/{system}", done=len(done), expected=len(done) if ended else count, items=pairs,
@@ -90,7 +90,7 @@ def _progress(run: Run, stage: str, recipe: dict[str, Any]) -> tuple[int, int | 
     """(parts done, parts expected, items): shards of most stages, systems of train and evaluate, the report's file."""
     systems = [system["name"] for system in recipe["train"]["systems"]]
     if stage == "train":
-        done = [name for name in systems if (run.path / "checkpoints" / name / "unet").exists()]
+        done = [name for name in systems if (run.path / "checkpoints" / name / "model").exists()]
         return len(done), len(systems), sum(_lines(run.path / "metrics/training" / f"{name}.jsonl") for name in systems)
     if stage == "evaluate":
         return _evaluated(run, ["base", *systems])

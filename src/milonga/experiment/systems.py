@@ -12,17 +12,17 @@ from milonga.experiment import registry  # type: ignore[attr-defined]
 
 @dataclass(frozen=True)
 class System:
-    """A model, and the folder of its trained U-Net where a run trained one."""
+    """A model, and the folder of its trained network where a run trained one."""
 
     name: str
     model: str
-    unet: Path | None = None
+    trained: Path | None = None
 
     def load(self, scheduler: str | None = None, seconds: float | None = None) -> Any:
         """The model, ready to generate, with its own scheduler and length or with these; loaded once and kept."""
-        if self.unet is None:
+        if self.trained is None:
             return registry.load(self.model, scheduler, seconds)
-        return registry.tuned(self.model, self.unet, scheduler, seconds)
+        return registry.tuned(self.model, self.trained, scheduler, seconds)
 
     def sampling(self) -> tuple[int, float]:
         """The steps and the guidance that it is best sampled with."""
@@ -31,7 +31,7 @@ class System:
     def fingerprint(self) -> str:
         """A hash of its weights."""
         base = registry.fingerprint(self.model)
-        return base if self.unet is None else content_id(base, registry.fingerprint(str(self.unet)))
+        return base if self.trained is None else content_id(base, registry.fingerprint(str(self.trained)))
 
 
 def system(name: str) -> System:
@@ -48,16 +48,16 @@ def systems(names: Sequence[str]) -> list[System]:
     Raises RecipeError for a name that is nothing of the kind.
     """
     found = [one for name in names for one in _named(name)]
-    return list({(one.model, one.unet): one for one in found}.values())
+    return list({(one.model, one.trained): one for one in found}.values())
 
 
 def _named(name: str) -> list[System]:
     path = Path(name)
     if _is_run(path):
-        trained = [unet.parent.name for unet in sorted(path.glob("checkpoints/*/unet"))]
+        trained = [folder.parent.name for folder in sorted(path.glob("checkpoints/*/model"))]
         return [System(base := _base(path), base), *(_trained(path, one) for one in trained)]
     if name not in registry.SHIPPED and _is_run(path.parent):
-        if not (path.parent / "checkpoints" / path.name / "unet").is_dir():
+        if not (path.parent / "checkpoints" / path.name / "model").is_dir():
             raise RecipeError(
                 f"{path.parent} has trained no system {path.name!r} yet: see `milonga status {path.parent}`"
             )
@@ -77,4 +77,4 @@ def _base(run: Path) -> str:
 
 
 def _trained(run: Path, name: str) -> System:
-    return System(f"{run}/{name}", _base(run), run / "checkpoints" / name / "unet")
+    return System(f"{run}/{name}", _base(run), run / "checkpoints" / name / "model")

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from milonga.training.distributed import Ranks
 
 
+TRAINING = "training"  # the folder of checkpoints and of the trained network
+
+
 class Data(Record):
     """`[data]`: a folder of pairs, or a source of clips with captions and how many mixes of two there are to each clip.
 
@@ -108,34 +111,36 @@ def _run(recipe_path: str, out: Path | None, changes: Sequence[str], ranks: "Ran
     if not recipe.train.systems:
         raise RecipeError(f"{recipe_path} trains no system: add a table [[train.systems]]")
     folder = out or Path("runs") / recipe.name
-    if ranks.lead:
+    if ranks.is_main:
         pipeline.run(recipe, folder, until="reward")  # the last stage before this one
     ranks.wait()
     run = Run(folder)
-    with run.lock() if ranks.lead else nullcontext():
+    with run.lock() if ranks.is_main else nullcontext():
         STEPS["train"](Context(recipe, run, registry, pipeline.engine_named("local")))
-    return [folder / "checkpoints" / system.name / "unet" for system in recipe.train.systems]
+    return [folder / "checkpoints" / system.name / "model" for system in recipe.train.systems]
 
 
 def _own(recipe: Training, out: Path, ranks: "Ranks") -> Path:
     """Trains on own data in `out`; gives the finished model's folder, which `milonga.load` and diffusers read."""
-    from milonga.data.examples import held_out
+    from milonga.data.examples import train_val_split
     from milonga.experiment import registry
     from milonga.training.trackers import Watch, tell_betas
     from milonga.training.trainer import train as trained
 
     finished, settings = out / "model", recipe.train.settings()
     if not finished.exists():
-        all_examples = ranks.in_turn(lambda: _examples(recipe, out))  # the first one encodes, the others read
-        examples, heldout = held_out(all_examples, recipe.train.heldout, recipe.seed)
-        if ranks.lead:
+        all_examples = ranks.main_process_first(lambda: _examples(recipe, out))
+        examples, heldout = train_val_split(all_examples, recipe.train.heldout, recipe.seed)
+        if ranks.is_main:
             tell_betas(recipe.train.phases, examples)
         watch = Watch(f"train {recipe.name}", out / "metrics", recipe.name)
-        with watch.shown(recipe.train.trackers if ranks.lead else (), recipe.model_dump(mode="json")) as on_step:
-            model = registry.trainable(recipe.model)
+        with watch.shown(recipe.train.trackers if ranks.is_main else (), recipe.model_dump(mode="json")) as on_step:
+            model = registry.load_denoiser(recipe.model)
             curves = out / "metrics" / f"{recipe.name}.jsonl"
-            trained(model, examples, recipe.train.phases, settings, recipe.seed, out, on_step, heldout, curves)
-        if ranks.lead:
+            trained(
+                model, examples, recipe.train.phases, settings, recipe.seed, out / TRAINING, on_step, heldout, curves
+            )
+        if ranks.is_main:
             _ship(recipe, out, finished)
         ranks.wait()
     return finished
@@ -143,23 +148,23 @@ def _own(recipe: Training, out: Path, ranks: "Ranks") -> Path:
 
 def _examples(recipe: Training, out: Path) -> "Examples":
     """What is trained on, encoded where it is not yet."""
-    from milonga.data.encode import encoded_pairs
-    from milonga.data.encode_clips import encoded_clips
-    from milonga.data.examples import with_anchors
+    from milonga.data.encode import encode_clips, encode_pairs
+    from milonga.data.examples import with_prior_data
+    from milonga.models.load import load_denoiser
 
-    data, work = recipe.data, out / "encoded"
+    data, work, denoiser = recipe.data, out / "encoded", load_denoiser(recipe.model)
     clips = None
     if data.clips is not None:
-        clips = encoded_clips(recipe.model, data.clips, work, data.mixed, data.compat, recipe.seed)
+        clips = encode_clips(denoiser, data.clips, work, data.mixed, data.compat, recipe.seed)
     if data.pairs is None:
         assert clips is not None
         return clips
-    _, pairs = encoded_pairs(recipe.model, Path(data.pairs), work, data.split, recipe.seed)
-    return pairs if clips is None else with_anchors(pairs, clips)
+    _, pairs = encode_pairs(denoiser, Path(data.pairs), work, data.split, recipe.seed)
+    return pairs if clips is None else with_prior_data(pairs, clips)
 
 
 def _ship(recipe: Training, out: Path, finished: Path) -> None:
-    """The whole model with its trained U-Net, in diffusers' layout, the recipe that made it, and its card."""
+    """The whole model with its trained network, in diffusers' layout, the recipe that made it, and its card."""
     from milonga.core.store import write_text
     from milonga.experiment.export import facts
     from milonga.experiment.export_system import write_pipeline
@@ -169,7 +174,7 @@ def _ship(recipe: Training, out: Path, finished: Path) -> None:
     told = recipe.model_dump(mode="json")
     last = (out / "metrics" / f"{recipe.name}.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     with atomic_dir(finished) as part:
-        write_pipeline(part, out / "unet", recipe.model)
+        write_pipeline(part, out / TRAINING / "model", recipe.model)
         write_text(part / "training.json", json.dumps(told, indent=1) + "\n")
         write_text(part / "README.md", own_card(told, json.loads(last), facts(software() | {"seed": recipe.seed})))
     print(f"milonga: {finished} holds the model: milonga generate PROMPT --model {finished}", file=sys.stderr)

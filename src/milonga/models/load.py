@@ -9,15 +9,15 @@ from milonga.core.protocols import Model
 from milonga.core.weights import weights_of
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
+    from milonga.models.denoiser import Denoiser
     from milonga.models.tango import TangoPipeline
 
 
 def pipeline(
-    name: str, unet: Path | None = None, revision: str | None = None, tokenizer: str | None = None, dtype: Any = None
+    name: str, trained: Path | None = None, revision: str | None = None, tokenizer: str | None = None, dtype: Any = None
 ) -> "TangoPipeline":
-    """A freshly loaded pipeline on the CPU (float32 unless `dtype`), its U-Net from another folder where one is given.
+    """A freshly loaded pipeline on the CPU (float32 unless `dtype`), with a trained network from another folder if
+    given.
 
     It is in diffusers' layout or in one of the original Tango's; `tokenizer` is for the latter, which leave it out.
     Raises CheckpointError naming the folder and what is wrong with it.
@@ -31,7 +31,7 @@ def pipeline(
     folder = weights_of(name, revision)
     if kind := baseline_class(folder):
         raise RecipeError(f"{name} is a {kind}: it makes clips to compare with, and cannot be trained")
-    return load_pipeline(folder, unet, tokenizer, dtype or torch.float32)
+    return load_pipeline(folder, trained, tokenizer, dtype or torch.float32)
 
 
 def _quiet() -> None:
@@ -63,26 +63,30 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None) 
     return TangoModel(name, pipeline(name), scheduler, seconds)
 
 
-def playable(name: str, unet: "UNet2DConditionModel") -> Model:
-    """A model around a U-Net that is being trained: it plays with the weights of the moment."""
+def load_denoiser(name: str, trained: Path | None = None) -> "Denoiser":
+    """A model to encode data with and to train, freshly loaded, with a trained network from another folder if given."""
+    from milonga.models.tango_denoiser import TangoDenoiser
+
+    return TangoDenoiser.of(pipeline(name, trained), name)
+
+
+def generator_of(name: str, denoiser: "Denoiser") -> Model:
+    """A model that generates with the weights that a denoiser has at the moment of each call."""
     from milonga.models.generator import TangoModel
 
-    whole = pipeline(name)
-    whole.unet = unet
-    return TangoModel(name, whole)
+    return TangoModel(name, denoiser.pipe)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def tuned(name: str, unet: Path, scheduler: str | None = None, seconds: float | None = None) -> Model:
-    """A model with its U-Net replaced by a trained one; loaded anew where another training has replaced that since."""
-    return _tuned(name, unet, scheduler, seconds, max(path.stat().st_mtime_ns for path in unet.iterdir()))
+def tuned(name: str, trained: Path, scheduler: str | None = None, seconds: float | None = None) -> Model:
+    """A model with a trained network from the folder `trained`; loaded again where that has been replaced since."""
+    return _tuned(name, trained, scheduler, seconds, max(path.stat().st_mtime_ns for path in trained.iterdir()))
 
 
 @once
-def _tuned(name: str, unet: Path, scheduler: str | None, seconds: float | None, written: int) -> Model:
-    """`written` tells one training's weights from the next one's in the same folder."""
+def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | None, _written: int) -> Model:
     from milonga.models.generator import TangoModel
 
-    return TangoModel(unet.parent.name, pipeline(name, unet), scheduler, seconds)
+    return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds)
 
 
 def sampling(name: str) -> tuple[int, float]:

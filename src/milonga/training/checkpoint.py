@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent: written aside, flushed, renamed, and checked before they are trusted.
 
-A checkpoint holds what is trained of the U-Net, the optimizer's moments, the EMA, the step and the running means. It
+A checkpoint holds what is trained of the network, the optimizer's moments, the EMA, the step and the running means. It
 holds no generator state by design: every draw is derived from the run's seed and the step or example it is for.
 """
 
@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from milonga.core.errors import CheckpointError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.store import atomic_dir, write_json
+from milonga.models.denoiser import Denoiser
 from milonga.training.distributed import Ranks, like
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
     from diffusers.training_utils import EMAModel
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class State:
-    """What training changes: the U-Net, its optimizer, its EMA (None: off), steps done, losses skipped in a row, and
+    """What training changes: the network, its optimizer, its EMA (None: off), steps done, losses skipped in a row, and
     the running means that guards and losses go by.
     """
 
-    unet: "UNet2DConditionModel"
+    denoiser: Denoiser
     optimizer: Optimizer
     ema: "EMAModel | None"
     step: int = 0
@@ -41,29 +41,20 @@ class State:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name: all, or an adapter's."""
-        return {name: value for name, value in self.unet.named_parameters() if value.requires_grad}
+        return {name: value for name, value in self.denoiser.module.named_parameters() if value.requires_grad}
 
     def averaged(self) -> list[nn.Parameter]:
         """The parameters whose average the EMA keeps, in its order."""
         return list(self.trained().values())
 
-    def ship(self, folder: Path, ranks: Ranks) -> None:
-        """Writes the finished U-Net in diffusers' layout beside `folder`, then renames it; all ranks call this."""
-        unet = self._whole(ranks)
-        if ranks.lead:
+    def save_network(self, folder: Path, ranks: Ranks) -> None:
+        """Writes the finished network beside `folder`, then renames it; all ranks call this."""
+        module, weights = self.denoiser.module, None
+        if ranks.is_sharded(module):
+            weights = {name: ranks.full_tensor(value).cpu() for name, value in module.state_dict().items()}
+        if ranks.is_main:
             with atomic_dir(folder) as part:
-                unet.save_pretrained(part)
-
-    def _whole(self, ranks: Ranks) -> "UNet2DConditionModel":
-        """The U-Net; where it lies in pieces over the ranks, a plain one put together from them."""
-        if not ranks.cut_up(self.unet):
-            return self.unet
-        from diffusers import UNet2DConditionModel
-
-        weights = {name: ranks.whole(value).cpu() for name, value in self.unet.state_dict().items()}
-        plain: UNet2DConditionModel = UNet2DConditionModel.from_config(self.unet.config)  # pyright: ignore[reportAssignmentType]
-        plain.load_state_dict(weights)
-        return plain.eval()
+                self.denoiser.save(part, weights)
 
 
 class Checkpoints:
@@ -78,8 +69,8 @@ class Checkpoints:
         All ranks call this; cut up parameters are put together, and the first rank writes.
         """
         path, files = self.folder / f"step-{state.step:08d}", _tensors(state)
-        files = {name: {key: ranks.whole(one) for key, one in tensors.items()} for name, tensors in files.items()}
-        if ranks.lead:
+        files = {name: {key: ranks.full_tensor(one) for key, one in tensors.items()} for name, tensors in files.items()}
+        if ranks.is_main:
             with atomic_dir(path) as part:
                 for name, tensors in files.items():
                     _write_tensors(part / f"{name}.safetensors", tensors)
@@ -119,7 +110,7 @@ def _tensors(state: State) -> dict[str, dict[str, Tensor]]:
         for name, parameter in named.items()
         for key, value in state.optimizer.state.get(parameter, {}).items()
     }
-    files = {"unet": dict(named), "optimizer": moments}
+    files = {"model": dict(named), "optimizer": moments}
     if state.ema is not None:
         files["ema"] = dict(zip(named, state.ema.shadow_params, strict=True))
     return files
@@ -165,8 +156,9 @@ def _restore(state: State, path: Path, found: dict[str, Any]) -> None:
     """Fills `state` from a checkpoint that has been checked."""
     from safetensors.torch import load_file
 
-    named, device = state.trained(), str(state.unet.device)
-    for name, value in load_file(path / "unet.safetensors", device=device).items():
+    named = state.trained()
+    device = str(next(iter(named.values())).device)
+    for name, value in load_file(path / "model.safetensors", device=device).items():
         named[name].data.copy_(like(value, named[name]))
     for full, value in load_file(path / "optimizer.safetensors", device=device).items():
         name, key = full.rsplit("|", 1)

@@ -9,21 +9,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import ceil
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from milonga.training.denoise import Network
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+from milonga.models.denoiser import Denoiser, Network
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """All processes of a training; `lead` is the one that writes."""
+    """All processes of a training; `is_main` is the one that writes."""
 
     def __init__(self) -> None:
         self.accelerator: Any = None
@@ -33,29 +30,33 @@ class Ranks:
             self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.world = 1 if self.accelerator is None else self.accelerator.num_processes
         self.rank = 0 if self.accelerator is None else self.accelerator.process_index
-        self.lead = self.rank == 0
+        self.is_main = self.rank == 0
 
-    def place(self, unet: "UNet2DConditionModel") -> torch.device:
-        """Moves a U-Net to this rank's device, or where there is one rank to the GPU if there is one."""
-        device = torch.device("cuda") if torch.cuda.is_available() else unet.device
+    def to_device(self, module: nn.Module) -> torch.device:
+        """Moves a network to this rank's device, or with one rank to the GPU if there is one; gives the device."""
+        device = next(module.parameters()).device
+        if self.accelerator is not None:
+            device = self.accelerator.device
+        elif torch.cuda.is_available():
+            device = torch.device("cuda")
         # diffusers wraps `to` in a way that type checkers cannot follow.
-        nn.Module.to(unet, device=device if self.accelerator is None else self.accelerator.device)
-        return unet.device
+        nn.Module.to(module, device=device)
+        return next(module.parameters()).device
 
-    def spread(self, unet: "UNet2DConditionModel", sharded: bool) -> Network:
-        """What to call in the U-Net's place: itself, or it wrapped in DDP, or with `sharded` it cut up by FSDP."""
+    def wrap(self, denoiser: Denoiser, fsdp: bool) -> Network:
+        """What to call in the network's place: itself, or it wrapped in DDP, or with `fsdp` sharded over the ranks."""
         if self.accelerator is None:
-            return unet
-        if not sharded:
-            return self.accelerator.prepare_model(unet)
+            return denoiser.module
+        if not fsdp:
+            return self.accelerator.prepare_model(denoiser.module)
         from torch.distributed.fsdp import fully_shard
 
-        for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
+        for block in denoiser.fsdp_blocks:
             fully_shard(block)
-        fully_shard(unet)
-        return unet
+        fully_shard(denoiser.module)
+        return denoiser.module
 
-    def syncing(self, network: Network, last: bool) -> Any:
+    def no_sync(self, network: Network, last: bool) -> Any:
         """The context of one backward pass: ranks exchange gradients in the `last` one of a step only."""
         if last or self.accelerator is None or not isinstance(network, nn.Module):
             return nullcontext()
@@ -63,7 +64,7 @@ class Ranks:
             return _unsynced(network)
         return self.accelerator.no_sync(network)
 
-    def deal(self, rows: Sequence[int], size: int) -> list[tuple[list[int], list[bool]]]:
+    def shard(self, rows: Sequence[int], size: int) -> list[tuple[list[int], list[bool]]]:
         """This rank's share of a step's examples, in batches of `size`, and which of them count.
 
         All ranks get as many batches of the same sizes, as collective passes need; who falls short by one is given
@@ -75,22 +76,22 @@ class Ranks:
         mine += [rows[0]] * short
         return [(mine[at : at + size], counts[at : at + size]) for at in range(0, len(mine), size)]
 
-    def together(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         """All ranks' vectors, one after the other; they have the same length."""
         if self.accelerator is None:
             return values
         plain = values.to(torch.uint8) if values.dtype is torch.bool else values  # what every backend carries
         return self.accelerator.gather(plain.contiguous()).to(values.dtype)
 
-    def cut_up(self, unet: nn.Module) -> bool:
+    def is_sharded(self, module: nn.Module) -> bool:
         """Whether a network's parameters lie in pieces over the ranks."""
-        return any(hasattr(one, "full_tensor") for one in unet.parameters())
+        return any(hasattr(one, "full_tensor") for one in module.parameters())
 
-    def whole(self, value: Tensor) -> Tensor:
+    def full_tensor(self, value: Tensor) -> Tensor:
         """A tensor that may lie in pieces over the ranks, in one piece; all ranks call this alike."""
         return value.full_tensor() if hasattr(value, "full_tensor") else value  # pyright: ignore[reportAttributeAccessIssue]
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def main_process_first(self, work: Callable[[], T]) -> T:
         """What `work` gives on this rank; one rank after the other does it, so the first one's files serve the rest."""
         for _ in range(self.rank):
             self.wait()

@@ -4,20 +4,17 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.store import read_json, write_json
 from milonga.data.examples import Batch, Examples
 from milonga.maths.losses import LOSSES, LossSpec
-from milonga.training.denoise import Trainable
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
+from milonga.models.denoiser import Denoiser
 
 UNPLANNED = {"checkpoint_every", "keep", "listen_every", "sharded"}
 
@@ -42,11 +39,13 @@ def check(examples: Examples, phases: Sequence[Phase], settings: Settings, heldo
             raise RecipeError(f"phase {phase.loss!r} needs a beta above zero (the paper has 2000)")
     if len(examples) == 0:
         raise DataError("there is nothing to train on: no pair was kept; lower the thresholds or make more candidates")
-    if settings.anchor > 0 and examples.anchors == 0:
+    if settings.anchor > 0 and examples.num_prior == 0:
         raise DataError("anchor is above zero but there are no real clips to anchor to: give some, or set anchor = 0")
     _check_examples(examples.batch([0], 0), phases)
     if settings.sharded and settings.listen_every:
-        raise RecipeError("a U-Net cut up over ranks cannot be listened to: set listen_every = 0 or sharded = false")
+        raise RecipeError(
+            "a network that is sharded over ranks cannot be sampled: set listen_every = 0 or sharded = false"
+        )
     if settings.patience and heldout is None:
         raise RecipeError("patience waits for held-out pairs to be judged better, but there are none: hold some out")
     if heldout is not None and (len(heldout) == 0 or heldout.batch([0], 0).loser is None):
@@ -67,15 +66,16 @@ def _check_examples(one: Batch, phases: Sequence[Phase]) -> None:
 
 
 def plan(
-    model: Trainable, examples: Examples, phases: Sequence[Phase], settings: Settings, seed: int
+    denoiser: Denoiser, examples: Examples, phases: Sequence[Phase], settings: Settings, seed: int
 ) -> dict[str, Any]:
     """All that decides the numbers of a training, as flat JSON values; how often it is saved or heard does not."""
     chosen = settings.model_dump(exclude=UNPLANNED)
-    facts = {"seed": seed, "examples": len(examples), "anchors": examples.anchors, "prediction": model.prediction}
+    facts = {"seed": seed, "examples": len(examples), "prior clips": examples.num_prior}
+    facts["prediction"] = denoiser.process.prediction
     facts |= {f"settings.{name}": value for name, value in chosen.items()}
     for number, phase in enumerate(phases):
         facts |= {f"phases.{number}.{name}": value for name, value in phase.model_dump().items()}
-    return facts | {"starting weights": _fingerprint(model.unet)}
+    return facts | {"starting weights": _fingerprint(denoiser.module)}
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> None:
@@ -95,10 +95,10 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
             )
 
 
-def _fingerprint(unet: "UNet2DConditionModel") -> str:
-    """A hash of a U-Net's weights: a training that resumed from other weights would have another reference."""
+def _fingerprint(module: nn.Module) -> str:
+    """A hash of a network's weights: a training that resumed from other weights would have another reference."""
     digest = sha256()
-    for name, tensor in unet.state_dict().items():
+    for name, tensor in module.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

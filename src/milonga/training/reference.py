@@ -7,58 +7,56 @@ first step, when the policy still is the reference, and from then on one network
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milonga.core.store import Run
-from milonga.models.lora import switched_off
-from milonga.training.denoise import Noisy, Precision
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+from milonga.models.denoiser import Precision
+from milonga.models.lora import adapter_disabled
+from milonga.training.noising import NoisyBatch
 
 SHARD = 256  # pairs in a shard of the table, which is what a stop may cost
 Key = tuple[str, int, int]  # what an example's draws are named by: the kind of draw, the pass, the row
-Make = Callable[[int, Sequence[int]], Noisy]  # the noisy latents of a pass's rows, as a step will see them
+Make = Callable[[int, Sequence[int]], NoisyBatch]  # the noisy latents of a pass's rows, as a step will see them
 
 
 class Reference(Protocol):
-    """Gives the reference's errors on noisy latents, and where it is at hand its answers."""
+    """Gives the reference's errors on noisy latents, and where it is at hand its predictions."""
 
-    def look(self, noisy: Noisy, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
-        """Errors (M,) and answers (M, C, H, W) on B winners, then B losers where there are any; no gradient."""
+    def errors(self, noisy: NoisyBatch, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
+        """Errors (M,) and predictions (M, C, H, W) on B winners, then B losers where there are any; no gradient."""
         ...
 
 
 class Copy:
-    """A copy of the U-Net as given, which never changes."""
+    """A copy of the network as given, which never changes."""
 
-    def __init__(self, unet: "UNet2DConditionModel", precision: Precision = "fp32") -> None:
-        self._unet = copy.deepcopy(unet).eval().requires_grad_(False)
+    def __init__(self, module: nn.Module, precision: Precision = "fp32") -> None:
+        self._module = copy.deepcopy(module).eval().requires_grad_(False)
         self._precision: Precision = precision
 
     @torch.no_grad()
-    def look(self, noisy: Noisy, keys: Sequence[Key] = ()) -> tuple[Tensor, Tensor | None]:
+    def errors(self, noisy: NoisyBatch, keys: Sequence[Key] = ()) -> tuple[Tensor, Tensor | None]:
         """A pass through the copy."""
-        answers = noisy.answers(self._unet, self._precision)
-        return noisy.errors_of(answers), answers
+        predictions = noisy.predict(self._module, self._precision)
+        return noisy.mse(predictions), predictions
 
 
 class Unadapted:
     """The policy itself with its adapter switched off: no second network is held."""
 
-    def __init__(self, unet: "UNet2DConditionModel", precision: Precision = "fp32") -> None:
-        self._unet = unet
+    def __init__(self, module: nn.Module, precision: Precision = "fp32") -> None:
+        self._module = module
         self._precision: Precision = precision
 
     @torch.no_grad()
-    def look(self, noisy: Noisy, keys: Sequence[Key] = ()) -> tuple[Tensor, Tensor | None]:
+    def errors(self, noisy: NoisyBatch, keys: Sequence[Key] = ()) -> tuple[Tensor, Tensor | None]:
         """A pass through the base."""
-        with switched_off(self._unet):
-            answers = noisy.answers(self._unet, self._precision)
-        return noisy.errors_of(answers), answers
+        with adapter_disabled(self._module):
+            predictions = noisy.predict(self._module, self._precision)
+        return noisy.mse(predictions), predictions
 
 
 class Cached:
@@ -68,16 +66,16 @@ class Cached:
         self._shards, self._passes, self._rows = Run(folder).stage("reference"), passes, rows
         self._table: Tensor | None = None
 
-    def fill(self, unet: "UNet2DConditionModel", make: Make, size: int, precision: Precision) -> None:
+    def fill(self, module: nn.Module, make: Make, size: int, precision: Precision) -> None:
         """Makes what is missing of the table, `size` rows at once, by a U-Net that is the reference still."""
         for number in range(self._passes):
             for first in range(0, self._rows, SHARD):
                 if not self._shards.has(_name(number, first)):
                     rows = range(first, min(first + SHARD, self._rows))
-                    self._write(_name(number, first), _errors(unet, make, number, rows, size, precision))
+                    self._write(_name(number, first), _errors(module, make, number, rows, size, precision))
 
-    def look(self, noisy: Noisy, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
-        """The errors that were kept for these draws; there are no answers."""
+    def errors(self, noisy: NoisyBatch, keys: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
+        """The errors that were kept for these draws; there are no predictions."""
         if self._table is None:
             self._table = torch.stack([self._read(number) for number in range(self._passes)])
         halves = [self._table[number, :, row] for _, number, row in keys]
@@ -102,13 +100,11 @@ def _name(number: int, first: int) -> str:
 
 
 @torch.no_grad()
-def _errors(
-    unet: "UNet2DConditionModel", make: Make, number: int, rows: Sequence[int], size: int, precision: Precision
-) -> Tensor:
+def _errors(module: nn.Module, make: Make, number: int, rows: Sequence[int], size: int, precision: Precision) -> Tensor:
     """Errors (2, B) on winners and losers; without losers the second half repeats the first."""
     parts = []
     for at in range(0, len(rows), size):
         batch = rows[at : at + size]
-        errors = make(number, batch).errors(unet, precision).float().cpu()
+        errors = make(number, batch).errors(module, precision).float().cpu()
         parts.append(errors.reshape(-1, len(batch)).expand(2, -1))
     return torch.cat(parts, dim=1)

@@ -19,7 +19,7 @@ from milonga.core.progress import steps_shown
 
 if TYPE_CHECKING:
     from milonga.data.examples import Examples
-    from milonga.training.denoise import Trainable
+    from milonga.models.denoiser import Denoiser
 
 Row = dict[str, Any]
 OnStep = Callable[[Row], None]
@@ -67,7 +67,7 @@ class Watch:
             yield on_step
 
     def listener(
-        self, parts: Any, recipe: Any, model: "Trainable", settings: Settings
+        self, parts: Any, recipe: Any, denoiser: "Denoiser", settings: Settings
     ) -> "Callable[[int], dict[str, float]] | None":
         """Makes the fixed prompts' clips every so many steps, or None where nobody listens; the first of the recipe's
         scorers stands for what trains, its judge for what does not."""
@@ -77,7 +77,7 @@ class Watch:
 
         held = parts.prompt_source(recipe.prompts.sources[0])[:PROMPTS]
         prompts: list[Prompt] = sorted(held, key=lambda one: one.id)
-        whole = parts.playable(recipe.models.model, model.unet)
+        whole = parts.generator_of(recipe.models.model, denoiser)
         scorer, judge = parts.scorer(recipe.models.scorers[0]), parts.scorer(recipe.models.judge)
         sampling = recipe.evaluate.steps, recipe.evaluate.guidance
 

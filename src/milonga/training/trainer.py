@@ -20,10 +20,10 @@ from milonga.core.config import Phase, Settings
 from milonga.core.errors import MilongaError
 from milonga.core.store import Run, atomic_dir
 from milonga.data.examples import Examples
+from milonga.models.denoiser import Denoiser
 from milonga.models.lora import add_adapter, save_and_merge
 from milonga.training.checkpoint import Checkpoints, State
 from milonga.training.curves import Curves, finite, preference_row
-from milonga.training.denoise import Trainable, attend_plainly
 from milonga.training.distributed import Ranks
 from milonga.training.monitor import alarm, beta_of, ends_early, forget, remember
 from milonga.training.phases import check, claim, loss_spec, plan
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    model: Trainable,
+    denoiser: Denoiser,
     examples: Examples,
     phases: Sequence[Phase],
     settings: Settings,
@@ -53,11 +53,12 @@ def train(
     curves: Path | None = None,
     listen: Listen | None = None,
 ) -> Path:
-    """Trains `model.unet` in place through all phases; returns `folder`/unet, as `unet.save_pretrained` lays it out.
+    """Trains `denoiser.module` in place through all phases; returns `folder`/model, as `denoiser.save` writes it.
 
     Resumes from the newest good checkpoint in `folder`; once finished, running again returns at once and leaves
-    `model` as it is. The U-Net as given, before any phase, is the reference. With `settings.ema` the averaged weights
-    are what is saved; with `settings.lora_rank` the adapter is kept in `folder`/adapter and merged into what is saved.
+    `denoiser` as it is. The network as given, before any phase, is the reference. With `settings.ema` the averaged
+    weights are what is saved; with `settings.lora_rank` the adapter is written to `folder`/adapter and merged into
+    what is saved.
     Each step's row (see `curves.preference_row`) goes to `curves` (default `folder`/curves.jsonl) and to `on_step`;
     fields that do not apply, or are not finite, are None. `heldout` pairs are judged each epoch. Every
     `settings.listen_every` steps `listen(step)` makes sound with the weights that would be saved; what it returns, such
@@ -69,23 +70,23 @@ def train(
     """
     check(examples, phases, settings, heldout)
     ranks = Ranks()
-    with Run(folder).lock() if ranks.lead else nullcontext():
-        if ranks.lead:
-            claim(folder, plan(model, examples, phases, settings, seed))
+    with Run(folder).lock() if ranks.is_main else nullcontext():
+        if ranks.is_main:
+            claim(folder, plan(denoiser, examples, phases, settings, seed))
         ranks.wait()
-        if not (folder / "unet").exists():
-            training = _Training(model, examples, phases, settings, seed, folder, heldout, ranks, listen)
+        if not (folder / "model").exists():
+            training = _Training(denoiser, examples, phases, settings, seed, folder, heldout, ranks, listen)
             training.run(curves or folder / "curves.jsonl", on_step)
         ranks.wait()
-    return folder / "unet"
+    return folder / "model"
 
 
 class _Training:
-    """One training, from the newest checkpoint to the finished U-Net."""
+    """One training, from the newest checkpoint to the finished network."""
 
     def __init__(
         self,
-        model: Trainable,
+        denoiser: Denoiser,
         examples: Examples,
         phases: Sequence[Phase],
         settings: Settings,
@@ -95,28 +96,28 @@ class _Training:
         ranks: Ranks,
         listen: Listen | None,
     ) -> None:
-        self.model, self.examples, self.phases, self.settings, self.seed = model, examples, phases, settings, seed
+        self.denoiser, self.examples, self.phases, self.settings, self.seed = denoiser, examples, phases, settings, seed
         self.folder, self.ranks, self.listen = folder, ranks, listen
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         # Dropout would part the policy from its reference before the first step, and draw from the global stream.
-        model.unet.eval()
-        ranks.place(model.unet)
-        attend_plainly(model.unet, examples.batch([0], 0).winner.shape[1:], settings.precision)
+        denoiser.module.eval()
+        ranks.to_device(denoiser.module)
+        denoiser.prepare(settings.precision, examples.batch([0], 0).winner.shape[1:])
         wanted = heldout is not None or any(loss_spec(phase.loss).needs_reference for phase in phases)
         reference = self._reference() if wanted else None
         network = self._network()
-        self.state = _fresh(model.unet, settings)
-        self.passes = Passes(model, network, reference, examples, settings, seed, ranks, phases[0])
+        self.state = _fresh(denoiser, settings)
+        self.passes = Passes(denoiser, network, reference, examples, settings, seed, ranks, phases[0])
         self.judge = None
         if heldout is not None and reference is not None:
-            self.judge = HeldOut(model, network, reference, heldout, settings, seed)
+            self.judge = HeldOut(denoiser, network, reference, heldout, settings, seed)
         if isinstance(reference, Cached):
             self._fill(reference)
 
     def run(self, path: Path, on_step: Callable[[Row], None] | None) -> None:
-        """Takes all steps that are left, then saves the U-Net."""
+        """Takes all steps that are left, then saves the network."""
         note = self.checkpoints.load(self.state) or {"curves": 0}
-        curves = Curves(path, note["curves"]) if self.ranks.lead else None
+        curves = Curves(path, note["curves"]) if self.ranks.is_main else None
         try:
             self._steps(curves, on_step)
             if curves is not None:
@@ -139,7 +140,7 @@ class _Training:
             if self.state.step % self.settings.checkpoint_every == 0:
                 size = None if curves is None else curves.flush()
                 self.checkpoints.save(self.state, {"phase": step.phase.loss, "curves": size}, self.ranks)
-            if on_step is not None and self.ranks.lead:
+            if on_step is not None and self.ranks.is_main:
                 on_step(row)
 
     def _take(self, step: Step) -> Row:
@@ -148,7 +149,7 @@ class _Training:
         beta = beta_of(step.phase, self.settings, memory)
         found = self.passes.gradient(step, beta, memory.get("baseline", 0.0))
         norm = torch.nn.utils.clip_grad_norm_(self.state.averaged(), self.settings.max_grad_norm)
-        norm = float(self.ranks.whole(norm))
+        norm = float(self.ranks.full_tensor(norm))
         rate = learning_rate(step, self.settings)
         skipped = self._update(rate, finite(found.loss + norm) is None)
         seconds = time.perf_counter() - began
@@ -191,7 +192,7 @@ class _Training:
     def _heard(self) -> Row:
         """What the fixed prompts sound like now, where someone listens."""
         every = self.settings.listen_every
-        if self.listen is None or not every or self.state.step % every or not self.ranks.lead:
+        if self.listen is None or not every or self.state.step % every or not self.ranks.is_main:
             return {"heard": None}
         with _as_shipped(self.state), torch.no_grad():
             return {"heard": self.listen(self.state.step)}
@@ -202,7 +203,7 @@ class _Training:
         remember(memory, row)
         row["alarm"], why = alarm(memory, row), ends_early(memory, row, self.settings)
         for text in filter(None, (row["alarm"], why and f"training ends early: {why}")):
-            log.log(logging.WARNING if self.ranks.lead else logging.DEBUG, "step %d: %s", row["step"], text)
+            log.log(logging.WARNING if self.ranks.is_main else logging.DEBUG, "step %d: %s", row["step"], text)
         memory["ended"] = float(why is not None)
         if step.ends_phase:
             forget(memory)
@@ -215,30 +216,31 @@ class _Training:
             )
 
     def _reference(self) -> Reference:
-        """The reference as the settings ask for it; an adapter is put beside the U-Net now."""
-        unet, settings = self.model.unet, self.settings
+        """The reference as the settings ask for it; an adapter is put beside the network now."""
+        module, settings = self.denoiser.module, self.settings
         if settings.reference == "cached":
             return Cached(self.folder, settings.fixed_draws, len(self.examples))
-        return Unadapted(unet, settings.precision) if settings.lora_rank else Copy(unet, settings.precision)
+        return Unadapted(module, settings.precision) if settings.lora_rank else Copy(module, settings.precision)
 
     def _network(self) -> Any:
-        """The U-Net as it is called: with its adapter, checkpointed, compiled, one of many."""
-        unet, settings = self.model.unet, self.settings
+        """The network as it is called: with its adapter, checkpointed, compiled, one of many."""
+        module, settings = self.denoiser.module, self.settings
         if settings.lora_rank:
-            add_adapter(unet, settings.lora_rank, settings.lora_alpha, self.seed)
+            add_adapter(module, self.denoiser.lora_targets, settings.lora_rank, settings.lora_alpha, self.seed)
         if settings.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            module.enable_gradient_checkpointing()
         if settings.compile:
-            unet.compile(dynamic=False, options=AS_LAID_OUT if unet.device.type == "cpu" else None)
-        return self.ranks.spread(unet, settings.sharded)
+            on_cpu = next(module.parameters()).device.type == "cpu"
+            module.compile(dynamic=False, options=AS_LAID_OUT if on_cpu else None)
+        return self.ranks.wrap(self.denoiser, settings.sharded)
 
     def _fill(self, reference: Cached) -> None:
         """The reference's errors for all fixed draws, while the policy still is the reference."""
         losers = self.examples.batch([0], 0).loser is not None
-        if self.ranks.lead or self.settings.sharded:
+        if self.ranks.is_main or self.settings.sharded:
             settings = self.settings
             reference.fill(
-                self.model.unet,
+                self.denoiser.module,
                 lambda number, rows: self.passes.noisy(number, rows, losers),
                 settings.batch_size,
                 settings.precision,
@@ -248,14 +250,14 @@ class _Training:
             self.judge.look_up()
 
     def _finish(self) -> None:
-        """Saves the U-Net (its average, where there is one) beside its place, then renames it into place."""
+        """Saves the network (its average, where there is one) beside its place, then renames it into place."""
         if self.state.ema is not None:
             self.state.ema.copy_to(self.state.averaged())
         self.ranks.wait()
-        if self.ranks.lead and self.settings.lora_rank:
+        if self.ranks.is_main and self.settings.lora_rank:
             with atomic_dir(self.folder / "adapter") as part:
-                save_and_merge(self.model.unet, part)
-        self.state.ship(self.folder / "unet", self.ranks)
+                save_and_merge(self.denoiser.module, part)
+        self.state.save_network(self.folder / "model", self.ranks)
 
 
 def _there(errors: torch.Tensor | None) -> torch.Tensor:
@@ -263,20 +265,20 @@ def _there(errors: torch.Tensor | None) -> torch.Tensor:
     return errors
 
 
-def _fresh(unet: Any, settings: Settings) -> State:
-    """A U-Net before its first step, with AdamW and, if asked for, the average of its weights."""
+def _fresh(denoiser: Denoiser, settings: Settings) -> State:
+    """A network before its first step, with AdamW and, if asked for, the average of its weights."""
     from diffusers.training_utils import EMAModel
 
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in denoiser.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     whole = not any(hasattr(one, "full_tensor") for one in parameters)  # torch has no foreach copies of what is cut up
     ema = EMAModel(parameters, decay=settings.ema, foreach=whole) if settings.ema > 0 else None
-    return State(unet, optimizer, ema)
+    return State(denoiser, optimizer, ema)
 
 
 @contextmanager
 def _as_shipped(state: State) -> Iterator[None]:
-    """The U-Net with its averaged weights, where there are any; afterwards with its own again."""
+    """The network with its averaged weights, where there are any; afterwards with its own again."""
     if state.ema is None:
         yield
         return

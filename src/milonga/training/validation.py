@@ -10,8 +10,9 @@ from torch import Tensor
 from milonga.core.config import Settings
 from milonga.data.examples import Examples
 from milonga.maths.losses import Errors, deltas, implicit_accuracy, preference_margin
+from milonga.models.denoiser import Denoiser, Network
 from milonga.training.curves import finite
-from milonga.training.denoise import Draws, Network, Noisy, Trainable, draw, noised
+from milonga.training.noising import Draws, NoisyBatch, add_noise, draw
 from milonga.training.reference import Reference
 
 FIELDS = (
@@ -31,14 +32,14 @@ class HeldOut:
 
     def __init__(
         self,
-        model: Trainable,
+        denoiser: Denoiser,
         network: Network,
         reference: Reference,
         examples: Examples,
         settings: Settings,
         seed: int,
     ) -> None:
-        self._model, self._network, self._reference = model, network, reference
+        self._denoiser, self._network, self._reference = denoiser, network, reference
         self._examples, self._seed = examples, seed
         self._settings = settings.model_copy(update={"caption_dropout": 0.0})
         self._known: list[Tensor] = []
@@ -46,14 +47,14 @@ class HeldOut:
     def look_up(self) -> None:
         """Keeps the errors of the policy as the reference's: it still is the reference, and there is no other."""
         with torch.no_grad():
-            self._known = self._all_errors(lambda noisy: noisy.errors(self._model.unet, self._settings.precision))
+            self._known = self._all_errors(lambda noisy: noisy.errors(None, self._settings.precision))
 
     def judge(self) -> dict[str, Any]:
         """Accuracy, margin, Δw and Δl of the policy as it is now, over all held-out pairs (no gradient); and accuracy
         by group and by range of timesteps, where each noise of a pair counts as one comparison."""
         with torch.no_grad():
             if not self._known:
-                self._known = self._all_errors(lambda noisy: self._reference.look(noisy, ())[0])
+                self._known = self._all_errors(lambda noisy: self._reference.errors(noisy, ())[0])
             policy = self._all_errors(lambda noisy: noisy.errors(self._network, self._settings.precision))
         whole = _compared([part.mean(0) for part in policy], [part.mean(0) for part in self._known])
         winner, loser = deltas(whole)
@@ -71,7 +72,7 @@ class HeldOut:
         )
         right = (margins > 0).float() + 0.5 * (margins == 0).float()
         groups, steps = self._groups(), self._timesteps()
-        total = len(self._model.alphas_cumprod)
+        total = len(self._denoiser.process)
         edges = [total * part // BINS for part in range(BINS + 1)]
         bins = {f"{low}-{high - 1}": (steps >= low) & (steps < high) for low, high in pairwise(edges)}
         by_step = {name: right.cpu()[chosen].mean().item() for name, chosen in bins.items() if chosen.any()}
@@ -88,7 +89,7 @@ class HeldOut:
         rows = range(len(self._examples))
         return torch.stack([self._draws(rows, number, (1,)).timesteps for number in range(DRAWS)])
 
-    def _all_errors(self, errors: Callable[[Noisy], Tensor]) -> list[Tensor]:
+    def _all_errors(self, errors: Callable[[NoisyBatch], Tensor]) -> list[Tensor]:
         """Errors of winners then losers at each of `DRAWS` noises, one (DRAWS, 2B) a batch."""
         return [torch.stack([errors(self._noisy(rows, number)) for number in range(DRAWS)]) for rows in self._batches()]
 
@@ -96,14 +97,14 @@ class HeldOut:
         size, count = self._settings.batch_size, len(self._examples)
         return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
 
-    def _noisy(self, rows: list[int], number: int) -> Noisy:
-        batch = self._examples.batch(rows, 0).to(self._model.unet.device)
+    def _noisy(self, rows: list[int], number: int) -> NoisyBatch:
+        batch = self._examples.batch(rows, 0).to(next(self._denoiser.module.parameters()).device)
         draws, settings = self._draws(rows, number, batch.winner.shape[1:]), self._settings
-        return noised(self._model, batch, draws, True, settings.snr_gamma, settings.omega)
+        return add_noise(self._denoiser, batch, draws, True, settings.snr_gamma, settings.omega)
 
     def _draws(self, rows: Sequence[int], number: int, shape: Sequence[int]) -> Draws:
         keys = [("heldout", number, row) for row in rows]
-        return draw(shape, keys, self._seed, len(self._model.alphas_cumprod), self._settings)
+        return draw(shape, keys, self._seed, len(self._denoiser.process), self._settings)
 
 
 def _compared(policy: list[Tensor], known: list[Tensor]) -> Errors:

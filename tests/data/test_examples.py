@@ -1,0 +1,111 @@
+"""Examples in memory: the right rows, samples that depend on index and epoch alone, and parts that must fit."""
+
+from collections.abc import Sequence
+
+import pytest
+import tiny_training as tiny
+import torch
+
+from milonga.core.errors import DataError
+from milonga.data.examples import CaptionedClips, PairExamples, filter_by_strategy
+from milonga.models.denoiser import Conditioning, Posterior
+
+
+def captions(states: torch.Tensor) -> Conditioning:
+    """Encoded captions all of whose tokens count."""
+    return Conditioning(states=states, mask=torch.ones(states.shape[:2], dtype=torch.bool))
+
+
+def test_rows_come_in_the_order_asked_for() -> None:
+    winners, losers, states = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.randn(4, 3, 2)
+    examples = PairExamples(winners.half(), losers, captions(states))
+    batch = examples.batch([2, 0], epoch=5)
+    assert len(examples) == 4
+    assert torch.equal(batch.winner, winners.half().float()[[2, 0]])
+    assert batch.loser is not None
+    assert torch.equal(batch.loser, losers[[2, 0]])
+    assert torch.equal(batch.conditioning["states"], states[[2, 0]])
+    assert batch.conditioning["mask"].dtype == torch.bool
+
+
+def test_samples_of_a_posterior_depend_on_seed_index_and_epoch_and_nothing_else() -> None:
+    posterior = Posterior(torch.zeros(5, 2, 3, 3), torch.zeros(5, 2, 3, 3))
+    whole = posterior.sample([0, 1, 2, 3, 4], seed=1, epoch=2)
+    assert torch.equal(whole[[3, 1]], posterior.sample([3, 1], seed=1, epoch=2))
+    for seed, epoch in ((1, 3), (2, 2)):
+        assert not torch.equal(whole, posterior.sample([0, 1, 2, 3, 4], seed, epoch))
+
+
+def test_samples_have_its_mean_and_spread_times_the_scale() -> None:
+    posterior = Posterior(torch.full((1, 8, 64, 64), 3.0), torch.full((1, 8, 64, 64), -1.0), scale=0.5)
+    sample = posterior.sample([0], seed=0, epoch=0)
+    assert float(sample.mean()) == pytest.approx(1.5, abs=0.01)
+    assert float(sample.std()) == pytest.approx(0.5 * 2.718281828**-0.5, rel=0.02)
+
+
+def test_winners_and_losers_are_sampled_apart() -> None:
+    same = Posterior(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4))
+    batch = PairExamples(same, same, captions(torch.zeros(2, 1, 2))).batch([0, 1], 0)
+    assert batch.loser is not None
+    assert not torch.equal(batch.winner, batch.loser)
+
+
+def test_parts_of_different_length_are_refused() -> None:
+    with pytest.raises(DataError, match="differ in number"):
+        PairExamples(torch.zeros(3, 1, 2, 2), None, captions(torch.zeros(2, 1, 2)))
+
+
+def test_prior_clips_are_the_real_clips_or_an_error() -> None:
+    assert tiny.pairs().num_prior == 4
+    assert tiny.pairs().prior_batch([3], 0).loser is None
+    with pytest.raises(DataError, match="no prior-preservation clips"):
+        tiny.pairs(prior=False).prior_batch([0], 0)
+
+
+def captioned(seed: int = 3) -> CaptionedClips:
+    """Four clips with a posterior whose captions say index and epoch, encoded as the caption's length and digits."""
+
+    def encode(texts: Sequence[str]) -> Conditioning:
+        return captions(torch.tensor([[[float(len(text)), float(text[-1])]] for text in texts]))
+
+    posterior = Posterior(torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 1, 2, 2), torch.full((4, 1, 2, 2), -8.0), 0.5)
+    return CaptionedClips(posterior, lambda index, epoch: "x" * index + str(epoch), encode, seed)
+
+
+def test_captioned_clips_have_their_own_captions_of_the_epoch() -> None:
+    examples = captioned()
+    assert (len(examples), examples.num_prior) == (4, 0)
+    batch = examples.batch([3, 1], epoch=7)
+    assert batch.loser is None
+    assert batch.conditioning["states"][:, 0].tolist() == [[4.0, 7.0], [2.0, 7.0]]
+    assert batch.conditioning["mask"].tolist() == [[True], [True]]
+    assert batch.winner.shape == (2, 1, 2, 2)
+    assert batch.winner.mean(dim=(1, 2, 3)).tolist() == pytest.approx([1.5, 0.5], abs=0.05)
+
+
+def test_captioned_clips_are_sampled_by_seed_index_and_epoch_alone() -> None:
+    examples, first = captioned(), captioned().batch([0, 1, 2, 3], 0).winner
+    assert torch.equal(examples.batch([2], 0).winner[0], first[2])
+    assert not torch.equal(examples.batch([2], 1).winner[0], first[2])
+    assert not torch.equal(captioned(4).batch([2], 0).winner[0], first[2])
+
+
+def test_captioned_clips_may_be_plain_latents() -> None:
+    latents = torch.randn(4, 1, 2, 2).half()
+    plain = CaptionedClips(latents, lambda *_: "", lambda texts: captions(torch.zeros(len(texts), 1, 2)))
+    assert torch.equal(plain.batch([2, 0], 5).winner, latents.float()[[2, 0]])
+
+
+def test_captioned_clips_have_no_prior_clips_beside_them() -> None:
+    with pytest.raises(DataError, match="prior_weight = 0"):
+        captioned().prior_batch([0], 0)
+
+
+def test_groups_are_chosen_by_name_and_keep_their_order() -> None:
+    winners, states = torch.arange(5.0).reshape(5, 1, 1, 1), torch.zeros(5, 3, 2)
+    examples = PairExamples(winners, winners, captions(states), groups=["1", "2", "1", "3", "2"])
+    chosen = filter_by_strategy(examples, ["2", "3"])
+    assert len(chosen) == 3
+    assert chosen.batch([0, 1, 2], 0).winner.flatten().tolist() == [1, 3, 4]
+    with pytest.raises(DataError, match="no pair is of 4 or 5"):
+        filter_by_strategy(examples, ["4", "5"])
