@@ -6,6 +6,7 @@ one class with the members of `Denoiser`; it needs no base class.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -73,6 +74,15 @@ def _padded(value: Tensor, length: int) -> Tensor:
     if value.dim() < 2 or value.shape[1] == length:
         return value
     return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], dim=1)
+
+
+def module_hash(module: nn.Module) -> str:
+    """A hash of a network's weights and buffers."""
+    digest = sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -158,15 +168,31 @@ class Denoiser(Protocol):
     process: Process
     empty: Conditioning
     """`encode_text([""])`: what guidance uses, and what caption dropout puts in."""
-    latent_shape: tuple[int, ...]
-    """The shape of one clip's latents, such as (C, H, W) or (L, D)."""
-    latent_scale: float
-    """The factor between the autoencoder's latents and those that are noised."""
-    sampling_rate: int
-    lora_targets: Sequence[str]
-    """Suffixes of the names of linear layers that LoRA adapts."""
-    fingerprint: str
-    """A name for the frozen parts (text encoder and autoencoder), under which encoded data are cached."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one clip's latents, such as (C, H, W) or (L, D)."""
+        ...
+
+    @property
+    def latent_scale(self) -> float:
+        """The factor between the autoencoder's latents and those that are noised."""
+        ...
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the waveforms, in Hz."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the frozen parts (text encoder and autoencoder), under which encoded data are cached."""
+        ...
+
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """Ends of the names of the linear layers that LoRA adapts."""
+        ...
 
     @property
     def fsdp_blocks(self) -> Sequence[nn.Module]:

@@ -1,8 +1,6 @@
 """Tango's U-Net behind the `Denoiser` protocol: T5 states in, latents of a mel VAE out."""
 
 from collections.abc import Sequence
-from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +9,12 @@ from torch import Tensor, nn
 
 from milonga.core.audio import beginning, resample
 from milonga.core.errors import RecipeError
+from milonga.core.ids import content_id
 from milonga.core.records import Clip
 from milonga.core.weights import fingerprint as weights_fingerprint
 from milonga.maths.mel import MelSettings, log_mel, training_wave
 from milonga.maths.resampling import windowed_sinc
-from milonga.models.denoiser import Conditioning, Network, Posterior, Precision, Process
+from milonga.models.denoiser import Conditioning, Network, Posterior, Precision, Process, module_hash
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -42,6 +41,7 @@ class TangoDenoiser:
         self.module: Any = unet
         self.process, self.empty, self._pipe = process, empty, pipe
         self._name: str | None = None
+        self._fingerprint: str | None = None
 
     @classmethod
     def of(cls, pipe: "TangoPipeline", name: str | None = None) -> "TangoDenoiser":
@@ -89,17 +89,14 @@ class TangoDenoiser:
         """The U-Net's levels and its middle."""
         return [*self.module.down_blocks, self.module.mid_block, *self.module.up_blocks]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of the weights that the model was loaded from, or else of its text encoder and VAE."""
-        if self._name is not None:
-            return weights_fingerprint(self._name)
-        digest = sha256()
-        for part in (self.pipe.text_encoder, self.pipe.vae):
-            for name, tensor in part.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        if self._fingerprint is None and self._name is not None:
+            self._fingerprint = weights_fingerprint(self._name)
+        elif self._fingerprint is None:
+            self._fingerprint = content_id(module_hash(self.pipe.text_encoder), module_hash(self.pipe.vae))
+        return self._fingerprint
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """T5's `states` (B, L, D) and `mask` (B, L) bool, padded to the longest caption."""

@@ -2,19 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.store import read_json, write_json
 from milonga.data.examples import Batch, Examples
 from milonga.maths.losses import LOSSES, LossSpec
-from milonga.models.denoiser import Denoiser
+from milonga.models.denoiser import Denoiser, module_hash
 
 UNPLANNED = {"checkpoint_every", "keep", "listen_every", "sharded"}
 
@@ -70,12 +66,12 @@ def plan(
 ) -> dict[str, Any]:
     """All that decides the numbers of a training, as flat JSON values; how often it is saved or heard does not."""
     chosen = settings.model_dump(exclude=UNPLANNED)
-    facts = {"seed": seed, "examples": len(examples), "prior clips": examples.num_prior}
+    facts: dict[str, Any] = {"seed": seed, "examples": len(examples), "prior clips": examples.num_prior}
     facts["prediction"] = denoiser.process.prediction
     facts |= {f"settings.{name}": value for name, value in chosen.items()}
     for number, phase in enumerate(phases):
         facts |= {f"phases.{number}.{name}": value for name, value in phase.model_dump().items()}
-    return facts | {"starting weights": _fingerprint(denoiser.module)}
+    return facts | {"starting weights": module_hash(denoiser.module)}
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> None:
@@ -93,12 +89,3 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
                 f"{folder} holds a training with {name} = {held.get(name)}, not {wanted.get(name)}: "
                 "choose another folder, or delete it to train anew"
             )
-
-
-def _fingerprint(module: nn.Module) -> str:
-    """A hash of a network's weights: a training that resumed from other weights would have another reference."""
-    digest = sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from milonga.core.config import Phase, Settings
-from milonga.core.errors import MilongaError
+from milonga.core.errors import MilongaError, RecipeError
 from milonga.core.store import Run, atomic_dir
 from milonga.data.examples import Examples
 from milonga.models.denoiser import Denoiser
@@ -225,10 +225,15 @@ class _Training:
     def _network(self) -> Any:
         """The network as it is called: with its adapter, checkpointed, compiled, one of many."""
         module, settings = self.denoiser.module, self.settings
+        enable_checkpointing: Any = getattr(module, "enable_gradient_checkpointing", None)
         if settings.lora_rank:
             add_adapter(module, self.denoiser.lora_targets, settings.lora_rank, settings.lora_alpha, self.seed)
         if settings.gradient_checkpointing:
-            module.enable_gradient_checkpointing()
+            if enable_checkpointing is None:
+                raise RecipeError(
+                    f"{type(module).__name__} has no gradient checkpointing: set gradient_checkpointing = false"
+                )
+            enable_checkpointing()
         if settings.compile:
             on_cpu = next(module.parameters()).device.type == "cpu"
             module.compile(dynamic=False, options=AS_LAID_OUT if on_cpu else None)
