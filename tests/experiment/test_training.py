@@ -85,8 +85,8 @@ def test_a_model_is_fine_tuned_on_a_folder_of_clips_and_plays(model, clips, tmp_
 
 
 def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model, clips, tmp_path, monkeypatch):
-    from milonga.data.encode_clips import encoded_clips
-
+    from milonga.data.encode import encode_clips
+    from milonga.models.load import load_denoiser
     from milonga.models.tango import TangoPipeline
 
     asked: list[str] = []
@@ -94,12 +94,15 @@ def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model,
     monkeypatch.setattr(
         TangoPipeline, "encode_prompt", lambda whole, words: (asked.extend(words), encode(whole, words))[1]
     )
-    first = encoded_clips(model, f"clips:{clips}", tmp_path / "work").batch([0, 1, 2], 0)
+    denoiser = load_denoiser(model)
+    assert asked == [""]
+    asked.clear()
+    first = encode_clips(denoiser, f"clips:{clips}", tmp_path / "work").batch([0, 1, 2], 0)
     assert sorted(asked) == sorted(set(small_networks.WORDS[:4]))
-    again = encoded_clips(model, f"clips:{clips}", tmp_path / "work").batch([0, 1, 2], 0)
+    again = encode_clips(denoiser, f"clips:{clips}", tmp_path / "work").batch([0, 1, 2], 0)
     assert len(asked) == 4
-    assert torch.equal(first.states, again.states)
-    assert torch.equal(first.mask, again.mask)
+    assert torch.equal(first.conditioning["states"], again.conditioning["states"])
+    assert torch.equal(first.conditioning["mask"], again.conditioning["mask"])
     assert not any(part.training for part in pipeline(model).text_encoder.modules())
 
 
