@@ -68,7 +68,7 @@ def encode_pairs(
 def encode_clips(
     denoiser: "Denoiser", source: str, work: Path, mix_ratio: float = 0.0, legacy: bool = False, seed: int = 0
 ) -> "CaptionedClips":
-    """The clips of a source (see `recordings.clip_entries`) as examples for the losses that need no loser (Eq. 4, §3.2).
+    """The clips of a source (`recordings.clip_entries`) as examples for the losses that need no loser (Eq. 4, §3.2).
 
     `mix_ratio` adds that many mixes of two clips (Eqs. 9-10) for each real clip, drawn by `seed` within a shard, as the
     original mixes within a batch; silent clips take no part. `legacy` takes the original's data path: first channel,
