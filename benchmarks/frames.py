@@ -3,9 +3,9 @@
     python benchmarks/frames.py            # sizes, then the frames of generate, run, train and evaluate on nano
     python benchmarks/frames.py --sizes    # sizes alone
 
-Frames are Python frames of files in milonga from the command function (included) to the first forward pass of the network
-(excluded): the denoiser for generate, run and train, a scorer for evaluate. Comprehensions are not counted. Work on an
-engine's threads has a stack of its own, so the stack of whoever submitted it is put above it.
+Frames are Python frames of files in milonga, from the command function (included) to the first forward pass of the
+network (excluded): the denoiser for generate, run and train, a scorer for evaluate. Comprehensions are not counted. Work
+on an engine's threads has a stack of its own, so the stack that submitted it is put above it.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Reached(BaseException):
 
 
 def path_of(command: str, words: list[str], networks: tuple[str, ...]) -> list[str]:
-    """The frames from a command's function to the first forward of a network of one of these classes, outermost first."""
+    """The frames from a command's function to the first forward of one of these network classes, outermost first."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     from milonga.cli.main import app
