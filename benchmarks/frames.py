@@ -4,7 +4,7 @@
     python benchmarks/frames.py --sizes    # sizes alone
 
 Frames are Python frames of files in milonga, from the command function (included) to the first forward pass of the
-network (excluded): the denoiser for generate, run and train, a scorer for evaluate. Comprehensions are not counted. Work
+network (excluded): the denoiser for generate, run and train, a scorer for evaluate. Comprehensions do not count. Work
 on an engine's threads has a stack of its own, so the stack that submitted it is put above it.
 """
 
