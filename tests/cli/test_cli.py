@@ -91,7 +91,7 @@ cli.main()
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_is_130_and_says_that_it_can_go_on(with_signal):
+def test_an_interruption_is_130_and_says_how_to_resume(with_signal):
     command = [sys.executable, "-c", INTERRUPTED, "run", "smoke"]
     # A suite that runs in the background inherits SIGINT ignored, and would hand that on.
     process = subprocess.Popen(
@@ -101,9 +101,9 @@ def test_an_interruption_is_130_and_says_that_it_can_go_on(with_signal):
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(with_signal)
-    _, told = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told == "milonga: interrupted; the same command goes on from here\n"
+    assert message == "milonga: Interrupted. Re-run the same command to resume.\n"
 
 
 def test_generate_writes_playable_files_that_say_what_made_them(tmp_path):

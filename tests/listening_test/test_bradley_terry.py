@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milonga.listening_test.bradley_terry import bradley_terry
-from milonga.listening_test.opinions import mean_opinion
+from milonga.listening_test.statistics import bradley_terry, mean_opinion
 
 SIMULATIONS = 500
 

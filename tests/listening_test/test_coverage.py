@@ -9,8 +9,9 @@ import pytest
 from test_design import plan, sessions
 
 from milonga.core.records import Rating
-from milonga.listening_test import results as work
+from milonga.listening_test import results
 from milonga.listening_test.records import Test, Trial
+from milonga.listening_test.results import compute_results
 from milonga.maths.statistics import Interval
 
 SIMULATIONS, RATERS = 500, 20
@@ -65,7 +66,7 @@ def truths() -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_intervals_cover_the_truth_in_a_whole_test(monkeypatch) -> None:
-    monkeypatch.setattr(work, "alpha_interval", lambda table, seed: Interval(0.0, 0.0, 0.0, 0))  # has its own test
+    monkeypatch.setattr(results, "alpha_interval", lambda table, seed: Interval(0.0, 0.0, 0.0, 0))  # has its own test
     test, truth = plan(prompts=20, per_rater=8), truths()
     trials = [[one for one in own if not one.check] for own in sessions(test, RATERS)]
     hits: Counter[str] = Counter()
@@ -78,7 +79,7 @@ def test_intervals_cover_the_truth_in_a_whole_test(monkeypatch) -> None:
     for seed in range(SIMULATIONS):
         world = World(test, seed)
         ratings = [world.rating(r, place, one) for r, own in enumerate(trials) for place, one in enumerate(own)]
-        found = work.results(test, ratings, [])
+        found = compute_results(test, ratings, [])
         for one in found.summary:
             if one.metric == "ovl":
                 count("opinion", one.low, truth[one.system], one.high)

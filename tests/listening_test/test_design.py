@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milonga.core.records import Prompt
-from milonga.listening_test.design import chosen, conditions, session
+from milonga.listening_test.design import choose_prompts, conditions, plan_session
 from milonga.listening_test.records import BROKEN, Test, Trial
 
 
@@ -27,8 +27,8 @@ def sessions(test: Test, raters: int) -> list[list[Trial]]:
     turns: Counter[str] = Counter()
     found = []
     for rater in range(1, raters + 1):
-        picked = chosen(test, rater, turns)
-        found.append(session(test, rater, {one: turns[one] for one in picked}))
+        picked = choose_prompts(test, rater, turns)
+        found.append(plan_session(test, rater, {one: turns[one] for one in picked}))
         turns.update(picked)
     return found
 
@@ -37,8 +37,8 @@ def sessions(test: Test, raters: int) -> list[list[Trial]]:
 @given(st.integers(3, 6), st.integers(3, 12), st.integers(1, 8), st.booleans(), st.integers(0, 99))
 def test_a_session_has_every_prompt_under_every_condition_once(systems, prompts, per_rater, reference, rater):
     test = plan(systems, prompts, per_rater, reference)
-    picked = chosen(test, rater, {})
-    trials = session(test, rater, dict.fromkeys(picked, rater))
+    picked = choose_prompts(test, rater, {})
+    trials = plan_session(test, rater, dict.fromkeys(picked, rater))
     for kind in test.kinds:
         own = [one for one in trials if one.kind == kind and not one.check]
         heard = Counter((one.prompt_id, frozenset({one.a, one.b} - {""})) for one in own)
@@ -46,7 +46,7 @@ def test_a_session_has_every_prompt_under_every_condition_once(systems, prompts,
         assert set(heard) == expected
         assert set(heard.values()) == {1}
     assert [one.kind for one in trials] == sorted((one.kind for one in trials), reverse=True)  # rate, then compare
-    assert session(test, rater, dict.fromkeys(picked, rater)) == trials
+    assert plan_session(test, rater, dict.fromkeys(picked, rater)) == trials
 
 
 def test_every_prompt_gets_the_raters_aimed_at_and_none_is_far_ahead():
@@ -111,7 +111,7 @@ def test_checks_are_of_their_own_prompts_spread_out_and_elsewhere_for_everyone()
 
 
 def test_without_a_reference_only_broken_clips_check():
-    trials = session(plan(reference=False), 1, {})
+    trials = plan_session(plan(reference=False), 1, {})
     assert Counter(one.check for one in trials) == {"broken": 2, "pair": 2}
     assert all("s0" in (one.a, one.b) for one in trials if one.check == "pair")
 
@@ -120,4 +120,4 @@ def test_without_a_reference_only_broken_clips_check():
 def test_prompts_with_the_fewest_raters_come_first(covered):
     test = plan()
     busy = {one.id: 5 for one in test.prompts[:6]} | covered
-    assert set(chosen(test, 1, busy)) == {one.id for one in test.prompts[6:]}
+    assert set(choose_prompts(test, 1, busy)) == {one.id for one in test.prompts[6:]}

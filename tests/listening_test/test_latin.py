@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from milonga.core.errors import DataError
-from milonga.listening_test.latin import williams
+from milonga.listening_test.design import williams
 
 
 @pytest.mark.parametrize("conditions", range(1, 11))

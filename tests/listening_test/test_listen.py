@@ -17,10 +17,10 @@ from milonga.core.records import Clip, Pair
 from milonga.core.store import Run
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
-from milonga.listening_test.design import session
+from milonga.listening_test.design import plan_session
 from milonga.listening_test.material import read_test
 from milonga.listening_test.ratings import Ratings
-from milonga.listening_test.sources import gather, read_captions
+from milonga.listening_test.sources import load_sources, read_captions
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 SYSTEMS = ("base", "sft", "aligned")
@@ -71,7 +71,7 @@ def test_links_results_and_table_through_the_doors(folders, tmp_path):
     assert all(link.startswith("https://listen.example.org/r/") for link in links)
     assert "0 ratings" in milonga("listen", "results", where).stdout
     test, ratings = read_test(tmp_path / "test"), Ratings(tmp_path / "test" / "ratings.sqlite")
-    ratings.begin(1, lambda: session(test, 1, {one.id: 0 for one in test.prompts}))
+    ratings.begin(1, lambda: plan_session(test, 1, {one.id: 0 for one in test.prompts}))
     for place in range(len(ratings.trials(1))):
         ratings.judge(1, place, {"ovl": 3, "rel": 4, "better": None}, 1.0)
     data = json.loads(milonga("listen", "results", where, "--json").stdout)
@@ -136,7 +136,7 @@ def test_captions_that_cannot_be_used(tmp_path, text):
 
 
 def test_a_run_gives_its_systems_clips_with_latents_and_seeds(run):
-    prompts, found = gather(run.path, None, ())
+    prompts, found = load_sources(run.path, None, ())
     assert set(found) == {*SYSTEMS, "reference"}
     assert len(prompts) == 9
     for system in SYSTEMS:
@@ -144,11 +144,11 @@ def test_a_run_gives_its_systems_clips_with_latents_and_seeds(run):
     seeds = [{name: one.seed for name, one in found[system].items()} for system in SYSTEMS]
     assert seeds[0] == seeds[1] == seeds[2]
     assert all(one.latents is None and one.seed == 0 for one in found["reference"].values())
-    assert set(gather(run.path, None, ["base", "sft"])[1]) == {"base", "sft"}
+    assert set(load_sources(run.path, None, ["base", "sft"])[1]) == {"base", "sft"}
     with pytest.raises(RecipeError, match="no system"):
-        gather(run.path, None, ["nobody"])
+        load_sources(run.path, None, ["nobody"])
     with pytest.raises(StoreError, match="--captions"):
-        gather(run.path / "plan", None, ())
+        load_sources(run.path / "plan", None, ())
 
 
 def test_people_prefer_and_training_learns_it(run, tmp_path):
@@ -157,9 +157,11 @@ def test_people_prefer_and_training_learns_it(run, tmp_path):
     assert CliRunner().invoke(app, ["listen", "make", str(run.path), "--out", str(where)]).exit_code == 0
     test, ratings = read_test(where), Ratings(where / "ratings.sqlite")
     for number, _ in enumerate(ratings.invite(3), 1):
-        ratings.begin(number, lambda number=number: session(test, number, {one.id: number for one in test.prompts}))
+        ratings.begin(
+            number, lambda number=number: plan_session(test, number, {one.id: number for one in test.prompts})
+        )
         for item in range(6):
-            ratings.hear(number, item, 1, True)
+            ratings.answer_tone(number, item, 1, True)
         for place, trial in enumerate(ratings.trials(number)):
             ratings.judge(number, place, liking(trial), 1.0)
     out = tmp_path / "pairs"

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 from small_test import HOSTILE, PLAN, SYSTEMS, served, small_test
 
-from milonga.listening_test.headphones import answer
 from milonga.listening_test.ratings import Ratings
+from milonga.listening_test.screening import tone_answer
 
 
 class Visit:
@@ -31,8 +31,8 @@ class Visit:
         for item in range(6):
             self.page.wait_for_selector(f".step:has-text('{item + 1} of 6')")
             self.page.evaluate("() => document.querySelector('audio').dispatchEvent(new Event('ended'))")
-            self.page.keyboard.press(str(answer(seed, self.number, item)))
-        self.page.wait_for_selector("text=Hear the range first")
+            self.page.keyboard.press(str(tone_answer(seed, self.number, item)))
+        self.page.wait_for_selector("text=Listen to the range first")
 
     def trial(self) -> str:
         """Hears and judges the trial that is shown, or leaves the instructions, by keyboard; the heading before."""
@@ -44,7 +44,7 @@ class Visit:
         sides = page.locator(".play").count()
         for place, key in enumerate(("a", "b") if sides == 2 else (" ",)):
             page.keyboard.press(key)
-            page.wait_for_selector(f".player:nth-child({place + 1}) .heard", timeout=20000)
+            page.wait_for_selector(f".player:nth-child({place + 1}) .played", timeout=20000)
         for key in ("4", "2") if sides == 1 else ("3",):
             page.keyboard.press(key)
         page.keyboard.press("Enter")
@@ -188,7 +188,7 @@ def test_the_admin_page_counts_and_invites(browser, place) -> None:
     visit.page.wait_for_function(f"() => document.querySelectorAll('tbody tr').length === {before + 3}", timeout=15000)
     assert visit.page.evaluate("document.activeElement === document.querySelector('button.copy')")
     shown = visit.page.locator("td.link code").last.inner_text()
-    assert shown == f"{base}/r/{ratings.invited()[-1].token}"
+    assert shown == f"{base}/r/{ratings.raters()[-1].token}"
     assert visit.troubles == []
     visit.context.close()
 

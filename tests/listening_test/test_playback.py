@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milonga.core.records import Clip
-from milonga.listening_test import headphones
-from milonga.listening_test.playback import PEAK, TARGET, amplified, broken, gain_of, loudness
+from milonga.listening_test import screening
+from milonga.listening_test.loudness import PEAK, TARGET, amplified, loudness, playback_gain
+from milonga.listening_test.material import broken
 
 
 def tone(level: float, rate: int = 48000, seconds: float = 3.0, hertz: float = 997.0) -> Clip:
@@ -28,7 +29,7 @@ def test_a_full_scale_sine_in_one_channel_is_three_below_zero():
 @given(st.floats(-50, 0), st.sampled_from([16000, 32000, 44100]), st.floats(0.1, 1.5))
 def test_whatever_the_level_all_are_played_alike(level, rate, seconds):
     clip = tone(level, rate, seconds)
-    played = amplified(clip, gain_of(clip, loudness(clip)))
+    played = amplified(clip, playback_gain(clip, loudness(clip)))
     assert loudness(played) == pytest.approx(TARGET, abs=0.05)
 
 
@@ -41,14 +42,14 @@ def test_clicks_are_not_made_to_clip():
     wave = np.zeros(32000, dtype=np.float32)
     wave[::8000] = 0.2
     clip = Clip(wave, 16000)
-    gain = gain_of(clip, loudness(clip))
+    gain = playback_gain(clip, loudness(clip))
     assert np.abs(amplified(clip, gain).waveform).max() == pytest.approx(10 ** (PEAK / 20), rel=1e-5)
 
 
 def test_silence_stays_silence():
     clip = Clip(np.zeros(16000, dtype=np.float32), 16000)
     assert loudness(clip) is None
-    assert gain_of(clip, None) == 0
+    assert playback_gain(clip, None) == 0
     assert np.array_equal(broken(clip, 1).waveform, clip.waveform)
 
 
@@ -63,12 +64,12 @@ def test_a_torn_clip_is_as_long_repeats_with_its_seed_and_is_not_the_clip():
 
 
 def test_the_quiet_tone_is_six_decibels_down_and_one_is_opposite_in_the_ears():
-    for item in range(headphones.ITEMS):
-        samples, rate = soundfile.read(BytesIO(headphones.tones(1, 2, item)))
-        starts = [round(place * (headphones.SECONDS + headphones.PAUSE) * rate) for place in range(3)]
-        parts = [samples[start : start + round(headphones.SECONDS * rate)] for start in starts]
+    for item in range(screening.TONE_ITEMS):
+        samples, rate = soundfile.read(BytesIO(screening.tones(1, 2, item)))
+        starts = [round(place * (screening.SECONDS + screening.PAUSE) * rate) for place in range(3)]
+        parts = [samples[start : start + round(screening.SECONDS * rate)] for start in starts]
         levels = [20 * np.log10(np.sqrt(np.square(part[:, 0]).mean())) for part in parts]
-        right = headphones.answer(1, 2, item) - 1
+        right = screening.tone_answer(1, 2, item) - 1
         others = [place for place in range(3) if place != right]
         assert levels[others[0]] == pytest.approx(levels[others[1]], abs=0.05)
         assert levels[right] - levels[others[0]] == pytest.approx(-6, abs=0.05)
@@ -78,6 +79,6 @@ def test_the_quiet_tone_is_six_decibels_down_and_one_is_opposite_in_the_ears():
 
 
 def test_answers_differ_between_raters_and_items_and_are_all_used():
-    answers = [[headphones.answer(1, rater, item) for item in range(6)] for rater in range(30)]
+    answers = [[screening.tone_answer(1, rater, item) for item in range(6)] for rater in range(30)]
     assert len(set(map(tuple, answers))) > 25
     assert {one for row in answers for one in row} == {1, 2, 3}

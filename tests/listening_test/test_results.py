@@ -15,12 +15,11 @@ from milonga.core.errors import DataError, StoreError
 from milonga.core.records import Label, Pair, Prompt, Rating
 from milonga.core.store import Run, Shards
 from milonga.listening_test import export
-from milonga.listening_test import formatting as told
-from milonga.listening_test.design import chosen, session
+from milonga.listening_test.design import choose_prompts, plan_session
 from milonga.listening_test.material import read_test
 from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.records import BROKEN, ScreenedRating, Test
-from milonga.listening_test.results import results
+from milonga.listening_test.results import as_json, as_text, compute_results
 from milonga.listening_test.screening import failed, verdict, verdicts
 
 WORTH = {"zebra-base": 2.4, "zebra-sft": 2.6, "zebra-aligned": 3.6, "reference": 4.6, BROKEN: 1.0}
@@ -40,11 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rate_all(ratings: Ratings, test: Test, number: int, attentive: bool) -> None:
     """One rater's whole session, straight into the database."""
     rng = np.random.default_rng(number)
-    taken = {one.id: sum(t.prompt_id == one.id for t in ratings.taken()) for one in test.prompts}
-    picked = chosen(test, number, taken)
-    ratings.begin(number, lambda: session(test, number, {one: taken[one] for one in picked}))
+    taken = {one.id: sum(t.prompt_id == one.id for t in ratings.prompts()) for one in test.prompts}
+    picked = choose_prompts(test, number, taken)
+    ratings.begin(number, lambda: plan_session(test, number, {one: taken[one] for one in picked}))
     for item in range(6):
-        ratings.hear(number, item, 1, True)
+        ratings.answer_tone(number, item, 1, True)
     strict = 0.4 * rng.normal()
     for place, trial in enumerate(ratings.trials(number)):
         given = answer(rng, trial, strict) if attentive else answer(rng, trial, None)
@@ -73,7 +72,7 @@ def read(folder: Path) -> tuple[Test, list[Rating], list]:
 
 def test_known_effects_are_found_again_and_those_who_did_not_listen_are_out(folder):
     test, every, found = read(folder)
-    result = results(test, every, found)
+    result = compute_results(test, every, found)
     assert {one.rater for one in result.excluded} == {"r15", "r16"}
     assert all("attention" in one.excluded for one in result.excluded)
     rows = {(one.system, one.metric): one for one in result.summary}
@@ -96,22 +95,22 @@ def test_known_effects_are_found_again_and_those_who_did_not_listen_are_out(fold
 def test_clips_of_checks_count_for_nobody(folder):
     test, every, found = read(folder)
     counted = [one for one in every if not one.check and one.rater not in ("r15", "r16")]
-    assert results(test, every, found).ratings == len(counted)
-    assert not any(one.system == BROKEN for one in results(test, every, found).summary)
+    assert compute_results(test, every, found).ratings == len(counted)
+    assert not any(one.system == BROKEN for one in compute_results(test, every, found).summary)
 
 
 def test_the_text_and_the_json_tell_the_same_and_an_empty_test_tells_nothing(folder, tmp_path):
     test, every, found = read(folder)
-    result = results(test, every, found)
-    text, data = told.as_text(result), json.loads(told.as_json(result))
+    result = compute_results(test, every, found)
+    text, data = as_text(result), json.loads(as_json(result))
     for row in data["summary"]:
         assert f"{row['value']:.2f}" in text
     assert "r16" in text
-    empty = results(test, [], [])
-    assert "0 ratings" in told.as_text(empty)
-    assert json.loads(told.as_json(empty))["summary"] == []
-    lone = results(test, [one for one in every if one.rater == "r1"], [])
-    assert json.loads(told.as_json(lone))["summary"][0]["low"] is None
+    empty = compute_results(test, [], [])
+    assert "0 ratings" in as_text(empty)
+    assert json.loads(as_json(empty))["summary"] == []
+    lone = compute_results(test, [one for one in every if one.rater == "r1"], [])
+    assert json.loads(as_json(lone))["summary"][0]["low"] is None
 
 
 @pytest.mark.parametrize(

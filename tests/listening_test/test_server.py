@@ -105,7 +105,7 @@ def test_a_token_that_nobody_was_given_opens_nothing(place: Place, token: str) -
 
 
 def test_tokens_are_random_and_long(place: Place) -> None:
-    tokens = {one.token for one in place.ratings.invited()} | {place.ratings.admin_token()}
+    tokens = {one.token for one in place.ratings.raters()} | {place.ratings.admin_token()}
     assert all(len(token) == 22 for token in tokens)  # 128 bits
     assert (place.folder / "ratings.sqlite").stat().st_mode & 0o077 == 0
 
@@ -195,7 +195,7 @@ def test_every_answer_forbids_what_pages_do_not_need(place: Place) -> None:
 
 def test_the_admin_sees_progress_and_invites(place: Place) -> None:
     path = place.link[len(place.base) :]
-    before = len(place.ratings.invited())
+    before = len(place.ratings.raters())
     assert ask(place.base, "POST", f"{path}/raters", {"count": 0})[0] == 409
     assert ask(place.base, "POST", f"{path}/raters", {"count": 501})[0] == 409
     status, _, told = ask(place.base, "POST", f"{path}/raters", {"count": 3})

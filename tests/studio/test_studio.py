@@ -11,8 +11,8 @@ from milonga.core.ids import clip_seed
 from milonga.core.records import Prompt, Request
 from milonga.core.store import Run
 from milonga.core.web import NotNow, Unknown
-from milonga.listening_test.playback import TARGET, loudness
-from milonga.listening_test.records import Choice, Take
+from milonga.listening_test.loudness import TARGET, loudness
+from milonga.studio.clips import Choice, Take
 from milonga.studio.preferences import studio_labels, studio_pairs, studio_prompts
 from milonga.studio.studio import Order, Studio
 from milonga.studio.worker import System
@@ -20,24 +20,24 @@ from milonga.studio.worker import System
 TWO = ("nano", "runs/demo/aligned")
 
 
-def made(studio: Studio, **order) -> list[Take]:
-    """Takes that were asked for and made."""
+def generated(studio: Studio, **order) -> list[Take]:
+    """Takes of a request, after their generation."""
     state = studio.order(Order(**{"prompt": "a bell rings", "systems": TWO, "count": 2, "seed": 7} | order))
-    studio.maker.start()
-    until(lambda: not studio.takes.waiting())
-    return studio.takes.of(state["prompt"])
+    studio.worker.start()
+    until(lambda: not studio.takes.num_waiting())
+    return studio.takes.of_prompt(state["prompt"])
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     """A studio with four takes of one prompt, which tests do not decide on."""
-    found = small_studio(tmp_path_factory.mktemp("studio") / "s")
-    made(found)
-    return found
+    studio = small_studio(tmp_path_factory.mktemp("studio") / "s")
+    generated(studio)
+    return studio
 
 
 def test_takes_are_those_of_the_command_generate_one_variation_of_every_system_first(studio):
-    takes = [one for one in studio.takes.every() if one.prompt == "a bell rings"]
+    takes = [one for one in studio.takes.all_generated() if one.prompt == "a bell rings"]
     assert [(one.system, one.number) for one in takes] == [(name, number) for number in (0, 1) for name in TWO]
     prompt = Prompt.of("a bell rings", "command line")
     for take in takes:
@@ -46,30 +46,30 @@ def test_takes_are_those_of_the_command_generate_one_variation_of_every_system_f
         [clip] = clips_of(Run(studio.folder).stage("generate").read_table(f"take-{take.id}")).values()
         [expected] = Tones().generate([asked])
         assert abs(clip.waveform - expected.waveform).max() < 1 / 32768
-        assert loudness(from_flac(studio.played(take.id).read_bytes())) == pytest.approx(TARGET, abs=0.1)
+        assert loudness(from_flac(studio.playback_file(take.id).read_bytes())) == pytest.approx(TARGET, abs=0.1)
 
 
 def test_what_is_there_is_not_made_again_and_other_weights_are_another_take(tmp_path):
     studio = small_studio(tmp_path / "s")
-    first = made(studio)
+    first = generated(studio)
     files = {path: path.stat().st_mtime_ns for path in studio.folder.rglob("*.parquet")}
-    assert made(studio) == first
+    assert generated(studio) == first
     assert {path: path.stat().st_mtime_ns for path in studio.folder.rglob("*.parquet")} == files
     again = Studio(studio.folder, [System("nano", "trained anew", 4, 3.0, Tones)])
-    assert len(made(again, systems=("nano",))) == 6
+    assert len(generated(again, systems=("nano",))) == 6
 
 
 @pytest.mark.parametrize(
     ("order", "said"),
     [
         ({"prompt": " \n "}, "the prompt is empty"),
-        ({"prompt": "x" * 501}, "500 is the most"),
+        ({"prompt": "x" * 501}, "the limit is 500"),
         ({"systems": ()}, "choose a system"),
         ({"systems": ("nobody",)}, "choose a system"),
-        ({"count": 0}, "variations must be from 1 to 16"),
+        ({"count": 0}, "variations must be between 1 and 16"),
         ({"count": 17}, "variations must be"),
-        ({"steps": 0}, "steps must be from 1 to 1000"),
-        ({"guidance": -1.0}, "guidance must be from 0 to 100"),
+        ({"steps": 0}, "steps must be between 1 and 1000"),
+        ({"guidance": -1.0}, "guidance must be between 0 and 100"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**63}, "seed must be"),
     ],
@@ -77,20 +77,20 @@ def test_what_is_there_is_not_made_again_and_other_weights_are_another_take(tmp_
 def test_what_cannot_be_made_is_told_and_nothing_is_wanted(studio, order, said):
     with pytest.raises((DataError, RecipeError), match=said):
         studio.order(Order(**{"prompt": "a dog", "systems": TWO} | order))
-    assert studio.takes.waiting() == 0
+    assert studio.takes.num_waiting() == 0
 
 
 def test_a_system_that_cannot_be_loaded_is_told_on_its_takes_and_the_others_are_made(tmp_path):
     studio = small_studio(tmp_path / "s")
-    takes = made(studio, systems=("lost", "nano"), count=1)
-    assert [(one.made is None, one.trouble) for one in takes] == [
+    takes = generated(studio, systems=("lost", "nano"), count=1)
+    assert [(one.generated is None, one.trouble) for one in takes] == [
         (True, "runs/lost/unet holds no usable model: make it again"), (False, ""),
     ]  # fmt: skip
-    with pytest.raises(NotNow, match="not made yet"):
+    with pytest.raises(NotNow, match="not generated yet"):
         studio.decide(takes[0].id, True)
     studio.systems["lost"] = System("lost", "w3", 4, 3.0, Tones)  # it is there again
     studio.retry(takes[0].id)
-    until(lambda: studio.takes.get(takes[0].id).made is not None)
+    until(lambda: studio.takes.get(takes[0].id).generated is not None)
 
 
 def test_cancelling_ends_the_take_that_is_being_made_at_its_next_step(tmp_path):
@@ -107,40 +107,40 @@ def test_cancelling_ends_the_take_that_is_being_made_at_its_next_step(tmp_path):
 
     studio = Studio(tmp_path / "s", [System("nano", "w", 4, 3.0, Held)])
     studio.order(Order(prompt="a bell", systems=("nano",), count=3, seed=1))
-    studio.maker.start()
+    studio.worker.start()
     assert stepped.wait(60)
-    assert studio.state()["making"]["steps"] == 4
+    assert studio.state()["current"]["steps"] == 4
     assert studio.cancel()["takes"] == []
     go_on.set()
-    until(lambda: studio.maker.now() is None)
-    assert studio.takes.every() == []
+    until(lambda: studio.worker.current() is None)
+    assert studio.takes.all_generated() == []
     assert not list(studio.folder.rglob("*.parquet"))
     studio.order(Order(prompt="a bell", systems=("nano",), count=1, seed=1))  # and it can be asked for again
-    until(lambda: len(studio.takes.every()) == 1)
+    until(lambda: len(studio.takes.all_generated()) == 1)
 
 
 def test_takes_of_a_system_that_is_not_offered_wait_for_it(tmp_path):
     studio = small_studio(tmp_path / "s")
     studio.order(Order(prompt="a bell", systems=TWO, count=1))
     other = Studio(studio.folder, [one for one in systems() if one.name == "nano"])
-    other.maker.start()
-    until(lambda: len(other.takes.every()) == 1)
-    assert [(one["system"], one["made"], one["offered"]) for one in other.state()["takes"]] == [
+    other.worker.start()
+    until(lambda: len(other.takes.all_generated()) == 1)
+    assert [(one["system"], one["generated"], one["offered"]) for one in other.state()["takes"]] == [
         ("nano", True, True), ("runs/demo/aligned", False, False),
     ]  # fmt: skip
 
 
 def test_two_and_two_are_compared_until_none_are_left_and_never_a_discarded_one(tmp_path):
     studio = small_studio(tmp_path / "s")
-    takes = made(studio, count=2)
+    takes = generated(studio, count=2)
     prompt = takes[0].prompt_id
     studio.decide(takes[3].id, False)
     seen = []
-    found = studio.duel(prompt)
-    while found["left"]:
-        two = (found["a"]["id"], found["b"]["id"])
+    pair = studio.next_comparison(prompt)
+    while pair["left"]:
+        two = (pair["a"]["id"], pair["b"]["id"])
         seen.append(frozenset(two))
-        found = studio.choose(*two, "same" if len(seen) == 2 else "a")
+        pair = studio.choose(*two, "same" if len(seen) == 2 else "a")
     assert len(set(seen)) == len(seen) == 3
     assert not any(takes[3].id in two for two in seen)
     assert sorted(one.better == "" for one in studio.takes.choices()) == [False, False, True]
@@ -155,7 +155,7 @@ def test_two_and_two_are_compared_until_none_are_left_and_never_a_discarded_one(
 def test_a_wav_to_save_is_the_clip_as_it_came_with_its_making(studio, tmp_path):
     from milonga.core.audio import read_audio, read_tags
 
-    take = studio.takes.every()[0]
+    take = studio.takes.all_generated()[0]
     name, data = studio.wav(take.id)
     (tmp_path / name).write_bytes(data)
     tags = read_tags(tmp_path / name)
@@ -163,17 +163,17 @@ def test_a_wav_to_save_is_the_clip_as_it_came_with_its_making(studio, tmp_path):
         "prompt": "a bell rings", "model": "nano", "seed": "7", "number": "0", "steps": "4", "guidance": "3.0",
     }  # fmt: skip
     assert read_audio(tmp_path / name).rate == RATE
-    odd = made(small_studio(tmp_path / "odd"), prompt="🔔" * 500, systems=("nano",), count=1)
+    odd = generated(small_studio(tmp_path / "odd"), prompt="🔔" * 500, systems=("nano",), count=1)
     assert small_studio(tmp_path / "odd").wav(odd[0].id)[1][:4] == b"RIFF"  # tags of a long prompt fit
 
 
-def taken(number: int, kept: bool | None = None, text: str = HOSTILE) -> Take:
-    return Take.of(text, "nano", "w", 4, 3.0, 1, number).model_copy(update={"made": "now", "kept": kept})
+def decided(number: int, keep: bool | None = None, text: str = HOSTILE) -> Take:
+    return Take.of(text, "nano", "w", 4, 3.0, 1, number).model_copy(update={"generated": "now", "keep": keep})
 
 
 def test_decisions_become_labels_and_pairs_by_the_stated_rule():
-    good, fine, bad, open_ = taken(0, True), taken(1, True), taken(2, False), taken(3)
-    elsewhere = taken(0, False, "another prompt")
+    good, fine, bad, open_ = decided(0, True), decided(1, True), decided(2, False), decided(3)
+    elsewhere = decided(0, False, "another prompt")
     takes = [good, fine, bad, open_, elsewhere]
     assert {(one.id, one.desirable) for one in studio_labels(takes)} == {
         (good.id, True), (fine.id, True), (bad.id, False), (elsewhere.id, False),
@@ -190,15 +190,16 @@ def test_decisions_become_labels_and_pairs_by_the_stated_rule():
     assert kept == {(good.id, bad.id), (open_.id, good.id)}
     refused = {frozenset((one.chosen_id, one.rejected_id)): one.refused for one in pairs if one.refused}
     assert refused == {
-        frozenset((fine.id, bad.id)): "contradiction: the one that was preferred was discarded, the other kept",
+        frozenset((fine.id, bad.id)): "contradiction: the preferred take was discarded and the other kept",
         frozenset((fine.id, open_.id)): "order: neither was better",
     }
+    assert {name for one in pairs for name in (*one.chosen_scores, *one.rejected_scores)} == {"human_preference"}
     assert all(one.chosen_seed == Take.request(good).seed for one in pairs if one.chosen_id == good.id)
 
 
 def test_a_decision_can_be_taken_back(tmp_path):
     studio = small_studio(tmp_path / "s")
-    take = made(studio, systems=("nano",), count=1)[0]
-    for kept in (True, False, None):
-        assert studio.decide(take.id, kept)["takes"][0]["kept"] is kept
-        assert small_studio(tmp_path / "s").takes.get(take.id).kept is kept
+    take = generated(studio, systems=("nano",), count=1)[0]
+    for keep in (True, False, None):
+        assert studio.decide(take.id, keep)["takes"][0]["keep"] is keep
+        assert small_studio(tmp_path / "s").takes.get(take.id).keep is keep

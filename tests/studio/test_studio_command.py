@@ -7,8 +7,8 @@ import pytest
 import test_evaluation
 from typer.testing import CliRunner
 
+from milonga.cli.listen import studio_systems
 from milonga.cli.main import app
-from milonga.cli.studio import offered
 from milonga.core.audio import read_audio
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Label, Pair
@@ -24,17 +24,17 @@ run = test_evaluation.run  # the fixture: a whole run of tiny networks
 @pytest.fixture(scope="module")
 def studio(run, tmp_path_factory) -> Studio:
     """A studio in which two systems of the run made two takes each; two were decided on."""
-    found = Studio(tmp_path_factory.mktemp("studio") / "s", offered([str(run.path)]))
-    base, aligned = next(iter(found.systems)), f"{run.path}/aligned"
-    found.order(Order(prompt="a dog barks", systems=(base, aligned), count=2, steps=2, seed=5))
-    while (take := found.takes.next(list(found.systems))) is not None:
-        [clip] = found.systems[take.system].load().generate([take.request()])
-        found.keep(take, clip)
-    takes = found.takes.every()
-    found.decide(takes[0].id, True)
-    found.decide(takes[1].id, False)
-    found.choose(takes[2].id, takes[3].id, "b")
-    return found
+    studio = Studio(tmp_path_factory.mktemp("studio") / "s", studio_systems([str(run.path)]))
+    base, aligned = next(iter(studio.systems)), f"{run.path}/aligned"
+    studio.order(Order(prompt="a dog barks", systems=(base, aligned), count=2, steps=2, seed=5))
+    while (take := studio.takes.next(list(studio.systems))) is not None:
+        [clip] = studio.systems[take.system].load().generate([take.request()])
+        studio.save(take, clip)
+    takes = studio.takes.all_generated()
+    studio.decide(takes[0].id, True)
+    studio.decide(takes[1].id, False)
+    studio.choose(takes[2].id, takes[3].id, "b")
+    return studio
 
 
 def test_a_run_stands_for_its_base_and_all_that_it_trained(run):
@@ -51,7 +51,7 @@ def test_a_run_stands_for_its_base_and_all_that_it_trained(run):
 
 
 def test_a_take_is_the_clip_that_generate_makes(run, studio, tmp_path):
-    take = studio.takes.every()[3]
+    take = studio.takes.all_generated()[3]
     words = ["generate", take.prompt, "--model", take.system, "--steps", "2", "--seed", "5", "-n", "2"]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -68,8 +68,8 @@ def test_what_is_kept_is_exported_and_trains(run, studio, tmp_path):
     for out, form in (("pairs", "pairs"), ("labels", "labels"), ("takes.csv", "takes"), ("takes.parquet", "takes")):
         done = export(out, form)
         assert done.exit_code == 0, done.output
-    assert export("table.csv", "table").output.endswith("its takes are a table by --as takes\n")
-    takes = studio.takes.every()
+    assert export("table.csv", "table").output.endswith("a studio without a listening test: use --as takes\n")
+    takes = studio.takes.all_generated()
     pairs = Run(tmp_path / "pairs").stage("pair").read_records(Pair)
     assert {(one.chosen_id, one.rejected_id) for one in pairs} == {
         (takes[0].id, takes[1].id), (takes[3].id, takes[2].id),

@@ -39,29 +39,35 @@ def test_killed_with_9_nothing_that_was_acknowledged_is_lost_and_the_rest_is_mad
         assert len(wanted) == 16
         while len(decided) < 3:
             for one in ask(base, "GET", f"{path}/state")[2]["takes"]:
-                if one["made"] and one["id"] not in decided:
-                    kept = len(decided) % 2 == 0
-                    assert ask(base, "PUT", f"{path}/takes/{one['id']}", {"kept": kept})[0] == 200
-                    decided[one["id"]] = kept
+                if one["generated"] and one["id"] not in decided:
+                    keep = len(decided) % 2 == 0
+                    assert ask(base, "PUT", f"{path}/takes/{one['id']}", {"keep": keep})[0] == 200
+                    decided[one["id"]] = keep
         process.kill()
         process.wait()
     store = Takes(folder / "ratings.sqlite")
-    assert store.waiting() > 0
-    assert {one.id: one.kept for one in store.every() if one.kept is not None} == decided
+    assert store.num_waiting() > 0
+    assert {one.id: one.keep for one in store.all_generated() if one.keep is not None} == decided
     with served(folder) as (_, again):
         assert urlsplit(again).path == path  # the link is still the same
-        until(lambda: store.waiting() == 0)
+        until(lambda: store.num_waiting() == 0)
         takes = ask(again.partition("/studio/")[0], "GET", f"{path}/state")[2]["takes"]
     assert [one["id"] for one in takes] == wanted
-    assert all(one["made"] for one in takes)
-    assert {one["id"]: one["kept"] for one in takes if one["kept"] is not None} == decided
+    assert all(one["generated"] for one in takes)
+    assert {one["id"]: one["keep"] for one in takes if one["keep"] is not None} == decided
     assert Run(folder).stage("generate").names() == sorted(f"take-{one}" for one in wanted)
 
 
 @pytest.mark.parametrize("token", ["", "x", "%00", "..", "%2e%2e", "A" * 22, "%27%20OR%201=1"])
 def test_without_the_token_nothing_is_there(place, token: str) -> None:
     base = place[0]
-    for method, tail in (("GET", ""), ("GET", "/state"), ("POST", "/takes"), ("DELETE", "/takes"), ("GET", "/duel")):
+    for method, tail in (
+        ("GET", ""),
+        ("GET", "/state"),
+        ("POST", "/takes"),
+        ("DELETE", "/takes"),
+        ("GET", "/comparison"),
+    ):
         assert ask(base, method, f"/studio/{token}{tail}")[0] in (404, 405)
     assert ask(base, "POST", f"/studio/{token}/takes", {"prompt": "x", "systems": ["nano"]})[0] in (404, 405)
 
@@ -90,14 +96,14 @@ def test_what_cannot_be_asked_for_is_told_in_plain_words(place) -> None:
     for order, status, said in (
         ({"prompt": " ", "systems": ["nano"]}, 400, "the prompt is empty"),
         ({"prompt": "x", "systems": ["zebra"]}, 400, "choose a system"),
-        ({"prompt": "x", "systems": ["nano"], "steps": 9999}, 400, "steps must be from 1 to 1000, not 9999"),
+        ({"prompt": "x", "systems": ["nano"], "steps": 9999}, 400, "steps must be between 1 and 1000, not 9999"),
         ({"prompt": "x", "systems": ["nano"], "count": "many"}, 422, "count: "),
         ({"prompt": "x", "systems": ["nano"], "owner": "me"}, 422, "owner: "),
     ):
         found = ask(base, "POST", f"{path}/takes", order)
         assert found[0] == status, found
         assert said in found[2]["error"]
-    assert ask(base, "PUT", f"{path}/takes/nobody", {"kept": True})[2] == {"error": "there is no such take"}
+    assert ask(base, "PUT", f"{path}/takes/nobody", {"keep": True})[2] == {"error": "there is no such take"}
     headers = ask(base, "GET", path)[1]
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["Cache-Control"] == "no-store"
@@ -119,29 +125,29 @@ def test_in_a_real_browser_takes_are_asked_for_heard_kept_and_compared_by_keyboa
     page.focus("#words")
     page.keyboard.press("Enter")
     page.wait_for_selector(".failed")  # the system that cannot be loaded
-    assert "holds no usable model" in page.locator(".failed .told").inner_text()
+    assert "holds no usable model" in page.locator(".failed .status").inner_text()
     page.wait_for_function("() => document.querySelectorAll('.verdict').length === 2")
-    page.wait_for_selector("#making", state="hidden")
+    page.wait_for_selector("#progress", state="hidden")
     assert page.locator("#stage h1").inner_text() == HOSTILE
     assert page.title() == "Studio · Milonga"
     assert page.locator("img").count() == 0
     page.keyboard.press("ArrowDown")
     page.keyboard.press(" ")
-    page.wait_for_selector(".play.heard")
+    page.wait_for_selector(".play.played")
     page.keyboard.press("k")
     page.wait_for_selector(".take.kept")
-    assert [one.kept for one in store.every()] == [True, None]
+    assert [one.keep for one in store.all_generated()] == [True, None]
     page.keyboard.press("c")
-    page.wait_for_selector(".duel")
-    assert not any(name in page.locator(".duel").inner_text() for name in ("nano", "aligned"))
+    page.wait_for_selector(".comparison")
+    assert not any(name in page.locator(".comparison").inner_text() for name in ("nano", "aligned"))
     page.keyboard.press("1")
-    page.wait_for_selector("text=Every two takes")
+    page.wait_for_selector("text=All pairs of takes")
     assert len(store.choices()) == 1
     page.locator(".take").nth(1).get_by_role("button", name="Discard").click()
     page.wait_for_selector(".take.dropped")
     page.reload()
     page.wait_for_selector(".take.dropped")
-    assert [one.kept for one in store.every()] == [True, False]
+    assert [one.keep for one in store.all_generated()] == [True, False]
     for width in (390, 1280):
         page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -14,9 +14,9 @@ import numpy as np
 from serving import ask, serving
 
 from milonga.core.records import Clip, Prompt
-from milonga.listening_test.headphones import ITEMS, answer
 from milonga.listening_test.material import Plan, Source, make_test
 from milonga.listening_test.records import KINDS, Test
+from milonga.listening_test.screening import TONE_ITEMS, tone_answer
 
 RATE = 16000
 SYSTEMS = ("zebra-base", "zebra-sft", "zebra-aligned", "reference")
@@ -27,9 +27,9 @@ PLAN = Plan("A small test", KINDS, "reference", None, per_rater=4, raters_per_cl
 def material(prompts: int, seconds: float = 0.3) -> tuple[list[Prompt], dict[str, dict[str, Source]]]:
     """Prompts, the hostile one among them, and a clip of each by each system."""
     texts = [HOSTILE, *(f"a bell rings {number} times" for number in range(1, prompts))]
-    found = [Prompt.of(text, "small") for text in texts]
-    return found, {
-        system: {one.id: Source(sound(place * 31 + number, seconds)) for number, one in enumerate(found)}
+    rows = [Prompt.of(text, "small") for text in texts]
+    return rows, {
+        system: {one.id: Source(sound(place * 31 + number, seconds)) for number, one in enumerate(rows)}
         for place, system in enumerate(SYSTEMS)
     }
 
@@ -60,12 +60,12 @@ def until_answered(base: str, method: str, path: str, body: Any = None) -> Any:
     """The answer's JSON, asking again while the server is away, as the page does."""
     for _ in range(600):
         try:
-            status, _, told = ask(base, method, path, body)
+            status, _, answer = ask(base, method, path, body)
         except (OSError, http.client.HTTPException):
             time.sleep(0.1)
             continue
-        assert status == 200, (status, told)
-        return told
+        assert status == 200, (status, answer)
+        return answer
     raise AssertionError("the server did not come back")
 
 
@@ -80,15 +80,15 @@ class Rater:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request of the rater's own, remembered word for word."""
-        told = until_answered(self.base, method, self.path + path, body)
-        self.seen.append(json.dumps(told) if isinstance(told, dict) else "")
-        return told
+        answer = until_answered(self.base, method, self.path + path, body)
+        self.seen.append(json.dumps(answer) if isinstance(answer, dict) else "")
+        return answer
 
     def tones(self) -> Any:
         """Does the headphone check, all right, and gives the state."""
         state = self.ask("GET", "/state")
-        for item in range(state["tones"]["answered"], ITEMS):
-            state = self.ask("PUT", f"/tones/{item}", {"answer": answer(self.test.seed, self.number, item)})
+        for item in range(state["tones"]["answered"], TONE_ITEMS):
+            state = self.ask("PUT", f"/tones/{item}", {"answer": tone_answer(self.test.seed, self.number, item)})
         return state
 
     def judgement(self, trial: dict[str, Any]) -> dict[str, Any]:

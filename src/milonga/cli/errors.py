@@ -1,4 +1,4 @@
-"""What all doors of the command line share: failures in one line, and the exit status they stand for."""
+"""Error handling that every command shares: failures are one line on stderr, with a matching exit status."""
 
 import functools
 import traceback
@@ -15,35 +15,44 @@ P = ParamSpec("P")
 debug = {"on": False}
 
 
-def door(command: Callable[P, None]) -> Callable[P, None]:
-    """Tells a command's failures in one line and gives the exit status they stand for."""
+def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Decorates a command: it reports a failure in one line and exits with 1, or with 130 after an interruption."""
 
     @functools.wraps(command)
-    def told(*args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             with _warnings_in_one_line():
                 command(*args, **kwargs)
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on from here")
+            say("Interrupted. Re-run the same command to resume.")
             raise typer.Exit(130) from None
         except MilongaError as error:
             raise _failed(str(error)) from error
         except typer.Exit:
             raise
-        except Exception as error:  # told, not swallowed: a user wants the one line, --debug gives the rest
-            raise _failed(f"{type(error).__name__}: {error} (--debug shows where)") from error
+        except Exception as error:  # users get one line; --debug prints the traceback
+            raise _failed(f"{type(error).__name__}: {error} (use --debug for the traceback)") from error
 
-    return told
+    return guarded
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
+    """Prints one line on stderr."""
     typer.echo(f"milonga: {message}", err=True)
+
+
+def show_page(address: str, no_open: bool) -> None:
+    """Prints the address of a page and, unless `no_open`, opens it in the browser."""
+    import webbrowser
+
+    typer.echo(address)
+    if not no_open:
+        webbrowser.open(address)
 
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Our own warnings as lines of the command line; other libraries' as they are."""
+    """Prints Milonga's own warnings as single lines; other libraries' warnings keep their form."""
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *rest: Any) -> None:

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from milonga.cli.errors import door, say
+from milonga.cli.errors import handle_errors, say
 
 Many = list[str] | None
 
 
-@door
+@handle_errors
 def evaluate(
     sources: Annotated[
         list[str],

@@ -1,103 +1,145 @@
-"""The doors `milonga listen …`: make a test, invite raters, serve it, read its results, export them."""
+"""The commands with which people judge clips: `milonga listen ...` and `milonga studio`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from milonga.cli.errors import door, say
+from milonga.cli.errors import handle_errors, say, show_page
 
-listen = typer.Typer(no_args_is_help=True, help="Let people judge clips: opinion scores and blind comparisons.")
-Folder = Annotated[Path, typer.Argument(metavar="TEST", help="A folder that `milonga listen make` made.")]
+if TYPE_CHECKING:
+    from milonga.studio.worker import System
+
+listen = typer.Typer(no_args_is_help=True, help="Run a listening test: opinion scores and blind comparisons by people.")
+Folder = Annotated[Path, typer.Argument(metavar="TEST", help="A folder that `milonga listen make` wrote.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)]
 
 
 @listen.command("make")
-@door
+@handle_errors
 def make(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A run folder, or a folder of systems' folders.")],
-    out: Annotated[Path, typer.Option(help="The test folder to make.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A run folder, or a folder with one folder of audio per system.")
+    ],
+    out: Annotated[Path, typer.Option(help="The test folder to create.")],
     captions: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Columns clip and caption, for folders of audio files.")
     ] = None,
     systems: Annotated[
-        list[str] | None, typer.Option("--system", metavar="NAME", help="Only this system; may be repeated.")
+        list[str] | None, typer.Option("--system", metavar="NAME", help="Include only this system; may be repeated.")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The system of real clips.", show_default="reference, if there")
+        str | None,
+        typer.Option(metavar="NAME", help="The system of real clips.", show_default="reference, if it exists"),
     ] = None,
     kinds: Annotated[
         list[str] | None, typer.Option("--kind", metavar="KIND", help="rate or compare.", show_default="both")
     ] = None,
-    prompts: Annotated[int | None, typer.Option(help="Prompts to judge.", min=1, show_default="all but three")] = None,
-    per_rater: Annotated[int, typer.Option(help="Prompts that one rater judges.", min=1)] = 8,
-    raters: Annotated[int, typer.Option(help="Raters that each clip should get.", min=1)] = 4,
+    prompts: Annotated[
+        int | None, typer.Option(help="Number of prompts to judge.", min=1, show_default="all but three")
+    ] = None,
+    per_rater: Annotated[int, typer.Option(help="Prompts per rater.", min=1)] = 8,
+    raters: Annotated[int, typer.Option(help="Target number of raters per clip.", min=1)] = 4,
     seed: Annotated[
         int | None,
-        typer.Option(help="Which prompts, and in which order; keep it from raters.", min=0, show_default="drawn"),
+        typer.Option(help="Seed of the choice and order of prompts; keep it secret.", min=0, show_default="random"),
     ] = None,
-    title: Annotated[str, typer.Option(help="What raters see above the page.")] = "Listening test",
+    title: Annotated[str, typer.Option(help="Title of the raters' page.")] = "Listening test",
 ) -> None:
-    """Make a listening test from systems' clips, and print where it is."""
-    from milonga.listening_test import sources as work
+    """Make a listening test from systems' clips and print its folder."""
     from milonga.listening_test.material import make_test, quieter
+    from milonga.listening_test.sources import load_sources, plan_of
 
-    found, clips = work.gather(source, captions, systems or ())
-    plan = work.plan_of(list(clips), title, kinds or (), reference, prompts, per_rater, raters, seed)
-    test = make_test(out, plan, found, clips)
+    test_prompts, clips = load_sources(source, captions, systems or ())
+    plan = plan_of(list(clips), title, kinds or (), reference, prompts, per_rater, raters, seed)
+    test = make_test(out, plan, test_prompts, clips)
     say(f"{len(test.prompts)} prompts, systems {', '.join(test.systems)}; reference: {test.reference or 'none'}")
     if quieter(test):
-        say(f"{quieter(test)} clips stay quieter than the rest: their peaks allow no more")
+        say(f"{quieter(test)} clips stay quieter than the others: a louder gain would clip their peaks")
     typer.echo(out)
 
 
 @listen.command("links")
-@door
+@handle_errors
 def links(
     test: Folder,
-    number: Annotated[int, typer.Option("-n", help="How many raters.", min=1, max=500)] = 1,
-    url: Annotated[str, typer.Option(help="Where raters reach the server.")] = "http://127.0.0.1:8000",
+    number: Annotated[int, typer.Option("-n", help="Number of raters.", min=1, max=500)] = 1,
+    url: Annotated[str, typer.Option(help="Address at which raters reach the server.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Invite raters: print a new link for each, which is theirs alone."""
-    from milonga.listening_test import sources as work
+    """Invite raters: print one new personal link per rater."""
+    from milonga.listening_test.sources import invitation_links
 
-    for link in work.links(test, number, url):
+    for link in invitation_links(test, number, url):
         typer.echo(link)
 
 
 @listen.command("serve")
-@door
-def serve(
-    test: Folder,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
-) -> None:
-    """Serve the test until interrupted, and print the admin page's link; what was rated is kept."""
-    from milonga.listening_test.server import serve as work
+@handle_errors
+def serve(test: Folder, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Serve the test until interrupted and print the admin page's link. All ratings are saved."""
+    from milonga.listening_test.server import serve as serve_test
 
-    work(test, host, port, typer.echo)
+    serve_test(test, host, port, typer.echo)
 
 
 @listen.command("results")
-@door
-def results(test: Folder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Show mean opinions, agreement and preferences with 95 % intervals, and who is excluded and why."""
-    from milonga.listening_test import formatting as told
-    from milonga.listening_test.results import results as work
+@handle_errors
+def results(test: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show mean opinion scores, agreement and preferences with 95 % intervals, and excluded raters with reasons."""
+    from milonga.listening_test.results import as_json as results_json
+    from milonga.listening_test.results import as_text, compute_results
     from milonga.listening_test.sessions import Sessions
 
     sessions = Sessions(test)
-    found = work(sessions.test, sessions.ratings.ratings(sessions.test), sessions.verdicts())
-    typer.echo(told.as_json(found) if as_json else told.as_text(found))
+    summary = compute_results(sessions.test, sessions.ratings.ratings(sessions.test), sessions.verdicts())
+    typer.echo(results_json(summary) if as_json else as_text(summary))
 
 
 @listen.command("export")
-@door
+@handle_errors
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A listening test's or a studio's folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .csv or .parquet file, or a folder to make.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a listening test or a studio.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .csv or .parquet file, or a folder to create.")],
     form: Annotated[str, typer.Option("--as", metavar="FORM", help="table, takes, pairs or labels.")] = "table",
 ) -> None:
-    """Write ratings or takes as a table, or as preference pairs or KTO labels beside their clips, and print where."""
-    from milonga.studio import export as work
+    """Write ratings or takes as a table, or as preference pairs or KTO labels with their clips, and print the path."""
+    from milonga.studio.export import export as export_folder
 
-    typer.echo(work.export(folder, out, form))
+    typer.echo(export_folder(folder, out, form))
+
+
+@handle_errors
+def studio(
+    systems: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SYSTEM]...", help="A model's name or folder, RUN, or RUN/SYSTEM.", show_default="nano"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for takes and decisions.")] = Path("studio"),
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the link without opening a browser.")] = False,
+) -> None:
+    """Type a prompt in the browser, hear variations, keep or discard them. Decisions become preference data."""
+    import contextlib
+
+    from milonga.studio.server import serve as serve_studio
+    from milonga.studio.studio import Studio
+
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the normal way to stop the server
+        page = Studio(out, studio_systems(systems or ("nano",)))
+        serve_studio(page, host, port, lambda link: show_page(link, no_open))
+
+
+def studio_systems(names: Sequence[str]) -> "list[System]":
+    """Named systems as the studio offers them; a model is loaded when its first clip is generated.
+
+    Raises RecipeError or CheckpointError for a system that does not exist.
+    """
+    from milonga.experiment.systems import systems
+    from milonga.studio.worker import System
+
+    return [System(one.name, one.fingerprint(), *one.sampling(), one.load) for one in systems(names)]

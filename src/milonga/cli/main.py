@@ -1,6 +1,6 @@
-"""The command `milonga`: thin doors onto the package. Results go to stdout, progress and errors to stderr.
+"""The command `milonga`: thin commands onto the package. Results go to stdout, progress and errors to stderr.
 
-Exit 0: done; 1: a failure, told in one line; 2: wrong usage; 130: interrupted, and resumable.
+Exit status: 0 done; 1 a failure, reported in one line; 2 wrong usage; 130 interrupted and resumable.
 """
 
 import signal
@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from milonga.cli import listen as listen_doors
-from milonga.cli import nano as nano_doors
 from milonga.cli.errors import debug as _debug
-from milonga.cli.errors import door
+from milonga.cli.errors import handle_errors, show_page
 from milonga.cli.evaluate import evaluate
+from milonga.cli.listen import listen, studio
+from milonga.cli.nano import nano
 
 RUNS_NETWORKS = ("generate", "edit", "run", "pair", "train", "evaluate", "studio", "nano")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
@@ -31,7 +31,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of a failure.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -45,26 +45,35 @@ def options(
 
 
 @app.command()
-@door
+@handle_errors
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to hear.", show_default=False)],
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="What the clip should sound like.", show_default=False)
+    ],
     model: Annotated[
-        str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the hub.")
+        str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the Hub.")
     ] = "nano",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's own")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance.", show_default="the model's own")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same clips.", min=0)] = 0,
-    number: Annotated[int, typer.Option("-n", help="Clips of each prompt.")] = 1,
-    duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="as the model was trained")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of denoising steps.", show_default="the model's own")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale.", show_default="the model's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same clips.", min=0)] = 0,
+    number: Annotated[int, typer.Option("-n", help="Clips per prompt.")] = 1,
+    duration: Annotated[
+        float | None, typer.Option(help="Length of a clip in seconds.", show_default="as the model was trained")
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="ddpm, ddim, dpm++, unipc or compat; of a flow euler, dpm++ or unipc.", show_default="the model's own"
+            help="ddpm, ddim, dpm++, unipc or compat; for a flow model euler, dpm++ or unipc.",
+            show_default="the model's own",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path(),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
 ) -> None:
-    """Make clips from prompts, and print where they are."""
+    """Generate clips from prompts and print their paths."""
     from milonga.cli.generate import check, make
     from milonga.experiment.systems import system
 
@@ -78,18 +87,18 @@ def generate(
 
 
 @app.command()
-@door
+@handle_errors
 def run(
     recipe: Annotated[str, typer.Argument(help="A .toml file, or a shipped recipe's name such as smoke.")],
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to do.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="The one stage to do.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage.")] = None,
     engine: Annotated[str, typer.Option(help="Where sharded work runs: local or ray.")] = "local",
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")
     ] = None,
 ) -> None:
-    """Do a recipe's stages in a run folder; run it again after a stop, and it goes on."""
+    """Run a recipe's stages in a run folder. Re-run the same command to resume."""
     from milonga.evaluation.outcome import outcome
     from milonga.experiment import run as pipeline
     from milonga.experiment.recipe import load_recipe
@@ -104,14 +113,14 @@ def run(
 
 
 @app.command()
-@door
+@handle_errors
 def train(
     target: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A run folder, or a .toml file or shipped recipe by its name.")
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to train in.", show_default="runs/NAME")] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")
     ] = None,
 ) -> None:
     """Train a run's systems, or a model on data of your own; also under torchrun and accelerate launch -m milonga."""
@@ -122,12 +131,12 @@ def train(
 
 
 @app.command()
-@door
+@handle_errors
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show how far a run is."""
+    """Show a run's progress."""
     from milonga.experiment import status as state
 
     rows = state.status(run)
@@ -135,16 +144,16 @@ def status(
 
 
 @app.command()
-@door
+@handle_errors
 def pair(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Change nothing: show what other values of each threshold would keep.")
     ] = False,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a number of the recipe's [pair].")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe's [pair].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Pair a run's stored scores again, by other thresholds; no clip is made, no model loaded."""
     from milonga.experiment import pair as pairing
@@ -158,10 +167,10 @@ def pair(
 
 
 @app.command()
-@door
+@handle_errors
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs, or trained systems.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
     system: Annotated[
         str | None, typer.Option(metavar="NAME", help="Export this trained system and not the pairs.")
     ] = None,
@@ -183,7 +192,7 @@ def export(
 
 
 @app.command()
-@door
+@handle_errors
 def pairs(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs.")],
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 0,
@@ -195,34 +204,10 @@ def pairs(
     from milonga.reports.pairs import serve
 
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not an interruption
-        serve(run, port, lambda address: _opened(address, no_open))
+        serve(run, port, lambda address: show_page(address, no_open))
 
 
-@app.command()
-@door
-def studio(
-    systems: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SYSTEM]...", help="A model's name or folder, RUN, or RUN/SYSTEM.", show_default="nano"
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where takes and decisions are kept.")] = Path("studio"),
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Only print the link, open no browser.")] = False,
-) -> None:
-    """Type a prompt in the browser, hear variations, keep or discard them; what is kept can be trained on."""
-    import contextlib
-
-    from milonga.cli.studio import serve
-
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not an interruption
-        serve(systems or ("nano",), out, host, port, lambda link: _opened(link, no_open))
-
-
-@app.command()
-@door
+@handle_errors
 def convert(
     source: Annotated[
         str,
@@ -230,18 +215,18 @@ def convert(
             metavar="SRC", help="A folder or repository with the files of the original Tango, or LAION-CLAP's .pt."
         ),
     ],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to create.")],
     tokenizer: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="The text encoder's tokenizer, or its name on the hub.",
-            show_default="SRC, then the hub",
+            help="The text encoder's tokenizer: a folder, or a repository on the Hub.",
+            show_default="SRC, then the Hub",
         ),
     ] = None,
 ) -> None:
-    """Write a checkpoint of the original Tango or Tango 2 as a diffusers pipeline, or LAION's CLAP as transformers has
-    it, and print where it is.
+    """Convert a checkpoint of the original Tango or Tango 2 to a diffusers pipeline, or a LAION-CLAP checkpoint to
+    transformers' layout, and print the folder.
     """
     from milonga.core.weights import folder_of
     from milonga.models.original.load import convert as convert_tango
@@ -253,22 +238,15 @@ def convert(
         typer.echo(convert_tango(folder_of(source), destination, tokenizer))
 
 
+app.command()(studio)
+app.command()(convert)
 app.command()(evaluate)
-app.add_typer(listen_doors.listen, name="listen")
-app.add_typer(nano_doors.nano, name="nano")
-
-
-def _opened(address: str, no_open: bool) -> None:
-    """Prints where a page is, and opens it."""
-    import webbrowser
-
-    typer.echo(address)
-    if not no_open:
-        webbrowser.open(address)
+app.add_typer(listen, name="listen")
+app.add_typer(nano, name="nano")
 
 
 def main() -> None:
-    """The entry point; `--debug` counts wherever it stands, and SIGTERM is an interruption."""
+    """The entry point. `--debug` is accepted anywhere in the line, and SIGTERM counts as an interruption."""
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     _debug["on"] = "--debug" in arguments[:end]

@@ -1,6 +1,6 @@
-"""How every page is served: answers that forbid what no page needs, bodies of a bounded size, errors in a line.
+"""Serving of pages: restrictive headers on every answer, request bodies of a bounded size, errors in one line.
 
-Pages come from a package by name, never from a path that a request holds; nothing is taken from the network.
+Pages come from a package by name, never from a path in a request; nothing is loaded from the network.
 """
 
 import socket
@@ -10,7 +10,7 @@ from typing import Any
 
 from milonga.core.errors import DataError, MilongaError, RecipeError, ServiceError
 
-LONGEST_BODY = 4096
+MAX_BODY = 4096  # bytes
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self' blob:; connect-src 'self'; "
@@ -21,22 +21,22 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-SHARED = ("style.css", "parts.js")  # what all pages are built from
+SHARED = ("style.css", "parts.js")  # files that all pages use
 
 
 class Unknown(MilongaError):
-    """A link, trial or clip that is not there for the one who asks."""
+    """A link, trial or clip that does not exist for this client."""
 
 
 class NotNow(MilongaError):
-    """Something that cannot be done at this point of a session, or not to this trial."""
+    """A request that is not allowed at this point of a session, or for this trial."""
 
 
 STATUS: dict[type[MilongaError], int] = {Unknown: 404, NotNow: 409, RecipeError: 400, DataError: 400}
 
 
 class Guard:
-    """ASGI middleware: puts HEADERS on every answer, and refuses a body that is larger than any question."""
+    """ASGI middleware: sets HEADERS on every answer and refuses request bodies above MAX_BODY."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -48,7 +48,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
         size = headers.get("content-length", b"0")
-        if "transfer-encoding" in headers or not size.isdigit() or int(size) > LONGEST_BODY:
+        if "transfer-encoding" in headers or not size.isdigit() or int(size) > MAX_BODY:
             await send({"type": "http.response.start", "status": 413, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -56,10 +56,10 @@ class Guard:
 
 
 def application(pages: dict[str, tuple[str, str]], hidden: str = "") -> Any:
-    """A FastAPI application with doors for static pages, `pages` giving (package folder, file name) by path.
+    """A FastAPI application with routes for static pages; `pages` maps a path to (package folder, file name).
 
-    An error of ours becomes JSON `{"error": ...}` in a line; with `hidden`, that text stands for what only the disk
-    and the admin know of.
+    A MilongaError becomes JSON `{"error": ...}`. With `hidden`, that text replaces the message of errors with status
+    503.
     """
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
@@ -68,12 +68,12 @@ def application(pages: dict[str, tuple[str, str]], hidden: str = "") -> Any:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(MilongaError)
-    def refused(request: Request, error: MilongaError) -> JSONResponse:
+    def on_error(request: Request, error: MilongaError) -> JSONResponse:
         status = STATUS.get(type(error), 503)
         return JSONResponse({"error": hidden if hidden and status == 503 else str(error)}, status)
 
     @app.exception_handler(RequestValidationError)
-    def misunderstood(request: Request, error: RequestValidationError) -> JSONResponse:
+    def on_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 422)
 
@@ -85,25 +85,25 @@ def application(pages: dict[str, tuple[str, str]], hidden: str = "") -> Any:
 
 
 def page(folder: str, name: str) -> str:
-    """A page, style or script of a package's folder, such as `milonga.listening_test/static`."""
+    """The text of a page, style or script in a package's folder, such as `milonga.listening_test/static`."""
     package, _, inside = folder.partition("/")
     return (files(package) / inside / name).read_text(encoding="utf-8")
 
 
 def serve(app: Any, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serves an application until it is interrupted; `ready` is given `http://HOST:PORT` once the port is ours.
+    """Serves an application until it is interrupted; calls `ready` with `http://HOST:PORT` once the port is open.
 
-    Raises ServiceError where the port cannot be had.
+    Raises ServiceError where the port is not available.
     """
     import uvicorn
 
     try:
         listening = socket.create_server((host, port), backlog=256)
     except (OSError, OverflowError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise ServiceError(f"cannot listen on {host}:{port}: {told}; choose another --port") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ServiceError(f"cannot listen on {host}:{port}: {reason}; choose another --port") from error
     ready(f"http://{host}:{listening.getsockname()[1]}")
-    # No access log: its lines would hold everyone's tokens.
+    # No access log: its lines would contain the tokens.
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
     )
@@ -113,10 +113,10 @@ def serve(app: Any, host: str, port: int, ready: Callable[[str], None]) -> None:
 def _with_headers(send: Any) -> Any:
     extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
-    async def sent(message: Any) -> None:
+    async def send_with_headers(message: Any) -> None:
         if message["type"] == "http.response.start":
             names = {name.lower().encode() for name in HEADERS}
             message["headers"] = [row for row in message["headers"] if row[0].lower() not in names] + extra
         await send(message)
 
-    return sent
+    return send_with_headers

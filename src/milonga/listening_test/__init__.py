@@ -1,1 +1,1 @@
-"""The listening test: people judge clips, on two scales or blind against each other."""
+"""The listening test: people rate clips on two scales, or compare them blind."""

@@ -1,7 +1,7 @@
-"""One SQLite database a folder, on the disk before anything is acknowledged.
+"""One SQLite database per folder; every write is on the disk before it is acknowledged.
 
-WAL with `synchronous=FULL`: a commit is flushed before it returns, so neither `kill -9` nor a loss of power takes back
-what somebody was told is saved.
+WAL with `synchronous=FULL`: a commit is flushed before it returns, so neither `kill -9` nor a power failure loses an
+acknowledged write.
 """
 
 import os
@@ -17,13 +17,13 @@ from milonga.core.errors import StoreError
 
 ADMIN = "CREATE TABLE IF NOT EXISTS admin (token TEXT NOT NULL) STRICT"
 FILE = "ratings.sqlite"
-PATIENCE = 30.0  # seconds that a write waits for another process's
+TIMEOUT = 30.0  # seconds that a write waits for another process's
 
 
 class Database:
-    """Tables of one folder's database. Threads and processes may share it; whatever SQLite refuses is a StoreError.
+    """Tables of one folder's database. Threads and processes may share it; an error of SQLite becomes a StoreError.
 
-    Each kind of table is a class of its own (`schema`); those of one folder live in one file.
+    A subclass defines its tables (`schema`); the subclasses of one folder share one file.
     """
 
     schema = ""
@@ -31,14 +31,14 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path, self._local = path, threading.local()
         if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds everyone's tokens
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # private: it holds everyone's tokens
         with self._work(writes=True) as work:
             for statement in filter(str.strip, [ADMIN, *self.schema.split(";")]):
                 work.execute(statement)
             work.execute("INSERT INTO admin SELECT ? WHERE NOT EXISTS (SELECT 1 FROM admin)", (new_token(),))
 
     def admin_token(self) -> str:
-        """The token of the link of whoever owns the folder."""
+        """The token in the link of the folder's owner."""
         return self._rows("SELECT token FROM admin")[0][0]
 
     def _rows(self, query: str, values: tuple = ()) -> list[tuple]:
@@ -47,7 +47,7 @@ class Database:
 
     @contextmanager
     def _work(self, writes: bool = False) -> Iterator[sqlite3.Connection]:
-        """A transaction that is whole or did not happen; one inside another is part of it."""
+        """An atomic transaction; one inside another is part of it."""
         try:
             work = self._connection()
             if work.in_transaction:
@@ -61,23 +61,23 @@ class Database:
                 work.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreError(f"{self._path}: {error}; is the disk full, or this another kind of file?") from error
+            raise StoreError(f"{self._path}: {error}; is the disk full, or is this not a database?") from error
 
     def _connection(self) -> sqlite3.Connection:
         """This thread's connection."""
         if not hasattr(self._local, "connection"):
-            opened = sqlite3.connect(self._path, timeout=PATIENCE, isolation_level=None)
+            connection = sqlite3.connect(self._path, timeout=TIMEOUT, isolation_level=None)
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                opened.execute(f"PRAGMA {pragma}")
-            self._local.connection = opened
+                connection.execute(f"PRAGMA {pragma}")
+            self._local.connection = connection
         return self._local.connection
 
 
 def new_token() -> str:
-    """128 random bits in 22 letters, digits, dashes and underscores: nothing that can be guessed."""
+    """A token of 128 random bits in 22 letters, digits, dashes and underscores."""
     return secrets.token_urlsafe(16)
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """The current time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

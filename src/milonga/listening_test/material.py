@@ -1,14 +1,14 @@
-"""Making a test: systems' clips become a folder with everything that the test will ever need.
+"""Making a test: systems' clips become a folder with everything that the test needs.
 
 ```
 TEST/
   test.json          the test as a record
-  generate/          the clips as they came, one shard a system, latents included where there are any
-  playback/          the clips as they are played: FLAC, matched in loudness
+  generate/          the original clips, one shard per system, with latents where they exist
+  playback/          the clips for playback: FLAC, matched in loudness
   ratings.sqlite     raters, sessions and ratings
 ```
 
-It is made beside its place and renamed: a folder that is there is whole.
+It is written beside its place and renamed: a folder that exists is complete.
 """
 
 import os
@@ -24,16 +24,18 @@ from milonga.core.errors import DataError, StoreError
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import Run, atomic_dir, read_json, write_bytes, write_json
-from milonga.listening_test.playback import amplified, broken, gain_of, loudness
-from milonga.listening_test.records import BROKEN, Kind, Played, Test
+from milonga.listening_test.loudness import TARGET, amplified, loudness, playback_gain
+from milonga.listening_test.records import BROKEN, Kind, PlaybackClip, Test
 
 CHECK_PROMPTS = 2
-RESERVED = 1 + CHECK_PROMPTS  # prompts that are no system's to win: an example, and those of the checks
+RESERVED = 1 + CHECK_PROMPTS  # prompts that no system is judged on: the example and those of the checks
+GRAIN = 0.06  # seconds of the pieces that a broken clip is cut into
+CRUSHED_LEVELS = 4  # amplitude levels, on either side of zero, that a broken clip has
 
 
 @dataclass(frozen=True)
 class Source:
-    """One system's clip as it came: with raw latents, steps and seed where a model's run knows them."""
+    """One system's original clip: with raw latents, steps and seed where a model's run knows them."""
 
     clip: Clip
     latents: bytes | None = None
@@ -43,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a test is asked to be; `prompts` None: as many as there are clips for."""
+    """The design of a test; `prompts` None: as many as there are clips for."""
 
     title: str
     kinds: tuple[Kind, ...]
@@ -55,19 +57,25 @@ class Plan:
 
 
 def make_test(folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[str, Source]]) -> Test:
-    """Writes a test folder from clips by system and prompt id, all of which must be there, and gives the test.
+    """Writes a test folder from clips by system and prompt id (all must exist) and returns the test.
 
     Raises StoreError where `folder` is not empty, DataError where there are too few prompts or systems for it,
     AudioError for a clip that cannot be played.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"{folder} is there already and not empty: choose another --out")
+        raise StoreError(f"{folder} already exists and is not empty: choose another --out")
     _check(plan, prompts, sources)
     picked = [prompts[place] for place in np.random.default_rng(plan.seed).permutation(len(prompts))]
     picked = picked[: RESERVED + (len(picked) if plan.prompts is None else plan.prompts)]
     with atomic_dir(folder) as part:
         for number, (system, clips) in enumerate(sources.items()):
-            _keep(part, f"{number:05d}-of-{len(sources):05d}", system, picked, clips)
+            ids = [content_id(system, prompt.id) for prompt in picked]
+            own = [clips[prompt.id] for prompt in picked]
+            try:
+                table = clip_table(ids, [source.clip for source in own], [source.latents for source in own])
+            except DataError as error:
+                raise DataError(f"{system}: {error}") from error
+            Run(part).stage("generate").write_table(f"{number:05d}-of-{len(sources):05d}", table)
         test = Test(
             title=plan.title,
             kinds=plan.kinds,
@@ -76,7 +84,7 @@ def make_test(folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapp
             prompts=tuple(picked[RESERVED:]),
             check_prompts=tuple(picked[1:RESERVED]),
             example=picked[0],
-            clips=tuple(_playable(part, plan, picked, sources)),
+            clips=tuple(_write_playback(part, plan, picked, sources)),
             per_rater=plan.per_rater,
             raters_per_clip=plan.raters_per_clip,
             seed=plan.seed,
@@ -93,29 +101,27 @@ def read_test(folder: Path) -> Test:
     try:
         return Test.model_validate(read_json(path))
     except ValidationError as error:
-        raise StoreError(f"{path} is damaged or was written by another version: put it back") from error
+        raise StoreError(f"{path} is damaged or was written by another version: restore it") from error
 
 
-def clip_file(folder: Path, clip: Played) -> Path:
-    """Where a clip is, as it is played."""
+def clip_file(folder: Path, clip: PlaybackClip) -> Path:
+    """The playback file of a clip."""
     return folder / "playback" / f"{clip.id}.flac"
 
 
 def quieter(test: Test) -> int:
-    """How many clips their peaks keep more than 1 dB below the loudness of the others."""
-    from milonga.listening_test.playback import TARGET
-
+    """The number of clips that stay more than 1 dB below the target loudness because of their peaks."""
     return sum(one.lufs is not None and one.lufs + one.gain < TARGET - 1 for one in test.clips)
 
 
 def _check(plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[str, Source]]) -> None:
     if plan.reference and plan.reference not in sources:
-        raise DataError(f"no system {plan.reference} to be the reference: there are {', '.join(sources)}")
+        raise DataError(f"no system {plan.reference} for the reference: there are {', '.join(sources)}")
     if BROKEN in sources:
-        raise DataError(f'"{BROKEN}" is what clips of attention checks are called: give the system another name')
+        raise DataError(f"{BROKEN!r} is the name of the clips of attention checks: give the system another name")
     compared = len(sources) - bool(plan.reference)
     if "compare" in plan.kinds and compared < 2:
-        raise DataError(f"comparing needs two systems beside the reference, and there is {compared}: use --kind rate")
+        raise DataError(f"a comparison needs two systems besides the reference, not {compared}: use --kind rate")
     wanted = RESERVED + (plan.prompts or 1)
     if len(prompts) < wanted:
         raise DataError(
@@ -124,39 +130,39 @@ def _check(plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[
         )
 
 
-def _keep(folder: Path, shard: str, system: str, prompts: Sequence[Prompt], clips: Mapping[str, Source]) -> None:
-    """One system's clips as they came, in the layout of a run's `generate`."""
-    found = [clips[prompt.id] for prompt in prompts]
-    ids = [content_id(system, prompt.id) for prompt in prompts]
-    try:
-        table = clip_table(ids, [one.clip for one in found], [one.latents for one in found])
-    except DataError as error:
-        raise DataError(f"{system}: {error}") from error
-    Run(folder).stage("generate").write_table(shard, table)
+def broken(clip: Clip, seed: int) -> Clip:
+    """The clip cut into 60 ms pieces, shuffled, every third one silent, the others quantised to a few levels.
+
+    Nobody who listens calls this good, whatever the clip was.
+    """
+    size = max(1, round(GRAIN * clip.rate))
+    pieces = [clip.waveform[start : start + size] for start in range(0, len(clip.waveform), size)]
+    order = np.random.default_rng(seed).permutation(len(pieces))
+    peak = np.abs(clip.waveform).max() or 1.0
+    crushed = [np.sign(pieces[i]) * np.ceil(np.abs(pieces[i]) / peak * CRUSHED_LEVELS) / CRUSHED_LEVELS for i in order]
+    gated = [piece * (place % 3 > 0) for place, piece in enumerate(crushed)]
+    return Clip((0.5 * np.concatenate(gated)).astype(np.float32), clip.rate)
 
 
-def _playable(
+def _write_playback(
     folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[str, Source]]
-) -> list[Played]:
-    """Writes what is played, and says what it is: every system's clips, and broken ones of the reserved prompts."""
-    whole = plan.reference or next(iter(sources))
-    found = [
-        _played(folder, system, prompt, clips[prompt.id]) for system, clips in sources.items() for prompt in prompts
-    ]
+) -> list[PlaybackClip]:
+    """Writes the playback files: every system's clips, and broken ones of the reserved prompts."""
+    rows = [(system, prompt, clips[prompt.id]) for system, clips in sources.items() for prompt in prompts]
+    intact = sources[plan.reference or next(iter(sources))]
     for prompt in prompts[:RESERVED]:
-        torn = broken(sources[whole][prompt.id].clip, derive_seed(plan.seed, "broken", prompt.id))
-        found.append(_played(folder, BROKEN, prompt, Source(torn)))
-    return found
-
-
-def _played(folder: Path, system: str, prompt: Prompt, source: Source) -> Played:
-    lufs = loudness(source.clip)
-    gain = gain_of(source.clip, lufs)
-    clip = Played(
-        id=content_id(system, prompt.id), prompt_id=prompt.id, system=system, steps=source.steps, seed=source.seed,
-        lufs=lufs, gain=gain,
-    )  # fmt: skip
-    path = clip_file(folder, clip)
-    write_bytes(path, flac_bytes(amplified(source.clip, gain)))
-    os.utime(path, (0, 0))  # the hour of writing, which browsers are told, would group the clips by system
-    return clip
+        clip = broken(intact[prompt.id].clip, derive_seed(plan.seed, "broken", prompt.id))
+        rows.append((BROKEN, prompt, Source(clip)))
+    playable = []
+    for system, prompt, source in rows:
+        lufs = loudness(source.clip)
+        gain = playback_gain(source.clip, lufs)
+        entry = PlaybackClip(
+            id=content_id(system, prompt.id), prompt_id=prompt.id, system=system, steps=source.steps, seed=source.seed,
+            lufs=lufs, gain=gain,
+        )  # fmt: skip
+        path = clip_file(folder, entry)
+        write_bytes(path, flac_bytes(amplified(source.clip, gain)))
+        os.utime(path, (0, 0))  # browsers see the modification time, which would group the clips by system
+        playable.append(entry)
+    return playable

@@ -1,6 +1,6 @@
 """Ratings in SQLite, on the disk before they are acknowledged (see `database`).
 
-(rater, place) is the key: sent twice, a rating is there once, as last given.
+(rater, place) is the key: a rating that is sent twice is stored once, with the last answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +34,8 @@ CREATE TABLE IF NOT EXISTS ratings (
 
 
 @dataclass(frozen=True)
-class Invited:
-    """A rater as the admin sees them: number, token, when last seen (UTC, None: never), trials planned and judged."""
+class RaterProgress:
+    """A rater's progress: number, token, time last seen (UTC, None: never), trials planned and judged."""
 
     number: int
     token: str
@@ -45,8 +45,8 @@ class Invited:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A prompt in a rater's session: how many of its trials are judged, and when the rater was last seen."""
+class PromptProgress:
+    """One prompt of one rater's session: its trials, those judged, and the time when the rater was last seen."""
 
     number: int
     prompt_id: str
@@ -56,41 +56,41 @@ class Taken:
 
 
 class Ratings(Database):
-    """Raters, their sessions and what they answered."""
+    """Raters, their sessions and their answers."""
 
     schema = SCHEMA
 
     def invite(self, count: int) -> list[str]:
-        """Makes `count` new raters and gives their tokens."""
+        """Adds `count` raters and returns their tokens."""
         tokens = [new_token() for _ in range(count)]
         with self._work(writes=True) as work:
-            work.executemany("INSERT INTO raters (token, made) VALUES (?, ?)", [(one, now()) for one in tokens])
+            work.executemany("INSERT INTO raters (token, made) VALUES (?, ?)", [(token, now()) for token in tokens])
         return tokens
 
     def number_of(self, token: str) -> int | None:
-        """The rater whose token this is; None for nobody's."""
-        found = self._rows("SELECT id FROM raters WHERE token = ?", (token,))
-        return found[0][0] if found else None
+        """The number of the rater with this token; None where there is none."""
+        rows = self._rows("SELECT id FROM raters WHERE token = ?", (token,))
+        return rows[0][0] if rows else None
 
-    def invited(self) -> list[Invited]:
-        """All raters, in the order of their making."""
-        return [Invited(*row) for row in self._rows(
+    def raters(self) -> list[RaterProgress]:
+        """All raters, in order of invitation."""
+        return [RaterProgress(*row) for row in self._rows(
             "SELECT id, token, seen, (SELECT COUNT(*) FROM trials WHERE rater = id),"
             " (SELECT COUNT(*) FROM ratings WHERE rater = id) FROM raters ORDER BY id"
         )]  # fmt: skip
 
-    def taken(self) -> list[Taken]:
-        """Every prompt of every session that was begun, checks left out."""
-        return [Taken(*row) for row in self._rows(
+    def prompts(self) -> list[PromptProgress]:
+        """Every prompt of every session that has begun, without attention checks."""
+        return [PromptProgress(*row) for row in self._rows(
             "SELECT trials.rater, prompt, COUNT(*), COUNT(given), seen FROM trials"
             " JOIN raters ON raters.id = trials.rater LEFT JOIN ratings USING (rater, place)"
             " WHERE checks = '' GROUP BY trials.rater, prompt"
         )]  # fmt: skip
 
     def begin(self, number: int, plan: Callable[[], Sequence[Trial]]) -> None:
-        """Notes that the rater is here, and gives them the trials of `plan` if they have none yet.
+        """Updates the time when the rater was last seen, and stores the trials of `plan` if they have none yet.
 
-        The plan is made inside the transaction: what it reads of others' sessions is not changed before it is written.
+        The plan is made inside the transaction, so that other sessions do not change before it is written.
         """
         with self._work(writes=True) as work:
             work.execute("UPDATE raters SET seen = ? WHERE id = ?", (now(), number))
@@ -104,44 +104,48 @@ class Ratings(Database):
         return [Trial.model_validate(dict(zip(Trial.model_fields, row, strict=True))) for row in rows]
 
     def judged(self, number: int) -> dict[int, dict[str, int | str | None]]:
-        """What a rater answered, by place: `ovl`, `rel`, `better`."""
+        """A rater's answers by place: `ovl`, `rel`, `better`."""
         rows = self._rows("SELECT place, ovl, rel, better FROM ratings WHERE rater = ? ORDER BY place", (number,))
         return {place: {"ovl": ovl, "rel": rel, "better": better} for place, ovl, rel, better in rows}
 
     def judge(self, number: int, place: int, given: Mapping[str, int | str | None], seconds: float) -> None:
-        """Keeps a rating (`ovl` and `rel`, or `better`); once this returns it is on the disk."""
+        """Stores a rating (`ovl` and `rel`, or `better`); once this returns it is on the disk."""
         row = (number, place, given["ovl"], given["rel"], given["better"], seconds, now())
         with self._work(writes=True) as work:
             work.execute("INSERT OR REPLACE INTO ratings VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             work.execute("UPDATE raters SET seen = ? WHERE id = ?", (now(), number))
 
-    def hear(self, number: int, item: int, answer: int, correct: bool) -> None:
-        """Keeps the first answer to an item of the headphone check; later ones change nothing."""
+    def answer_tone(self, number: int, item: int, answer: int, correct: bool) -> None:
+        """Stores the first answer to an item of the headphone check; later ones change nothing."""
         with self._work(writes=True) as work:
             row = (number, item, answer, int(correct), now())
             work.execute("INSERT OR IGNORE INTO tones VALUES (?, ?, ?, ?, ?)", row)
 
-    def heard(self, number: int) -> int:
-        """How many items of the headphone check a rater has answered."""
+    def tones_answered(self, number: int) -> int:
+        """The number of items of the headphone check that a rater has answered."""
         return self._rows("SELECT COUNT(*) FROM tones WHERE rater = ?", (number,))[0][0]
 
     def tones(self) -> dict[str, int]:
         """Right answers to the headphone check, by rater's name."""
-        return {name_of(row[0]): row[1] for row in self._rows("SELECT rater, SUM(correct) FROM tones GROUP BY rater")}
+        return {
+            rater_name(row[0]): row[1] for row in self._rows("SELECT rater, SUM(correct) FROM tones GROUP BY rater")
+        }
 
     def ratings(self, test: Test) -> list[Rating]:
-        """Every rating there is, checks included, by rater and place."""
+        """All ratings with attention checks, by rater and place."""
         texts = {one.id: one.text for one in (*test.prompts, *test.check_prompts)}
         rows = self._rows(
             "SELECT rater, place, kind, checks, prompt, a, b, ovl, rel, better, seconds, given"
             " FROM ratings JOIN trials USING (rater, place) ORDER BY rater, place"
         )
         names = [name for name in Rating.model_fields if name != "prompt"]
-        found = [dict(zip(names, row, strict=True)) for row in rows]
-        told = [row | {"rater": name_of(row["rater"]), "prompt": texts[row["prompt_id"]]} for row in found]
-        return [Rating.model_validate(row) for row in told]
+        values = [dict(zip(names, row, strict=True)) for row in rows]
+        return [
+            Rating.model_validate(row | {"rater": rater_name(row["rater"]), "prompt": texts[row["prompt_id"]]})
+            for row in values
+        ]
 
 
-def name_of(number: int) -> str:
-    """How a rater is called in results: `r3`."""
+def rater_name(number: int) -> str:
+    """A rater's name in results: `r3`."""
     return f"r{number}"

@@ -1,6 +1,11 @@
-"""What a listening test found: opinions and their differences, agreement, preferences, and who was left out."""
+"""Results of a listening test: opinion scores, their differences, agreement, preferences and excluded raters.
 
-from collections.abc import Sequence
+`compute_results` computes them; `as_text` and `as_json` format them for people and for programs.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -8,24 +13,22 @@ import numpy as np
 
 from milonga.core.ids import derive_seed
 from milonga.core.records import Comparison, Rating, Record, Summary
-from milonga.listening_test.agreement import alpha_interval
-from milonga.listening_test.bradley_terry import bradley_terry
-from milonga.listening_test.opinions import mean_opinion, opinion_difference
 from milonga.listening_test.records import Preference, Test
 from milonga.listening_test.screening import Verdict
-from milonga.maths.statistics import Difference, Interval, holm
+from milonga.listening_test.statistics import alpha_interval, bradley_terry, mean_opinion, opinion_difference
+from milonga.maths.statistics import Interval, holm
 
-SCALES = ("ovl", "rel")
-WON = {"a": 1.0, "b": 0.0, "same": 0.5}
+SCALES = {"ovl": "OVL", "rel": "REL"}  # overall quality, relevance to the prompt
+POINTS = {"a": 1.0, "b": 0.0, "same": 0.5}  # what an answer to a comparison counts for system a
 PROTOCOL = "intervals: 95 %, rater and prompt as random effects; agreement: Krippendorff's alpha, ordinal, by clip"
 
 
 class Results(Record):
-    """Everything that `milonga listen results` tells.
+    """The results that `milonga listen results` prints.
 
     `summary` has `ovl` and `rel` of every system, `ovl_alpha` and `rel_alpha` of all clips together (system `all`), and
-    `strength` where systems were compared. `comparisons` are differences of opinion (a − b, the same rater on the same
-    prompt), their p by Holm's correction; `preferences` are win rates of a over b.
+    `strength` where systems were compared. `comparisons` are differences of opinion scores (a − b, same rater, same
+    prompt) with p-values after Holm's correction; `preferences` are win rates of a over b.
     """
 
     title: str
@@ -37,17 +40,18 @@ class Results(Record):
     preferences: tuple[Preference, ...]
 
 
-def results(test: Test, ratings: Sequence[Rating], verdicts: Sequence[Verdict]) -> Results:
-    """The results of all ratings whose rater is not excluded; clips of attention checks are left out."""
-    out = {one.rater for one in verdicts if one.excluded}
-    counted = [one for one in ratings if not one.check and one.rater not in out]
-    rated = [one for one in counted if one.kind == "rate"]
-    compared = [one for one in counted if one.kind == "compare"]
+def compute_results(test: Test, ratings: Sequence[Rating], verdicts: Sequence[Verdict]) -> Results:
+    """The results of all ratings by raters who are not excluded. Attention checks do not count."""
+    excluded = tuple(verdict for verdict in verdicts if verdict.excluded)
+    names = {verdict.rater for verdict in excluded}
+    counted = [rating for rating in ratings if not rating.check and rating.rater not in names]
+    rated = [rating for rating in counted if rating.kind == "rate"]
+    compared = [rating for rating in counted if rating.kind == "compare"]
     return Results(
         title=test.title,
-        raters=len({one.rater for one in counted}),
+        raters=len({rating.rater for rating in counted}),
         ratings=len(counted),
-        excluded=tuple(one for one in verdicts if one.excluded),
+        excluded=excluded,
         summary=(*_opinions(test, rated), *_agreement(test, rated), *_strengths(test, compared)),
         comparisons=tuple(_differences(test, rated)),
         preferences=tuple(_preferences(test, compared)),
@@ -55,26 +59,26 @@ def results(test: Test, ratings: Sequence[Rating], verdicts: Sequence[Verdict]) 
 
 
 def _opinions(test: Test, rated: Sequence[Rating]) -> list[Summary]:
-    found = []
+    rows = []
     for system in test.systems:
-        own = [one for one in rated if one.a == system]
+        own = [rating for rating in rated if rating.a == system]
         for scale in SCALES if own else ():
-            values = np.array([getattr(one, scale) for one in own], dtype=np.float64)
-            found.append(_summary(system, scale, mean_opinion(values, *_labels(own))))
-    return found
+            values = np.array([getattr(rating, scale) for rating in own], dtype=np.float64)
+            rows.append(_summary(system, scale, mean_opinion(values, *_raters_and_prompts(own))))
+    return rows
 
 
 def _agreement(test: Test, rated: Sequence[Rating]) -> list[Summary]:
     raters = {name: place for place, name in enumerate(dict.fromkeys(one.rater for one in rated))}
     clips = {name: place for place, name in enumerate(dict.fromkeys((one.prompt_id, one.a) for one in rated))}
-    found = []
+    rows = []
     for scale in SCALES if rated else ():
         table = np.full((len(raters), len(clips)), np.nan)
-        for one in rated:
-            table[raters[one.rater], clips[one.prompt_id, one.a]] = getattr(one, scale)
+        for rating in rated:
+            table[raters[rating.rater], clips[rating.prompt_id, rating.a]] = getattr(rating, scale)
         interval = alpha_interval(table, derive_seed(test.seed, "agreement", scale))
-        found.append(_summary("all", f"{scale}_alpha", interval))
-    return found
+        rows.append(_summary("all", f"{scale}_alpha", interval))
+    return rows
 
 
 def _strengths(test: Test, compared: Sequence[Rating]) -> list[Summary]:
@@ -82,57 +86,112 @@ def _strengths(test: Test, compared: Sequence[Rating]) -> list[Summary]:
     if not systems:
         return []
     first, second = (np.array([systems.index(getattr(one, side)) for one in compared]) for side in ("a", "b"))
-    won = np.array([WON[str(one.better)] for one in compared])
-    strengths = bradley_terry(first, second, won, *_labels(compared), len(systems))
-    return [_summary(name, "strength", one) for name, one in zip(systems, strengths, strict=True)]
+    points = np.array([POINTS[str(one.better)] for one in compared])
+    strengths = bradley_terry(first, second, points, *_raters_and_prompts(compared), len(systems))
+    return [_summary(name, "strength", interval) for name, interval in zip(systems, strengths, strict=True)]
 
 
 def _differences(test: Test, rated: Sequence[Rating]) -> list[Comparison]:
-    by_place = {(one.rater, one.prompt_id, one.a): one for one in rated}
-    found = []
+    """Differences of every two systems on both scales, with Holm's p-values (NaN where there was none)."""
+    scores = {(one.rater, one.prompt_id, one.a): one for one in rated}
+    rows = []
     for scale in SCALES:
         for b, a in combinations(test.systems, 2):
-            own = [one for one in rated if one.a == a and (one.rater, one.prompt_id, b) in by_place]
+            own = [one for one in rated if one.a == a and (one.rater, one.prompt_id, b) in scores]
             if own:
-                values = [getattr(one, scale) - getattr(by_place[one.rater, one.prompt_id, b], scale) for one in own]
-                found.append((scale, a, b, opinion_difference(np.array(values, dtype=np.float64), *_labels(own))))
-    adjusted = _adjusted([row[3].p for row in found])
-    rows = zip(found, adjusted, strict=True)
-    return [_comparison(scale, a, b, one, float(p)) for (scale, a, b, one), p in rows]
-
-
-def _adjusted(pvalues: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values, NaN where there was none."""
-    p = np.array(pvalues, dtype=np.float64)
-    p[~np.isnan(p)] = holm(p[~np.isnan(p)])
-    return p
-
-
-def _comparison(scale: str, a: str, b: str, one: Difference, p: float) -> Comparison:
-    better = {"a": a, "b": b, "neither": "neither"}[one.better()]
-    numbers: dict[str, Any] = {"difference": one.value, "low": one.low, "high": one.high, "p": p, "n": one.n}
-    return Comparison(split="overall", metric=scale, a=a, b=b, better=better, **numbers)
+                values = [getattr(one, scale) - getattr(scores[one.rater, one.prompt_id, b], scale) for one in own]
+                difference = opinion_difference(np.array(values, dtype=np.float64), *_raters_and_prompts(own))
+                rows.append((scale, a, b, difference))
+    adjusted = np.array([difference.p for *_, difference in rows], dtype=np.float64)
+    adjusted[~np.isnan(adjusted)] = holm(adjusted[~np.isnan(adjusted)])
+    return [
+        Comparison(
+            split="overall", metric=scale, a=a, b=b, better={"a": a, "b": b, "neither": "neither"}[own.better()],
+            difference=own.value, low=own.low, high=own.high, p=float(p), n=own.n,
+        )
+        for (scale, a, b, own), p in zip(rows, adjusted, strict=True)
+    ]  # fmt: skip
 
 
 def _preferences(test: Test, compared: Sequence[Rating]) -> list[Preference]:
-    found = []
+    rows = []
     for b, a in combinations(test.systems, 2):
         own = [one for one in compared if {one.a, one.b} == {a, b}]
         if own:
-            votes = np.array([WON[str(one.better)] if one.a == a else 1 - WON[str(one.better)] for one in own])
-            rate = mean_opinion(votes, *_labels(own))
+            votes = np.array([POINTS[str(one.better)] if one.a == a else 1 - POINTS[str(one.better)] for one in own])
+            rate = mean_opinion(votes, *_raters_and_prompts(own))
             wins, losses, ties = (int((votes == value).sum()) for value in (1.0, 0.0, 0.5))
-            found.append(Preference(
+            rows.append(Preference(
                 a=a, b=b, rate=rate.value, low=rate.low, high=rate.high, wins=wins, losses=losses, ties=ties,
             ))  # fmt: skip
-    return found
+    return rows
 
 
-def _labels(ratings: Sequence[Rating]) -> tuple[np.ndarray, np.ndarray]:
-    """The rater and the prompt of every rating."""
+def _raters_and_prompts(ratings: Sequence[Rating]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([one.rater for one in ratings]), np.array([one.prompt_id for one in ratings])
 
 
 def _summary(system: str, metric: str, interval: Interval) -> Summary:
     numbers: dict[str, Any] = {name: getattr(interval, name) for name in ("value", "low", "high", "n")}
     return Summary(system=system, split="overall", metric=metric, protocol=PROTOCOL, **numbers)
+
+
+def as_json(results: Results) -> str:
+    """The results as JSON, with null where a number could not be computed."""
+
+    def without_nan(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_nan(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [without_nan(inner) for inner in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(without_nan(results.model_dump(mode="python")), indent=2)
+
+
+def as_text(results: Results) -> str:
+    """The results as aligned tables."""
+    parts = [f"{results.title}: {results.ratings} ratings that count, from {results.raters} raters"]
+    rows = {(row.system, row.metric): row for row in results.summary}
+    systems = list(dict.fromkeys(row.system for row in results.summary if row.metric == "ovl"))
+    if systems:
+        lines: list[tuple[str, ...]] = [("mean opinion", *SCALES.values(), "n")]
+        for name in systems:
+            lines.append((name, *(_value(rows[name, scale]) for scale in SCALES), str(rows[name, "ovl"].n)))
+        lines.append(("agreement (alpha)", *(_value(rows["all", f"{scale}_alpha"]) for scale in SCALES), ""))
+        parts.append(_aligned(lines))
+    if results.comparisons:
+        lines = [("difference", "", "value", "p (Holm)", "better")]
+        for row in results.comparisons:
+            value = f"{row.difference:+.2f} [{_number(row.low, '+.2f')}, {_number(row.high, '+.2f')}]"
+            lines.append((f"{row.a} - {row.b}", SCALES[row.metric], value, _number(row.p, ".4f"), row.better))
+        parts.append(_aligned(lines))
+    if results.preferences:
+        lines = [("preferred", "share", "won/lost/tied")]
+        for rate in results.preferences:
+            share = f"{rate.rate:.2f} [{_number(rate.low)}, {_number(rate.high)}]"
+            lines.append((f"{rate.a} over {rate.b}", share, f"{rate.wins}/{rate.losses}/{rate.ties}"))
+        strengths = [row for row in results.summary if row.metric == "strength"]
+        parts.append(_aligned(lines))
+        parts.append(_aligned([
+            ("strength (Bradley-Terry)", "", "n"), *((row.system, _value(row), str(row.n)) for row in strengths),
+        ]))  # fmt: skip
+    excluded = [("excluded", "because"), *((verdict.rater, verdict.excluded) for verdict in results.excluded)]
+    parts.append(_aligned(excluded) if results.excluded else "excluded: nobody")
+    return "\n\n".join([*parts, PROTOCOL])
+
+
+def _value(row: Summary) -> str:
+    return f"{_number(row.value)} [{_number(row.low)}, {_number(row.high)}]"
+
+
+def _number(value: float, form: str = ".2f") -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _aligned(lines: Sequence[Iterable[str]]) -> str:
+    rows = [tuple(line) for line in lines]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

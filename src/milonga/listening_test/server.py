@@ -1,11 +1,12 @@
-"""The test as a web server: one page for raters, one for the admin, each behind a token in its link.
+"""The web server of a test: one page for raters, one for the admin, each behind a token in its link.
 
-Nothing is taken from the network or from elsewhere on the disk: pages come from this package by name, audio by a
-rater's own trial, so a request cannot name a file at all. Text of prompts travels as JSON and is shown as text.
+A request cannot name a file: pages come from this package by name, audio by a rater's own trial. The text of prompts
+travels as JSON and is shown as text.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from secrets import compare_digest
 from typing import Any
 
 from milonga.core import web
@@ -13,19 +14,19 @@ from milonga.core.records import Record
 from milonga.core.web import NotNow, Unknown
 from milonga.listening_test.sessions import Judgement, Sessions
 
-MOST_LINKS = 500
+MAX_LINKS = 500
 FOLDER = "milonga.listening_test/static"
 PAGES = {f"/page/{name}": (FOLDER, name) for name in (*web.SHARED, "rater.js", "admin.js")}
 
 
 class Answer(Record):
-    """Which of three tones was the quietest."""
+    """The number of the quietest of three tones."""
 
     answer: int
 
 
 class Invitation(Record):
-    """How many links to make."""
+    """The number of links to create."""
 
     count: int
 
@@ -33,23 +34,23 @@ class Invitation(Record):
 def application(folder: Path) -> Any:
     """The ASGI application of a test folder. Raises StoreError where there is no test."""
     sessions = Sessions(folder)
-    # What the disk says is the admin's business: a rater is told to wait.
-    app = web.application(PAGES, hidden="the test is not available just now")
-    _rater_doors(app, sessions)
-    _admin_doors(app, sessions)
+    # Errors of the disk concern the admin only; raters see a general message.
+    app = web.application(PAGES, hidden="the test is not available at the moment")
+    _add_rater_routes(app, sessions)
+    _add_admin_routes(app, sessions)
     return app
 
 
 def serve(folder: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serves a test until it is interrupted; `ready` is given the admin page's link once the port is ours.
+    """Serves a test until it is interrupted; calls `ready` with the admin page's link once the port is open.
 
-    Raises ServiceError where the port cannot be had.
+    Raises ServiceError where the port is not available.
     """
     token = Sessions(folder).ratings.admin_token()
     web.serve(application(folder), host, port, lambda base: ready(f"{base}/admin/{token}"))
 
 
-def _rater_doors(app: Any, sessions: Sessions) -> None:
+def _add_rater_routes(app: Any, sessions: Sessions) -> None:
     from fastapi import Depends
     from fastapi.responses import FileResponse, HTMLResponse, Response
 
@@ -69,10 +70,10 @@ def _rater_doors(app: Any, sessions: Sessions) -> None:
         return Response(sessions.tones(rater, item), media_type="audio/flac")
 
     @app.put("/r/{token}/tones/{item}")
-    def hear(item: int, given: Answer, rater: int = known) -> dict[str, Any]:
-        if given.answer not in (1, 2, 3):
+    def answer_tone(item: int, answer: Answer, rater: int = known) -> dict[str, Any]:
+        if answer.answer not in (1, 2, 3):
             raise NotNow("the answer is 1, 2 or 3")
-        return sessions.hear(rater, item, given.answer)
+        return sessions.answer_tone(rater, item, answer.answer)
 
     @app.get("/r/{token}/examples/{which}")
     def example(which: str, rater: int = known) -> FileResponse:
@@ -83,21 +84,19 @@ def _rater_doors(app: Any, sessions: Sessions) -> None:
         return sessions.trial(rater, place)
 
     @app.put("/r/{token}/trials/{place}")
-    def judge(place: int, given: Judgement, rater: int = known) -> dict[str, Any]:
-        return sessions.judge(rater, place, given)
+    def judge(place: int, judgement: Judgement, rater: int = known) -> dict[str, Any]:
+        return sessions.judge(rater, place, judgement)
 
     @app.get("/r/{token}/trials/{place}/{side}")
     def clip(place: int, side: str, rater: int = known) -> FileResponse:
         return FileResponse(sessions.clip(rater, place, side), media_type="audio/flac")
 
 
-def _admin_doors(app: Any, sessions: Sessions) -> None:
+def _add_admin_routes(app: Any, sessions: Sessions) -> None:
     from fastapi import Depends
     from fastapi.responses import HTMLResponse
 
     def only_admin(token: str) -> None:
-        from secrets import compare_digest
-
         if not compare_digest(token.encode(), sessions.ratings.admin_token().encode()):
             raise Unknown("this link is not valid")
 
@@ -110,8 +109,8 @@ def _admin_doors(app: Any, sessions: Sessions) -> None:
         return sessions.progress()
 
     @app.post("/admin/{token}/raters", dependencies=[Depends(only_admin)])
-    def invite(wanted: Invitation) -> dict[str, Any]:
-        if not 1 <= wanted.count <= MOST_LINKS:
-            raise NotNow(f"from 1 to {MOST_LINKS} links at a time")
-        sessions.ratings.invite(wanted.count)
+    def invite(invitation: Invitation) -> dict[str, Any]:
+        if not 1 <= invitation.count <= MAX_LINKS:
+            raise NotNow(f"from 1 to {MAX_LINKS} links at a time")
+        sessions.ratings.invite(invitation.count)
         return sessions.progress()

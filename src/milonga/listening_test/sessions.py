@@ -1,4 +1,4 @@
-"""What raters and the admin may see and do. Nothing that a rater is told names a system, a file or another rater."""
+"""What raters and the admin may see and do. No answer to a rater names a system, a file or another rater."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,20 +8,21 @@ from pydantic import Field
 
 from milonga.core.records import Record
 from milonga.core.web import NotNow, Unknown
-from milonga.listening_test import design, headphones
+from milonga.listening_test import screening
 from milonga.listening_test.database import FILE, now
+from milonga.listening_test.design import choose_prompts, plan_session
 from milonga.listening_test.material import clip_file, read_test
-from milonga.listening_test.ratings import Ratings, Taken, name_of
+from milonga.listening_test.ratings import PromptProgress, Ratings, rater_name
 from milonga.listening_test.records import BROKEN
-from milonga.listening_test.screening import Verdict, verdicts
+from milonga.listening_test.screening import TONE_ITEMS, Verdict, verdicts
 
-# A session nobody has touched for so long no longer keeps its prompts from others.
+# A session without activity for this long no longer reserves its prompts.
 IDLE = timedelta(hours=1)
 Mark = Annotated[int, Field(ge=1, le=5, strict=True)]
 
 
 class Judgement(Record):
-    """What a rater sends: `ovl` and `rel` for a clip, `better` for two; `seconds` since the trial was shown."""
+    """A rater's answer: `ovl` and `rel` for a clip, `better` for two; `seconds` since the trial was shown."""
 
     ovl: Mark | None = None
     rel: Mark | None = None
@@ -30,28 +31,28 @@ class Judgement(Record):
 
 
 class Sessions:
-    """A test folder at work: everything that the server's doors do."""
+    """A test folder while it is served: what the server's routes do."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.test = folder, read_test(folder)
         self.ratings = Ratings(folder / FILE)
 
     def rater(self, token: str) -> int:
-        """The rater whose link this is; Unknown for any other token."""
+        """The number of the rater with this link's token; Unknown for any other token."""
         number = self.ratings.number_of(token)
         if number is None:
-            raise Unknown("this link is not valid: ask whoever sent it for a new one")
+            raise Unknown("this link is not valid: ask the sender for a new one")
         return number
 
     def state(self, number: int) -> dict[str, Any]:
-        """Where a rater stands, and what comes next; the first call plans the session."""
+        """A rater's progress and next trial; the first call plans the session."""
         self.ratings.begin(number, lambda: self._plan(number))
         return self._state(number)
 
     def trial(self, number: int, place: int) -> dict[str, Any]:
-        """A trial as its rater sees it: the next one, or one that was judged; Unknown for any other."""
+        """A trial as its rater sees it: the next one, or one already judged; Unknown for any other."""
         trials, judged = self.ratings.trials(number), self.ratings.judged(number)
-        self._reached(place, len(trials), judged)
+        self._check_reached(place, len(trials), judged)
         trial = trials[place]
         return {
             "place": place,
@@ -62,9 +63,9 @@ class Sessions:
         }
 
     def clip(self, number: int, place: int, side: str) -> Path:
-        """The file of a trial's clip `a` or `b`; Unknown where the rater's trial has none, or is not reached."""
+        """The file of a trial's clip `a` or `b`; Unknown where the trial has none or has not been reached."""
         trials = self.ratings.trials(number)
-        self._reached(place, len(trials), self.ratings.judged(number))
+        self._check_reached(place, len(trials), self.ratings.judged(number))
         system = {"a": trials[place].a, "b": trials[place].b}.get(side)
         if not system:
             raise Unknown("there is no such clip")
@@ -77,41 +78,43 @@ class Sessions:
             raise Unknown("there is no such example")
         return clip_file(self.folder, self.test.clip(self.test.example.id, system))
 
-    def judge(self, number: int, place: int, given: Judgement) -> dict[str, Any]:
-        """Keeps a rating of the next trial, or another one of an earlier trial; then the rater's state.
+    def judge(self, number: int, place: int, judgement: Judgement) -> dict[str, Any]:
+        """Stores a rating of the next trial, or a new one of an earlier trial, and returns the rater's state.
 
-        Raises NotNow where the headphone check is not done, or the answer is to another question.
+        Raises NotNow where the headphone check is not done, or where the answer is of the other kind.
         """
         trials = self.ratings.trials(number)
-        self._reached(place, len(trials), self.ratings.judged(number))
-        if self.ratings.heard(number) < headphones.ITEMS:
+        self._check_reached(place, len(trials), self.ratings.judged(number))
+        if self.ratings.tones_answered(number) < TONE_ITEMS:
             raise NotNow("the headphone check comes first")
-        wanted = {"ovl", "rel"} if trials[place].kind == "rate" else {"better"}
-        answers = given.model_dump(exclude={"seconds"})
-        if {name for name, value in answers.items() if value is not None} != wanted:
-            raise NotNow(f"this trial asks for {' and '.join(sorted(wanted))}")
-        self.ratings.judge(number, place, answers, given.seconds)
+        expected = {"ovl", "rel"} if trials[place].kind == "rate" else {"better"}
+        answers = judgement.model_dump(exclude={"seconds"})
+        if {name for name, value in answers.items() if value is not None} != expected:
+            raise NotNow(f"this trial asks for {' and '.join(sorted(expected))}")
+        self.ratings.judge(number, place, answers, judgement.seconds)
         return self._state(number)
 
     def tones(self, number: int, item: int) -> bytes:
         """The sound of an item of the headphone check."""
-        self._item(item)
-        return headphones.tones(self.test.seed, number, item)
+        self._check_item(item)
+        return screening.tones(self.test.seed, number, item)
 
-    def hear(self, number: int, item: int, answer: int) -> dict[str, Any]:
-        """Keeps the answer to an item of the headphone check, whose items come in order; then the rater's state."""
-        self._item(item)
-        if item > self.ratings.heard(number):
+    def answer_tone(self, number: int, item: int, answer: int) -> dict[str, Any]:
+        """Stores the answer to an item of the headphone check and returns the rater's state. Items come in order."""
+        self._check_item(item)
+        if item > self.ratings.tones_answered(number):
             raise NotNow("an earlier sound comes first")
-        self.ratings.hear(number, item, answer, answer == headphones.answer(self.test.seed, number, item))
+        correct = answer == screening.tone_answer(self.test.seed, number, item)
+        self.ratings.answer_tone(number, item, answer, correct)
         return self._state(number)
 
     def progress(self) -> dict[str, Any]:
-        """What the admin page shows: links, who is how far, who is excluded, how many raters every clip has."""
-        told = {one.rater: one for one in self.verdicts()}
+        """What the admin page shows: links, progress and exclusions of raters, and the number of raters per prompt."""
+        none = {"tones": None, "checks": 0, "failed": 0, "excluded": ""}  # a rater who has judged nothing yet
+        checks = {verdict.rater: verdict.model_dump(exclude={"rater"}) for verdict in self.verdicts()}
         counts = self.covered(finished=True)
-        raters = [vars(one) | {"name": name_of(one.number)} | _told(told.get(name_of(one.number)))
-                  for one in self.ratings.invited()]  # fmt: skip
+        names = [(rater, rater_name(rater.number)) for rater in self.ratings.raters()]
+        raters = [vars(rater) | {"name": name} | checks.get(name, none) for rater, name in names]
         covered = [counts.get(prompt.id, 0) for prompt in self.test.prompts]
         return {
             "title": self.test.title,
@@ -125,37 +128,37 @@ class Sessions:
         }
 
     def missing(self, covered: list[int]) -> int:
-        """How many more whole sessions bring every prompt to the target."""
+        """The number of further complete sessions that bring every prompt to the target."""
         left = [max(0, self.test.raters_per_clip - count) for count in covered]
         each = min(self.test.per_rater, len(self.test.prompts))
         return max(-(-sum(left) // each), max(left, default=0))
 
     def verdicts(self) -> list[Verdict]:
-        """What the checks say of everyone who judged anything."""
+        """The verdict of the checks on everyone who judged anything."""
         return verdicts(self.ratings.ratings(self.test), self.ratings.tones(), bool(self.test.check_prompts))
 
     def covered(self, finished: bool = False) -> dict[str, int]:
-        """How many raters each prompt has: those who judged all of it and, unless `finished`, those still at it.
+        """Raters per prompt: those who judged all of its trials and, unless `finished`, those whose session is active.
 
-        Raters whose checks have failed so far do not count.
+        Raters who are excluded so far do not count.
         """
-        found = verdicts(self.ratings.ratings(self.test), self.ratings.tones(), checked=False)
-        bad = {one.rater for one in found if one.excluded}
+        own = verdicts(self.ratings.ratings(self.test), self.ratings.tones(), checked=False)
+        excluded = {verdict.rater for verdict in own if verdict.excluded}
         counts: dict[str, int] = {}
-        for taken in self.ratings.taken():
-            done = taken.judged == taken.trials or (not finished and _alive(taken))
-            if done and name_of(taken.number) not in bad:
-                counts[taken.prompt_id] = counts.get(taken.prompt_id, 0) + 1
+        for prompt in self.ratings.prompts():
+            counts_now = prompt.judged == prompt.trials or (not finished and _is_active(prompt))
+            if counts_now and rater_name(prompt.number) not in excluded:
+                counts[prompt.prompt_id] = counts.get(prompt.prompt_id, 0) + 1
         return counts
 
     def _state(self, number: int) -> dict[str, Any]:
         trials, judged = self.ratings.trials(number), self.ratings.judged(number)
-        heard = min(self.ratings.heard(number), headphones.ITEMS)
+        tones = min(self.ratings.tones_answered(number), TONE_ITEMS)
         place = _next(len(trials), judged)
         return {
             "title": self.test.title,
             "kinds": self.test.kinds,
-            "tones": {"answered": heard, "total": headphones.ITEMS},
+            "tones": {"answered": tones, "total": TONE_ITEMS},
             "answered": len(judged),
             "total": len(trials),
             "example": self.test.example.text,
@@ -164,19 +167,19 @@ class Sessions:
 
     def _plan(self, number: int) -> list:
         before: dict[str, int] = {}
-        for taken in self.ratings.taken():
-            before[taken.prompt_id] = before.get(taken.prompt_id, 0) + 1
-        picked = design.chosen(self.test, number, self.covered())
-        return design.session(self.test, number, {one: before.get(one, 0) for one in picked})
+        for prompt in self.ratings.prompts():
+            before[prompt.prompt_id] = before.get(prompt.prompt_id, 0) + 1
+        picked = choose_prompts(self.test, number, self.covered())
+        return plan_session(self.test, number, {name: before.get(name, 0) for name in picked})
 
     @staticmethod
-    def _reached(place: int, total: int, judged: dict[int, Any]) -> None:
+    def _check_reached(place: int, total: int, judged: dict[int, Any]) -> None:
         if not 0 <= place < total or (place not in judged and place != _next(total, judged)):
             raise Unknown("there is no such trial, or it has not been reached")
 
     @staticmethod
-    def _item(item: int) -> None:
-        if not 0 <= item < headphones.ITEMS:
+    def _check_item(item: int) -> None:
+        if not 0 <= item < TONE_ITEMS:
             raise Unknown("there is no such sound")
 
 
@@ -185,10 +188,5 @@ def _next(total: int, judged: dict[int, Any]) -> int | None:
     return next((place for place in range(total) if place not in judged), None)
 
 
-def _alive(taken: Taken) -> bool:
-    return datetime.now(UTC) - datetime.fromisoformat(taken.seen) < IDLE
-
-
-def _told(found: Verdict | None) -> dict[str, Any]:
-    empty = {"tones": None, "checks": 0, "failed": 0, "excluded": ""}
-    return empty if found is None else found.model_dump(exclude={"rater"})
+def _is_active(prompt: PromptProgress) -> bool:
+    return datetime.now(UTC) - datetime.fromisoformat(prompt.seen) < IDLE

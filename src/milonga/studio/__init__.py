@@ -1,1 +1,1 @@
-"""One page to generate, compare, keep or discard clips."""
+"""The studio: one page to generate, compare, keep or discard clips."""

@@ -1,62 +1,58 @@
-"""What the decisions of a studio teach: preference pairs, and labels of single clips."""
+"""Preference data from the decisions in a studio: pairs of takes, and labels of single takes."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from milonga.core.ids import content_id
 from milonga.core.records import Label, Pair, Prompt
-from milonga.listening_test.records import STUDIO, Choice, Take
+from milonga.listening_test.export import HUMAN_PREFERENCE
+from milonga.studio.clips import STUDIO, Choice, Take
 
 
 def studio_prompts(takes: Sequence[Take]) -> list[Prompt]:
     """The prompts of takes, each once."""
-    return list({one.prompt_id: Prompt.of(one.prompt, STUDIO) for one in takes}.values())
+    return list({take.prompt_id: Prompt.of(take.prompt, STUDIO) for take in takes}.values())
 
 
 def studio_labels(takes: Sequence[Take]) -> list[Label]:
-    """A label for each take that was decided on: desirable where it was kept. One person's word is enough here."""
+    """A label for each decided take: desirable where it was kept. One person's decision is enough here."""
     return [
         Label(
-            id=one.id, prompt_id=one.prompt_id, prompt=one.prompt, system=one.system, desirable=one.kept, opinion=None,
-            raters=1,
+            id=take.id, prompt_id=take.prompt_id, prompt=take.prompt, system=take.system, desirable=take.keep,
+            opinion=None, raters=1,
         )
-        for one in takes if one.kept is not None
+        for take in takes if take.keep is not None
     ]  # fmt: skip
 
 
 def studio_pairs(takes: Sequence[Take], choices: Sequence[Choice]) -> list[Pair]:
-    """A pair for every two takes of a prompt of which one was preferred; without a word on the two, a kept take is
-    preferred to a discarded one.
+    """A pair for every two takes of a prompt of which one was preferred; without a comparison of the two, a kept take
+    is preferred to a discarded one.
 
-    Refused with that as its reason: two of which neither was better, and a choice that keeping and discarding
-    contradict. Scores are the share of votes (`listeners`), which is one person's.
+    A pair is refused with its reason where neither take was better, and where the comparison contradicts keeping and
+    discarding. The score `human_preference` is the share of votes of this one person.
     """
-    chosen = {(one.a, one.b): one.better for one in choices}
+    better = {(choice.a, choice.b): choice.better for choice in choices}
     by_prompt: dict[str, list[Take]] = {}
-    for one in sorted(takes, key=lambda take: take.id):
-        by_prompt.setdefault(one.prompt_id, []).append(one)
-    twos = [two for group in by_prompt.values() for two in combinations(group, 2)]
-    found = [_pair(a, b, chosen) for a, b in twos]
-    return [one for one in found if one is not None]
+    for take in sorted(takes, key=lambda take: take.id):
+        by_prompt.setdefault(take.prompt_id, []).append(take)
+    twos = [two for own in by_prompt.values() for two in combinations(own, 2)]
+    pairs = [_pair(a, b, better) for a, b in twos]
+    return [pair for pair in pairs if pair is not None]
 
 
-def _pair(a: Take, b: Take, chosen: Mapping[tuple[str, str], str]) -> Pair | None:
-    kept = {one.id for one in (a, b) if one.kept}
-    decided = {a.kept, b.kept} == {True, False}
-    said = chosen.get((a.id, b.id))
-    if said is None and not decided:
+def _pair(a: Take, b: Take, better: Mapping[tuple[str, str], str]) -> Pair | None:
+    keepers = {take.id for take in (a, b) if take.keep}
+    decided = {a.keep, b.keep} == {True, False}
+    preferred = better.get((a.id, b.id), next(iter(keepers)) if decided else None)
+    if preferred is None:
         return None
-    better = said if said is not None else next(iter(kept))
-    refused = "order: neither was better" if not better else ""
-    if better and decided and better not in kept:
-        refused = "contradiction: the one that was preferred was discarded, the other kept"
-    winner, loser = (b, a) if better == b.id else (a, b)
-    return _made(winner, loser, refused)
-
-
-def _made(chosen: Take, rejected: Take, refused: str) -> Pair:
+    refused = "order: neither was better" if not preferred else ""
+    if preferred and decided and preferred not in keepers:
+        refused = "contradiction: the preferred take was discarded and the other kept"
+    chosen, rejected = (b, a) if preferred == b.id else (a, b)
     first, second = chosen.request(), rejected.request()
-    share = 0.5 if refused.startswith("order") else 1.0
+    share = 1.0 if preferred else 0.5
     return Pair(
         id=content_id(STUDIO, chosen.id, rejected.id),
         prompt_id=chosen.prompt_id,
@@ -70,7 +66,7 @@ def _made(chosen: Take, rejected: Take, refused: str) -> Pair:
         rejected_steps=rejected.steps,
         chosen_seed=first.seed,
         rejected_seed=second.seed,
-        chosen_scores={"listeners": share},
-        rejected_scores={"listeners": 1.0 - share},
+        chosen_scores={HUMAN_PREFERENCE: share},
+        rejected_scores={HUMAN_PREFERENCE: 1.0 - share},
         refused=refused,
     )

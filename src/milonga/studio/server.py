@@ -1,10 +1,9 @@
-"""The studio as a web server: one page, behind a token in its link.
+"""The studio's web server: one page, behind a token in its link.
 
 A request names takes by their ids, which are looked up in the database, and never a file.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from secrets import compare_digest
 from typing import Any
 
@@ -19,9 +18,9 @@ PAGES = {f"/page/{name}": (SHARED, name) for name in web.SHARED} | {
 
 
 class Decision(Record):
-    """Whether a take is kept (True), discarded (False) or neither."""
+    """Whether a take is kept (True), discarded (False) or neither (None)."""
 
-    kept: bool | None
+    keep: bool | None
 
 
 class Comparison(Record):
@@ -35,78 +34,69 @@ class Comparison(Record):
 def application(studio: Studio) -> Any:
     """The ASGI application of a studio."""
     from fastapi import APIRouter, Depends
-    from fastapi.responses import HTMLResponse
+    from fastapi.responses import FileResponse, HTMLResponse, Response
 
     def only_owner(token: str) -> None:
         if not compare_digest(token.encode(), studio.takes.admin_token().encode()):
             raise web.Unknown("this link is not valid: open the one that `milonga studio` printed")
 
-    doors = APIRouter(prefix="/studio/{token}", dependencies=[Depends(only_owner)])
-    doors.get("")(lambda: HTMLResponse(web.page(FOLDER, "studio.html")))
-    _doors(doors, studio)
-    _sounds(doors, studio)
+    routes = APIRouter(prefix="/studio/{token}", dependencies=[Depends(only_owner)])
+    routes.get("")(lambda: HTMLResponse(web.page(FOLDER, "studio.html")))
+
+    @routes.get("/state")
+    def state(prompt: str = "") -> dict[str, Any]:
+        return studio.state(prompt)
+
+    @routes.post("/takes")
+    def order(order: Order) -> dict[str, Any]:
+        return studio.order(order)
+
+    @routes.delete("/takes")
+    def cancel(prompt: str = "") -> dict[str, Any]:
+        return studio.cancel(prompt)
+
+    @routes.post("/takes/{name}")
+    def retry(name: str) -> dict[str, Any]:
+        return studio.retry(name)
+
+    @routes.put("/takes/{name}")
+    def decide(name: str, decision: Decision) -> dict[str, Any]:
+        return studio.decide(name, decision.keep)
+
+    @routes.get("/comparison")
+    def next_comparison(prompt: str) -> dict[str, Any]:
+        return studio.next_comparison(prompt)
+
+    @routes.put("/comparison")
+    def choose(answer: Comparison) -> dict[str, Any]:
+        return studio.choose(answer.a, answer.b, answer.better)
+
+    @routes.get("/takes/{name}/sound")
+    def sound(name: str) -> FileResponse:
+        return FileResponse(studio.playback_file(name), media_type="audio/flac")
+
+    @routes.get("/takes/{name}/wav")
+    def wav(name: str) -> Response:
+        file, data = studio.wav(name)
+        return Response(data, media_type="audio/wav", headers={"Content-Disposition": f'attachment; filename="{file}"'})
+
     app = web.application(PAGES)
-    app.include_router(doors)
+    app.include_router(routes)
     return app
 
 
 def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serves a studio until it is interrupted, and makes what is wanted; `ready` is given the link.
+    """Serves a studio and generates its takes until it is interrupted; calls `ready` with the link once it is open.
 
-    Raises ServiceError where the port cannot be had.
+    Raises ServiceError where the port is not available.
     """
     token = studio.takes.admin_token()
 
     def begin(base: str) -> None:
-        studio.maker.start()
+        studio.worker.start()
         ready(f"{base}/studio/{token}")
 
     try:
         web.serve(application(studio), host, port, begin)
     finally:
-        studio.maker.stop()
-
-
-def _doors(doors: Any, studio: Studio) -> None:
-    @doors.get("/state")
-    def state(prompt: str = "") -> dict[str, Any]:
-        return studio.state(prompt)
-
-    @doors.post("/takes")
-    def order(wanted: Order) -> dict[str, Any]:
-        return studio.order(wanted)
-
-    @doors.delete("/takes")
-    def cancel(prompt: str = "") -> dict[str, Any]:
-        return studio.cancel(prompt)
-
-    @doors.post("/takes/{name}")
-    def retry(name: str) -> dict[str, Any]:
-        return studio.retry(name)
-
-    @doors.put("/takes/{name}")
-    def decide(name: str, given: Decision) -> dict[str, Any]:
-        return studio.decide(name, given.kept)
-
-    @doors.get("/duel")
-    def duel(prompt: str) -> dict[str, Any]:
-        return studio.duel(prompt)
-
-    @doors.put("/duel")
-    def choose(given: Comparison) -> dict[str, Any]:
-        return studio.choose(given.a, given.b, given.better)
-
-
-def _sounds(doors: Any, studio: Studio) -> None:
-    from fastapi.responses import FileResponse, Response
-
-    @doors.get("/takes/{name}/sound")
-    def sound(name: str) -> FileResponse:
-        return FileResponse(Path(studio.played(name)), media_type="audio/flac")
-
-    @doors.get("/takes/{name}/wav")
-    def wav(name: str) -> Response:
-        called, data = studio.wav(name)
-        return Response(
-            data, media_type="audio/wav", headers={"Content-Disposition": f'attachment; filename="{called}"'}
-        )
+        studio.worker.stop()

@@ -1,7 +1,7 @@
 "use strict";
-// How far the test is: coverage of the clips, and every rater's link and progress. Asked anew every few seconds.
+// Progress of the test: raters per prompt, and every rater's link and progress. Refreshed every few seconds.
 
-let drawn = ""; // what is on the screen, so that nothing is redrawn under a reader's hands for nothing
+let drawn = ""; // the state on the screen, so that an unchanged page is not redrawn
 const cell = (text, name) => make("td", { "data-name": name }, `${text}`);
 
 function tile(value, label) {
@@ -15,20 +15,20 @@ function coverage(state) {
     one.dataset.level = count >= state.target ? "full" : count ? "some" : "none";
     return one;
   });
-  return make("section", {}, make("h2", {}, "Raters for each prompt"),
-    make("p", {}, `${reached} of ${state.prompts} prompts have the ${state.target} raters aimed at. All clips of a prompt go to the same raters; raters whose checks fail do not count.`),
+  return make("section", {}, make("h2", {}, "Raters per prompt"),
+    make("p", {}, `${reached} of ${state.prompts} prompts have the target of ${state.target} raters. All clips of a prompt go to the same raters; raters who fail the checks do not count.`),
     make("div.cells", { role: "img", "aria-label": `${reached} of ${state.prompts} prompts covered` }, cells));
 }
 
-function standing(rater) {
+function progressOf(rater) {
   if (rater.excluded) return ["bad", rater.excluded];
   if (rater.trials && rater.judged === rater.trials) return ["good", "finished"];
-  return ["", rater.judged ? "under way" : rater.seen ? "opened" : "not opened yet"];
+  return ["", rater.judged ? "in progress" : rater.seen ? "opened" : "not opened yet"];
 }
 
 function row(rater) {
   const link = new URL(`/r/${rater.token}`, location.href).href;
-  const [kind, told] = standing(rater);
+  const [kind, text] = progressOf(rater);
   const copy = make("button.copy", { type: "button", "aria-label": `Copy the link of ${rater.name}`, onclick: async () => {
     try {
       await navigator.clipboard.writeText(link);
@@ -38,7 +38,7 @@ function row(rater) {
     }
   } }, "copy");
   const done = make("progress", { max: Math.max(1, rater.trials), value: rater.judged, "aria-label": `Progress of ${rater.name}` });
-  const state = make("td.state", {}, told);
+  const state = make("td.state", {}, text);
   if (kind) state.classList.add(kind);
   return make("tr", {}, make("th", { scope: "row" }, rater.name), make("td.progress", {}, done, ` ${rater.judged}/${rater.trials || "–"}`),
     cell(rater.tones === null ? "–" : `${rater.tones}/6`, "tones"), cell(rater.checks ? `${rater.checks - rater.failed}/${rater.checks}` : "–", "checks"), state,
@@ -65,7 +65,7 @@ function draw(state) {
     coverage(state),
     make("section", {}, make("h2", {}, "Raters"), invite,
       state.raters.length ? make("div.scroll", { role: "region", tabindex: "0", "aria-label": "Raters" }, make("table.raters", {}, make("thead", {}, head), make("tbody", {}, state.raters.map(row))))
-        : make("p.hint", {}, "Nobody is invited yet: make links, and give each listener one of their own.")));
+        : make("p.hint", {}, "No raters yet. Create links and give one to each rater.")));
   if (scrolled) document.querySelector(".scroll").scrollLeft = scrolled;
   [...byId("stage").querySelectorAll("[aria-label]")].find((one) => one.getAttribute("aria-label") === focused)?.focus({ preventScroll: true });
 }

@@ -1,5 +1,5 @@
 "use strict";
-// What all pages are built from. Everything that is shown goes in as text, never as markup.
+// Building blocks of all pages. Everything is inserted as text, never as markup.
 
 // make("button.big", {type: "button", onclick: f}, "Go") → <button class="big" type="button">Go</button>
 function make(kind, properties = {}, ...children) {
@@ -20,7 +20,7 @@ const here = location.pathname.replace(/\/+$/, "");
 const notice = (text) => { byId("notice").textContent = text; };
 const wait = (milliseconds) => new Promise((done) => { setTimeout(done, milliseconds); });
 
-// Asks the server until it answers: what a rater gave is not lost to a server that is starting again.
+// Repeats a request until the server answers, so that no answer is lost while the server restarts.
 async function ask(method, path, body) {
   for (let pause = 500; ; pause = Math.min(pause * 1.6, 8000)) {
     try {
@@ -33,13 +33,13 @@ async function ask(method, path, body) {
         return await answer.json();
       }
       if (answer.status < 500) {
-        const told = await answer.json().catch(() => ({}));
-        return { refused: typeof told.error === "string" ? told.error : `The server refused this (${answer.status}).` };
+        const body = await answer.json().catch(() => ({}));
+        return { refused: typeof body.error === "string" ? body.error : `The server refused this (${answer.status}).` };
       }
     } catch (error) {
-      if (!(error instanceof TypeError)) throw error; // a TypeError is how fetch says that nobody answered
+      if (!(error instanceof TypeError)) throw error; // fetch raises a TypeError where no server answers
     }
-    notice(method === "GET" ? "The server does not answer; trying again …" : "Not saved yet; trying again …");
+    notice(method === "GET" ? "The server does not answer. Retrying …" : "Not saved yet. Retrying …");
     await wait(pause);
   }
 }
@@ -51,10 +51,10 @@ function show(...children) {
   stage.focus({ preventScroll: true });
 }
 
-let sounding = null; // stops the clip that sounds
+let stopPlaying = null; // stops the clip that plays
 
-// A play button with its audio; `heard` is called whenever the clip has been played to its end.
-function player(url, label, heard = () => {}) {
+// A play button with its audio; `onEnd` is called whenever the clip has been played to its end.
+function player(url, label, onEnd = () => {}) {
   const audio = make("audio", { preload: "auto", src: url });
   const line = make("span.line");
   const button = make("button.play", { type: "button", "aria-pressed": "false" },
@@ -65,28 +65,28 @@ function player(url, label, heard = () => {}) {
     button.classList.remove("playing");
     button.setAttribute("aria-pressed", "false");
     line.style.width = "0";
-    if (sounding === stop) sounding = null;
+    if (stopPlaying === stop) stopPlaying = null;
   };
   const follow = () => {
-    if (sounding !== stop) return;
+    if (stopPlaying !== stop) return;
     line.style.width = `${(100 * audio.currentTime) / (audio.duration || 1)}%`;
     requestAnimationFrame(follow);
   };
   const play = () => {
-    if (sounding) sounding();
-    sounding = stop;
+    if (stopPlaying) stopPlaying();
+    stopPlaying = stop;
     button.classList.add("playing");
     button.setAttribute("aria-pressed", "true");
     audio.play().then(() => notice("")).catch((error) => {
       if (error.name === "AbortError") return; // stopped before it began
       stop();
-      audio.load(); // the server may be back by then
-      notice("This clip could not be played; press play to try again.");
+      audio.load(); // the server may be back later
+      notice("This clip could not be played. Press play to try again.");
     });
     follow();
   };
-  const toggle = () => (sounding === stop ? stop() : play());
+  const toggle = () => (stopPlaying === stop ? stop() : play());
   button.addEventListener("click", toggle);
-  audio.addEventListener("ended", () => { stop(); button.classList.add("heard"); heard(); });
+  audio.addEventListener("ended", () => { stop(); button.classList.add("played"); onEnd(); });
   return { element: make("div.player", {}, button, audio), toggle };
 }

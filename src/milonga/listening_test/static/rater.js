@@ -1,14 +1,14 @@
 "use strict";
-// A session: welcome, headphone check, examples, trials, thanks. Where it stands is the server's to know, so that a
-// reload goes on from there; what is kept here is what is on the screen.
+// A session: welcome, headphone check, examples, trials, thanks. The server stores its progress, so a reload resumes
+// there; the page only holds what is on the screen.
 
 const SCALES = {
   ovl: {
-    title: "Overall quality", about: "How good is this recording, whatever it shows?",
+    title: "Overall quality", about: "How good is the sound quality, whatever the content?",
     marks: ["Bad", "Poor", "Fair", "Good", "Excellent"],
   },
   rel: {
-    title: "Fit to the text", about: "Is everything here that the text asks for, in its order, and nothing else?",
+    title: "Fit to the text", about: "Does it contain everything in the text, in the right order, and nothing else?",
     marks: ["None of it", "A little", "About half", "Most of it", "All of it"],
   },
 };
@@ -31,14 +31,14 @@ const go = (label, onclick, properties = {}) => make("button.go", { type: "butto
 const keys = (...pairs) => make("p.keys", {}, pairs.map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)));
 
 function turn(...children) {
-  if (sounding) sounding();
+  if (stopPlaying) stopPlaying();
   onKey = () => {};
   show(...children);
 }
 
 function next(state) {
   if (state.refused) {
-    turn(make("h1", {}, "This cannot go on"), paragraph(state.refused));
+    turn(make("h1", {}, "The session cannot continue"), paragraph(state.refused));
     return;
   }
   progress(state);
@@ -54,11 +54,11 @@ function welcome(state) {
   const minutes = Math.max(5, Math.round((state.total * 20) / 60 / 5) * 5);
   const start = go("Begin", () => tones(state));
   turn(make("h1", {}, "Welcome, and thank you for listening"),
-    paragraph(`You will hear ${state.total} short sounds or pairs of sounds and say what you think of them. It takes about ${minutes} minutes.`),
-    list("Wear headphones and sit somewhere quiet. Loudspeakers will not do.",
-      "Every answer is saved at once. You may close this page and come back by the same link.",
-      "Go by your own ears. Apart from a few obvious ones, there are no right answers."),
-    paragraph("No name or address is asked for; only your answers and their times are kept."), start);
+    paragraph(`You will hear ${state.total} short sounds or pairs of sounds and judge them. It takes about ${minutes} minutes.`),
+    list("Wear headphones and sit somewhere quiet. Please do not use loudspeakers.",
+      "Every answer is saved immediately. You may close this page and return with the same link.",
+      "Trust your own ears. Apart from a few obvious ones, there are no right answers."),
+    paragraph("We do not ask for a name or address. Only your answers and their times are stored."), start);
   start.focus({ preventScroll: true });
 }
 
@@ -85,21 +85,21 @@ function tones(state) {
   };
 }
 
-// The instructions of a part, with a good and a broken sound between which all others lie.
+// The instructions of a part, with a good and a broken sound as the ends of the range.
 function examples(state) {
   const rating = state.next.kind === "rate";
-  const start = go(state.answered ? "Go on" : "Start", () => trial(state, state.next));
+  const start = go(state.answered ? "Continue" : "Start", () => trial(state, state.next));
   const scale = ({ title, about, marks }) => make("div.anchors", {}, make("h2", {}, title), paragraph(about),
     make("ol", {}, marks.map((mark, place) => make("li", {}, make("b", {}, `${place + 1}`), ` ${mark}`))));
   const part = state.kinds.length > 1 ? make("p.step", {}, `Part ${state.kinds.indexOf(state.next.kind) + 1} of ${state.kinds.length}`) : "";
   const good = player(`${here}/examples/good`, "A good one", () => {});
   const bad = player(`${here}/examples/broken`, "A broken one", () => {});
-  turn(part, make("h1", {}, rating ? "Mark single sounds" : "Which of two is better?"),
+  turn(part, make("h1", {}, rating ? "Rate single sounds" : "Which of two is better?"),
     ...(rating
-      ? [paragraph("You read a text, hear a sound that was made for it, and mark it from 1 to 5 on two scales."), make("div.two", {}, Object.values(SCALES).map(scale))]
-      : [paragraph("You read a text and hear two sounds that were made for it. Say which one you would rather have for that text: the fit and the quality both count. If you cannot tell, say so.")]),
-    make("h2", {}, "Hear the range first"),
-    make("p", {}, "Two sounds for the text ", make("q", {}, state.example), rating ? ": the first deserves high marks, the second the lowest." : ": the first is plainly better than the second."),
+      ? [paragraph("You read a text, hear a sound that was generated for it, and rate it from 1 to 5 on two scales."), make("div.two", {}, Object.values(SCALES).map(scale))]
+      : [paragraph("You read a text and hear two sounds that were generated for it. Choose the one that you prefer for that text: fit and quality both count. If you hear no difference, say so.")]),
+    make("h2", {}, "Listen to the range first"),
+    make("p", {}, "Two sounds for the text ", make("q", {}, state.example), rating ? ": the first deserves high ratings, the second the lowest." : ": the first is clearly better than the second."),
     make("div.two", {}, good.element, bad.element), start);
   onKey = (key) => {
     if (key === "Enter") start.click();
@@ -111,19 +111,19 @@ function examples(state) {
 }
 
 function trial(state, one) {
-  const begun = performance.now();
+  const started = performance.now();
   const sides = one.kind === "rate" ? ["a"] : ["a", "b"];
   const left = new Set(one.given ? [] : sides);
   const answers = { ovl: null, rel: null, better: null, ...one.given };
-  const wanted = one.kind === "rate" ? ["ovl", "rel"] : ["better"];
+  const scales = one.kind === "rate" ? ["ovl", "rel"] : ["better"];
   const done = go("Next", () => send(), { disabled: true });
   const hint = make("p.hint", { "aria-live": "polite" });
-  const due = () => wanted.find((name) => answers[name] === null);
+  const due = () => scales.find((name) => answers[name] === null);
   const refresh = () => {
-    form.querySelectorAll("fieldset").forEach((field, place) => { field.classList.toggle("due", !left.size && wanted[place] === due()); });
+    form.querySelectorAll("fieldset").forEach((field, place) => { field.classList.toggle("due", !left.size && scales[place] === due()); });
     form.querySelectorAll("input").forEach((input) => { input.disabled = left.size > 0; });
     done.disabled = left.size > 0 || due() !== undefined;
-    hint.textContent = left.size ? (sides.length > 1 ? "Hear both sounds to the end, then answer." : "Hear the sound to its end, then answer.") : "";
+    hint.textContent = left.size ? (sides.length > 1 ? "Listen to both sounds to the end, then answer." : "Listen to the sound to its end, then answer.") : "";
   };
   const players = sides.map((side) => player(`${here}/trials/${one.place}/${side}`, sides.length > 1 ? `Sound ${side.toUpperCase()}` : "Play the sound",
     () => { left.delete(side); refresh(); }));
@@ -139,13 +139,13 @@ function trial(state, one) {
       make("b", {}, big), make("small", {}, small)))));
   const form = make("div.form", {}, one.kind === "rate"
     ? Object.entries(SCALES).map(([name, scale]) => field(name, scale.title, scale.about, scale.marks.map((text, place) => [place + 1, `${place + 1}`, text])))
-    : field("better", "Which one would you rather have for this text?", "", CHOICES.map(([value, text]) => [value, value === "same" ? "=" : value.toUpperCase(), text])));
+    : field("better", "Which one do you prefer for this text?", "", CHOICES.map(([value, text]) => [value, value === "same" ? "=" : value.toUpperCase(), text])));
   let sent = false;
   const send = async () => {
     if (sent || done.disabled) return;
     sent = true;
     done.disabled = true;
-    const seconds = Math.min(86400, (performance.now() - begun) / 1000);
+    const seconds = Math.min(86400, (performance.now() - started) / 1000);
     next(await ask("PUT", `/trials/${one.place}`, { ...answers, seconds }));
   };
   const back = make("button.back", { type: "button", hidden: one.place === 0, onclick: async () => {
@@ -159,13 +159,13 @@ function trial(state, one) {
     one.kind === "rate"
       ? keys(["space", "play"], ["1–5", "quality, then fit"], ["enter", "next"], ["backspace", "back"])
       : keys(["a", "play A"], ["b", "play B"], ["1", "A better"], ["2", "no difference"], ["3", "B better"], ["enter", "next"], ["backspace", "back"]));
-  let again = 0; // once both scales are marked, further digits change the one, then the other
+  let again = 0; // once both scales are rated, further digits change them in turn
   onKey = (key) => {
     if (key === "Enter" && done.disabled) return false;
     if (key === "Enter") send();
     else if (key === "Backspace") { if (!back.hidden) back.click(); }
     else if (one.kind === "rate" && key === " ") players[0].toggle();
-    else if (one.kind === "rate" && "12345".includes(key)) mark(due() ?? wanted[again++ % 2], Number(key));
+    else if (one.kind === "rate" && "12345".includes(key)) mark(due() ?? scales[again++ % 2], Number(key));
     else if (one.kind === "compare" && "ab".includes(key)) players["ab".indexOf(key)].toggle();
     else if (one.kind === "compare" && "123".includes(key)) mark("better", CHOICES[Number(key) - 1][0]);
     else return false;
@@ -175,13 +175,13 @@ function trial(state, one) {
 }
 
 function thanks() {
-  turn(make("h1", {}, "Thank you!"), paragraph("You have answered everything, and all of it is saved. You may close this page."));
+  turn(make("h1", {}, "Thank you!"), paragraph("You have finished, and all your answers are saved. You may close this page."));
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || event.key.length === 0) return;
   const own = event.target.closest("button");
-  // The browser presses a focused button itself; but Enter goes on even where the play button was clicked last.
+  // The browser activates a focused button itself; but Enter continues even where the play button was clicked last.
   if (own && (event.key === " " || (event.key === "Enter" && !own.classList.contains("play")))) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (onKey(key)) event.preventDefault();

@@ -1,74 +1,74 @@
 "use strict";
-// One caption: its takes appear as they are made, and each is kept or discarded, or compared with another. What was
-// asked for and what was decided is the server's to know; a reload, or another device, shows the same.
+// One prompt: its takes appear as they are generated, and each is kept or discarded, or compared with another. The
+// server stores requests and decisions, so a reload, or another device, shows the same.
 
 const form = byId("ask");
 const takes = byId("stage");
 const cards = new Map(); // the takes on the screen by id
 let state = null;
 let shown = location.hash.slice(1); // the prompt whose takes are on the screen
-let duelling = null;
+let comparing = null;
 
 const own = (take) => `${take.system} · ${take.steps} steps · guidance ${take.guidance} · seed ${take.seed}, no. ${take.number + 1}`;
 const button = (kind, label, onclick, properties = {}) => make(`button.${kind}`, { type: "button", onclick, ...properties }, label);
 
-async function tell(method, path, body) {
+async function request(method, path, body) {
   const answer = await ask(method, path, body);
   if (answer.refused) notice(answer.refused);
   return answer;
 }
 
 async function change(method, path, body) {
-  const answer = await tell(method, path, body);
+  const answer = await request(method, path, body);
   if (!answer.refused) draw(answer);
 }
 
-// A take's card: what can be done with it depends on whether it is made, waits or failed.
+// A take's card: its buttons depend on whether it is generated, waits or failed.
 function card(take, place) {
   const one = make("li.take", { tabindex: "-1", "data-id": take.id });
   const names = `take ${place + 1}`;
-  if (take.made) {
+  if (take.generated) {
     const sound = player(`${here}/takes/${take.id}/sound`, `Take ${place + 1}`);
     const keep = button("keep", "Keep", () => decide(one.take, true), { "aria-label": `Keep ${names}` });
     const drop = button("drop", "Discard", () => decide(one.take, false), { "aria-label": `Discard ${names}` });
     const save = make("a.save", { href: `${here}/takes/${take.id}/wav`, download: "", "aria-label": `Save ${names} as a WAV file` }, "Save");
-    one.append(sound.element, make("p.made", {}, own(take)), make("div.verdict", {}, keep, drop, save));
+    one.append(sound.element, make("p.settings", {}, own(take)), make("div.verdict", {}, keep, drop, save));
     Object.assign(one, { toggle: sound.toggle, keep, drop });
   } else {
-    const told = make("p.told");
+    const status = make("p.status");
     const again = button("back", "Try again", () => change("POST", `/takes/${take.id}`), { "aria-label": `Try ${names} again` });
-    one.append(make("p.name", {}, `Take ${place + 1}`), told, make("p.made", {}, own(take)), again);
-    Object.assign(one, { told, again });
+    one.append(make("p.name", {}, `Take ${place + 1}`), status, make("p.settings", {}, own(take)), again);
+    Object.assign(one, { status, again });
   }
   return one;
 }
 
-function refresh(one, take, making) {
+function refresh(one, take, current) {
   one.take = take;
-  one.classList.toggle("kept", take.kept === true);
-  one.classList.toggle("dropped", take.kept === false);
-  if (take.made) {
-    one.keep.setAttribute("aria-pressed", take.kept === true);
-    one.drop.setAttribute("aria-pressed", take.kept === false);
+  one.classList.toggle("kept", take.keep === true);
+  one.classList.toggle("dropped", take.keep === false);
+  if (take.generated) {
+    one.keep.setAttribute("aria-pressed", take.keep === true);
+    one.drop.setAttribute("aria-pressed", take.keep === false);
     return;
   }
   one.classList.toggle("failed", take.trouble !== "");
   one.again.hidden = take.trouble === "";
-  const step = making && making.id === take.id ? making.step : null;
-  one.told.textContent = take.trouble ? `It could not be made: ${take.trouble}`
-    : !take.offered ? `It waits for ${take.system}, which this studio was started without.`
-      : step === null ? "It waits for its turn." : step ? `Step ${step} of ${take.steps}` : "The model is being loaded …";
+  const step = current && current.id === take.id ? current.step : null;
+  one.status.textContent = take.trouble ? `Generation failed: ${take.trouble}`
+    : !take.offered ? `Waiting for ${take.system}, which this studio was started without.`
+      : step === null ? "Waiting in the queue." : step ? `Step ${step} of ${take.steps}` : "Loading the model …";
 }
 
 function list() {
-  const wanted = new Map(state.takes.map((take, place) => [take.id, [take, place]]));
+  const rows = new Map(state.takes.map((take, place) => [take.id, [take, place]]));
   for (const [id, one] of cards) {
-    const now = wanted.get(id);
-    if (!now || Boolean(one.toggle) !== now[0].made) cards.delete(id);
+    const now = rows.get(id);
+    if (!now || Boolean(one.toggle) !== now[0].generated) cards.delete(id);
   }
-  for (const [take, place] of wanted.values()) {
+  for (const [take, place] of rows.values()) {
     if (!cards.has(take.id)) cards.set(take.id, card(take, place));
-    refresh(cards.get(take.id), take, state.making);
+    refresh(cards.get(take.id), take, state.current);
   }
   return state.takes.map((take) => cards.get(take.id));
 }
@@ -76,45 +76,45 @@ function list() {
 function drawTakes() {
   const prompt = state.prompts.find((one) => one.id === state.prompt);
   if (!prompt) {
-    takes.replaceChildren(make("p.hint", {}, "Nothing was asked for yet. Type what you want to hear, and each variation can be played as soon as it is made."));
+    takes.replaceChildren(make("p.hint", {}, "No prompts yet. Type what you want to hear; each variation can be played as soon as it is generated."));
     return;
   }
   const items = list();
-  const there = takes.querySelector("ol");
-  const comparable = state.takes.filter((one) => one.made && one.kept !== false).length > 1;
-  if (there && takes.dataset.prompt === prompt.id) { // leave what sounds and what is focused where it is
-    items.forEach((one, place) => { if (there.children[place] !== one) there.insertBefore(one, there.children[place] || null); });
-    while (there.children.length > items.length) there.lastChild.remove();
+  const present = takes.querySelector("ol");
+  const comparable = state.takes.filter((one) => one.generated && one.keep !== false).length > 1;
+  if (present && takes.dataset.prompt === prompt.id) { // leave the playing and the focused card in place
+    items.forEach((one, place) => { if (present.children[place] !== one) present.insertBefore(one, present.children[place] || null); });
+    while (present.children.length > items.length) present.lastChild.remove();
     takes.querySelector(".compare").disabled = !comparable;
     return;
   }
   takes.dataset.prompt = prompt.id;
   takes.replaceChildren(
-    make("div.head", {}, make("h1.prompt", { dir: "auto" }, prompt.text), button("compare", "Compare two", duel, { disabled: !comparable })),
+    make("div.head", {}, make("h1.prompt", { dir: "auto" }, prompt.text), button("compare", "Compare two", compareTwo, { disabled: !comparable })),
     make("ol.takes", {}, items), hints());
 }
 
 const hints = () => make("p.keys", {}, [["↑ ↓", "move"], ["space", "play"], ["k", "keep"], ["d", "discard"], ["c", "compare two"], ["/", "new prompt"]]
   .map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)));
 
-function drawMaking() {
-  const { making, waiting } = state;
-  byId("making").hidden = !waiting;
+function drawProgress() {
+  const { current, waiting } = state;
+  byId("progress").hidden = !waiting;
   if (!waiting) return;
-  const take = making && state.takes.find((one) => one.id === making.id);
-  const doing = !making ? "" : making.step ? `${take ? `${take.system}: ` : ""}step ${making.step} of ${making.steps}` : "loading the model";
-  byId("what").textContent = [`${waiting} still to be made`, doing].filter(Boolean).join(" · ");
-  const gauge = byId("making").querySelector(".gauge");
-  gauge.setAttribute("aria-valuemax", making ? making.steps : 1);
-  gauge.setAttribute("aria-valuenow", making ? making.step : 0);
-  gauge.firstChild.style.width = making ? `${(100 * making.step) / making.steps}%` : "0";
+  const take = current && state.takes.find((one) => one.id === current.id);
+  const step = !current ? "" : current.step ? `${take ? `${take.system}: ` : ""}step ${current.step} of ${current.steps}` : "loading the model";
+  byId("what").textContent = [`${waiting} in the queue`, step].filter(Boolean).join(" · ");
+  const gauge = byId("progress").querySelector(".gauge");
+  gauge.setAttribute("aria-valuemax", current ? current.steps : 1);
+  gauge.setAttribute("aria-valuenow", current ? current.step : 0);
+  gauge.firstChild.style.width = current ? `${(100 * current.step) / current.steps}%` : "0";
 }
 
 function drawPrompts() {
   byId("earlier").hidden = state.prompts.length < 2;
   byId("earlier").querySelector("ul").replaceChildren(...state.prompts.map((one) => make("li", {},
     make("button.earlier", { type: "button", dir: "auto", "aria-current": `${one.id === state.prompt}`, onclick: () => go(one.id) },
-      make("span", {}, one.text), make("small", {}, one.kept ? `${one.kept} of ${one.made} kept` : `${one.made} made`)))));
+      make("span", {}, one.text), make("small", {}, one.num_kept ? `${one.num_kept} of ${one.num_generated} kept` : `${one.num_generated} generated`)))));
 }
 
 function drawSystems() {
@@ -124,7 +124,7 @@ function drawSystems() {
   field.append(...state.systems.map((one) => make("label.chip", {}, make("input", { type: "checkbox", name: "system", value: one.name, checked: true }), make("span", {}, one.name))));
   for (const name of ["steps", "guidance"]) {
     const values = [...new Set(state.systems.map((one) => one[name]))];
-    form.elements[name].placeholder = values.length === 1 ? `${values[0]}` : "its own";
+    form.elements[name].placeholder = values.length === 1 ? `${values[0]}` : "default";
   }
 }
 
@@ -132,58 +132,58 @@ function draw(answer) {
   state = answer;
   shown = state.prompt;
   drawSystems();
-  drawMaking();
+  drawProgress();
   drawPrompts();
-  if (!duelling) drawTakes();
+  if (!comparing) drawTakes();
 }
 
 async function go(prompt) {
-  stopDuel();
+  stopComparing();
   shown = prompt;
   history.replaceState(null, "", `#${prompt}`);
   await change("GET", `/state?prompt=${prompt}`);
   scrollTo({ top: takes.offsetTop - 20, behavior: "instant" });
 }
 
-const decide = (take, kept) => change("PUT", `/takes/${take.id}`, { kept: take.kept === kept ? null : kept });
+const decide = (take, keep) => change("PUT", `/takes/${take.id}`, { keep: take.keep === keep ? null : keep });
 
-// Two takes, whose makers are not named, until there are none left or one has had enough.
-async function duel() {
-  const found = await tell("GET", `/duel?prompt=${shown}`);
-  if (!found.refused) face(found);
+// Pairs of takes, without the names of their systems, until none are left or the user stops.
+async function compareTwo() {
+  const pair = await request("GET", `/comparison?prompt=${shown}`);
+  if (!pair.refused) drawComparison(pair);
 }
 
-function face(found) {
-  if (sounding) sounding();
-  if (!found.left) {
-    stopDuel();
-    notice("Every two takes that are not discarded have been compared.");
+function drawComparison(pair) {
+  if (stopPlaying) stopPlaying();
+  if (!pair.left) {
+    stopComparing();
+    notice("All pairs of takes that are not discarded have been compared.");
     return;
   }
-  const sound = (side) => player(`${here}/takes/${found[side].id}/sound`, side.toUpperCase());
+  const sound = (side) => player(`${here}/takes/${pair[side].id}/sound`, side.toUpperCase());
   const [a, b] = ["a", "b"].map(sound);
   const answer = async (better) => {
-    const next = await tell("PUT", "/duel", { a: found.a.id, b: found.b.id, better });
-    if (!next.refused && duelling) face(next);
+    const next = await request("PUT", "/comparison", { a: pair.a.id, b: pair.b.id, better });
+    if (!next.refused && comparing) drawComparison(next);
   };
   const choices = [["a", "A is better"], ["same", "No difference"], ["b", "B is better"]]
     .map(([value, label]) => button("choice", label, () => answer(value)));
-  duelling = { a: a.toggle, b: b.toggle, answer };
-  document.body.classList.add("duelling");
+  comparing = { a: a.toggle, b: b.toggle, answer };
+  document.body.classList.add("comparing");
   const prompt = state.prompts.find((one) => one.id === shown);
   delete takes.dataset.prompt;
-  show(make("div.card.duel", {}, make("p.step", {}, `Which would you rather have? ${found.left} ${found.left > 1 ? "comparisons" : "comparison"} left`),
+  show(make("div.card.comparison", {}, make("p.step", {}, `Which one do you prefer? ${pair.left} ${pair.left > 1 ? "comparisons" : "comparison"} left`),
     make("h1.prompt", { dir: "auto" }, prompt.text), make("div.two", {}, a.element, b.element), make("div.choices", {}, choices),
-    make("div.ends", {}, button("back", "Enough", stopDuel)),
-    make("p.keys", {}, [["a", "play A"], ["b", "play B"], ["1", "A better"], ["2", "no difference"], ["3", "B better"], ["esc", "enough"]]
+    make("div.ends", {}, button("back", "Stop", stopComparing)),
+    make("p.keys", {}, [["a", "play A"], ["b", "play B"], ["1", "A better"], ["2", "no difference"], ["3", "B better"], ["esc", "stop"]]
       .map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)))));
 }
 
-function stopDuel() {
-  if (!duelling) return;
-  if (sounding) sounding();
-  duelling = null;
-  document.body.classList.remove("duelling");
+function stopComparing() {
+  if (!comparing) return;
+  if (stopPlaying) stopPlaying();
+  comparing = null;
+  document.body.classList.remove("comparing");
   cards.clear();
   drawTakes();
 }
@@ -203,12 +203,12 @@ const KEYS = {
   " ": () => current()?.toggle?.(),
   k: () => current()?.keep?.click(),
   d: () => current()?.drop?.click(),
-  c: () => { const compare = takes.querySelector(".compare"); if (compare && !compare.disabled) duel(); },
+  c: () => { const compare = takes.querySelector(".compare"); if (compare && !compare.disabled) compareTwo(); },
   "/": () => byId("words").focus(),
 };
-const DUEL = {
-  a: () => duelling.a(), b: () => duelling.b(), Escape: stopDuel,
-  1: () => duelling.answer("a"), 2: () => duelling.answer("same"), 3: () => duelling.answer("b"),
+const COMPARISON_KEYS = {
+  a: () => comparing.a(), b: () => comparing.b(), Escape: stopComparing,
+  1: () => comparing.answer("a"), 2: () => comparing.answer("same"), 3: () => comparing.answer("b"),
 };
 
 document.addEventListener("keydown", (event) => {
@@ -218,11 +218,11 @@ document.addEventListener("keydown", (event) => {
     else if (event.key === "Escape") event.target.blur();
     return;
   }
-  if (event.key === " " && event.target.closest("button, a")) return; // the browser presses what is focused
-  const does = (duelling ? DUEL : KEYS)[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!does || event.repeat) return;
+  if (event.key === " " && event.target.closest("button, a")) return; // the browser activates the focused element
+  const action = (comparing ? COMPARISON_KEYS : KEYS)[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (!action || event.repeat) return;
   event.preventDefault();
-  does();
+  action();
 });
 
 const number = (name) => (form.elements[name].value === "" ? null : Number(form.elements[name].value));
@@ -232,8 +232,8 @@ form.addEventListener("submit", async (event) => {
   const systems = state.systems.length < 2 ? state.systems.map((one) => one.name) : [...form.querySelectorAll("[name=system]:checked")].map((one) => one.value);
   const order = { prompt: form.elements.prompt.value, systems, count: number("count") };
   for (const name of ["steps", "guidance", "seed"]) order[name] = number(name);
-  stopDuel();
-  const answer = await tell("POST", "/takes", order);
+  stopComparing();
+  const answer = await request("POST", "/takes", order);
   if (answer.refused) return;
   history.replaceState(null, "", `#${answer.prompt}`);
   draw(answer);
@@ -244,10 +244,10 @@ byId("cancel").addEventListener("click", () => change("DELETE", `/takes?prompt=$
 async function watch() {
   for (;;) {
     if (document.visibilityState === "visible") {
-      const asked = shown;
-      const answer = await ask("GET", `/state?prompt=${asked}`);
+      const prompt = shown;
+      const answer = await ask("GET", `/state?prompt=${prompt}`);
       if (answer.refused) notice(answer.refused);
-      else if (asked === shown || !state) draw(answer);
+      else if (prompt === shown || !state) draw(answer);
     }
     await wait(state?.waiting ? 400 : 4000);
   }
