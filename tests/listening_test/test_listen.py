@@ -88,21 +88,21 @@ def test_what_is_wrong_is_told_in_one_line(folders, tmp_path):
     taken = tmp_path / "taken"
     made(folders, taken)
     for words, said in (
-        (["make", nothing + "x", "--out", out], "is no folder"),
+        (["make", nothing + "x", "--out", out], "is not a folder"),
         (["make", clips, "--out", out], "give --captions CSV"),
         (["make", nothing, "--out", out, "--captions", captions], "no folders with audio files"),
         (["make", clips, "--out", out, "--captions", captions, "--prompts", "9"], "needs 12 prompts"),
         (["make", clips, "--out", out, "--captions", captions, "--system", "hers"], "no system 'hers'"),
-        (["make", clips, "--out", out, "--captions", captions, "--kind", "sing"], "no kind 'sing'"),
+        (["make", clips, "--out", out, "--captions", captions, "--kind", "sing"], "unknown kind of judging 'sing'"),
         (["make", clips, "--out", out, "--captions", captions, "--reference", "x"], "no system x"),
-        (["make", clips, "--out", out, "--captions", captions, "--system", "ours"], "two systems beside"),
+        (["make", clips, "--out", out, "--captions", captions, "--system", "ours"], "two systems besides"),
         (["make", clips, "--out", str(taken), "--captions", captions], "not empty"),
         (["make", clips, "--out", str(folders), "--captions", captions], "not empty"),
         (["links", nothing], "holds no listening test"),
-        (["links", str(taken), "--url", "javascript:alert(1)"], "no web address"),
+        (["links", str(taken), "--url", "javascript:alert(1)"], "not a web address"),
         (["serve", nothing], "holds no listening test"),
         (["results", nothing], "holds no listening test"),
-        (["export", str(taken), out, "--as", "poem"], "no form 'poem'"),
+        (["export", str(taken), out, "--as", "poem"], "unknown form of export 'poem'"),
         (["export", str(taken), out, "--as", "pairs"], "preferred to another by two votes"),
         (["export", str(taken), out], "written as .csv or .parquet"),
     ):

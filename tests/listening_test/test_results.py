@@ -185,8 +185,8 @@ def test_pairs_follow_the_votes_and_train_finds_their_clips(folder, tmp_path):
     assert {name for one in kept for name in (one.chosen_id, one.rejected_id)} <= clips
     system = {one.id: one.system for one in test.clips}
     for one in kept:
-        assert one.chosen_scores["listeners"] > one.rejected_scores["listeners"]
-        assert one.chosen_scores["listeners"] + one.rejected_scores["listeners"] == pytest.approx(1)
+        assert one.chosen_scores["human_preference"] > one.rejected_scores["human_preference"]
+        assert one.chosen_scores["human_preference"] + one.rejected_scores["human_preference"] == pytest.approx(1)
     won = [system[one.chosen_id] for one in kept if "zebra-aligned" in (system[one.chosen_id], system[one.rejected_id])]
     assert won.count("zebra-aligned") > 0.9 * len(won)
     assert len(run.stage("prompts").read_records(Prompt)) == 12
@@ -215,7 +215,7 @@ def test_labels_are_clear_cases_only(folder, tmp_path):
 def test_too_few_judgements_give_no_pairs_and_no_labels(folder, tmp_path):
     test = read_test(folder)
     for write, found in ((export.write_pairs, export.pairs(test, [])), (export.write_labels, export.labels(test, []))):
-        with pytest.raises(DataError, match="ask on"):
+        with pytest.raises(DataError, match="collect more"):
             write(*stored(folder, test), found, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -234,7 +234,7 @@ def test_a_making_that_was_cut_short_leaves_no_test_and_is_done_again(tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(material, "_playable", killed)
+        patch.setattr(material, "_write_playback", killed)
         with pytest.raises(KeyboardInterrupt):
             small_test(tmp_path / "test")
     assert not (tmp_path / "test").exists()
