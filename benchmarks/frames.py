@@ -104,7 +104,8 @@ def path_of(command: str, words: list[str], networks: tuple[str, ...]) -> list[s
         ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
         handle.remove()
     frames = first[::-1]
-    begin = [place for place, name in enumerate(frames) if name.startswith("cli/") and name.endswith(f":{command}")]
+    own = (f":{command}", f":_{command}")
+    begin = [place for place, name in enumerate(frames) if name.startswith("cli/") and name.endswith(own)]
     return frames[begin[-1] :] if begin else frames
 
 
