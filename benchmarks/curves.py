@@ -1,4 +1,4 @@
-"""The curves of nano's lessons as one SVG: python benchmarks/curves.py WORK docs/images/nano-curves.svg
+"""The loss curves of nano's training tasks as one SVG: python benchmarks/curves.py WORK docs/images/nano-curves.svg
 
 WORK is the folder that `milonga nano train --work` kept its checkpoints in. Losses on a logarithmic scale.
 """
@@ -20,12 +20,12 @@ text { font: 10.5px system-ui, sans-serif; fill: #666 } .name { font-weight: 600
 
 
 def rows(path: Path) -> list[dict[str, float]]:
-    """The lines of a lesson's log."""
+    """The rows of a task's log."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def panel(path: Path, place: int) -> str:
-    """One lesson's curve, moved to its place in the grid."""
+    """One task's curve, moved to its place in the grid."""
     read = [(row["step"], row["loss"]) for row in rows(path)]
     steps, losses = np.array(read, dtype=np.float64).T
     name = "unet" if path.parent.name == "unet" else path.stem
@@ -37,9 +37,9 @@ def panel(path: Path, place: int) -> str:
 
 
 def main(work: Path, out: Path) -> None:
-    """Draws every lesson's log that WORK holds."""
-    found = [*sorted(work.glob("*.jsonl")), work / "unet" / "curves.jsonl"]
-    panels = [panel(path, place) for place, path in enumerate(found)]
+    """Draws every task's log that WORK holds."""
+    logs = [*sorted(work.glob("*.jsonl")), work / "unet" / "curves.jsonl"]
+    panels = [panel(path, place) for place, path in enumerate(logs)]
     height = (HEIGHT + TITLE) * -(-len(panels) // COLUMNS)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * COLUMNS} {height}">'
     back = '<rect width="100%" height="100%" fill="#fff"/>'

@@ -1,9 +1,9 @@
 """One run, three ways: `python benchmarks/engines.py FOLDER [--recipe nano-alpaca] [--set KEY=VALUE]...`.
 
-Makes the recipe's pairs in FOLDER/local-32 (this machine, 32 clips at once), in FOLDER/local-1 (one by one), and in
-FOLDER/ray-2 (two nodes of a Ray cluster), and compares all with the first: the clips planned and made, their scores,
-the pairs made and those kept. Stopped, it goes on. Prints what it found as JSON; exit status 1 where scores differ by
-more than 1e-5, or anything else at all.
+Builds the recipe's pairs in FOLDER/local-32 (this machine, 32 clips at once), in FOLDER/local-1 (one by one), and in
+FOLDER/ray-2 (two nodes of a Ray cluster), and compares all with the first: clips planned and generated, their scores,
+pairs built and kept. Resumes after an interruption. Prints the result as JSON; exit status 1 where scores differ by
+more than 1e-5, or where anything else differs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 from milonga.core.records import Candidate, Pair
 from milonga.core.store import Run
 
-ALIKE = 1e-5  # by how much scores of the same clip may differ
+ALIKE = 1e-5  # the largest difference of scores of the same clip
 WAYS = {"local-32": ("local", 32), "local-1": ("local", 1), "ray-2": ("ray", 32)}
 
 
@@ -41,7 +41,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
 
 
 def made(asked: argparse.Namespace, way: str) -> float:
-    """Runs one way until its pairs are there, and gives the seconds that this took."""
+    """Runs one way until its pairs exist; the seconds that it took."""
     engine, batch = WAYS[way]
     changes = [*asked.set, f"generate.batch={batch}", f"score.batch={batch}"]
     words = [sys.executable, "-m", "milonga", "run", asked.recipe, "--until", "pair", "--engine", engine]
@@ -86,7 +86,7 @@ def alike(found: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    """Does it, tells it."""
+    """Runs all ways and prints how they compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recipe", default="nano-alpaca")

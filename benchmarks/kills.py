@@ -1,9 +1,9 @@
-"""A run killed at chance moments and gone on with: `python benchmarks/kills.py FOLDER [--recipe smoke] [--kills 20]`.
+"""A run killed at random moments and resumed: `python benchmarks/kills.py FOLDER [--recipe smoke] [--kills 20]`.
 
-Makes the recipe's run once undisturbed (FOLDER/whole), then again (FOLDER/killed) while it is killed with SIGKILL, at
-moments that are spread by chance over the files that the first one wrote, so over all of its stages. After each kill
-every shard must be whole; at the end none that was finished at a kill may have been written again, and all shards must
-be those of the undisturbed run. Prints what happened as JSON; exit status 1 when a rule was broken.
+Runs the recipe once undisturbed (FOLDER/whole), then again (FOLDER/killed) with SIGKILLs at random moments, spread over
+the files that the first run wrote and so over all of its stages. After each kill every shard must be complete; at the
+end no shard that was finished at a kill may have been written again, and all shards must equal those of the undisturbed
+run. Prints the result as JSON; exit status 1 when a rule is broken.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def files(path: Path) -> set[str]:
 
 
 def sound(path: Path) -> Times:
-    """When each shard was written; raises StoreError when one is not whole."""
+    """When each shard was written; raises StoreError when one is damaged."""
     shards = sorted(path.rglob("*.parquet"))
     for file in shards:
         Shards(file.parent).read_table(file.stem)
@@ -63,7 +63,7 @@ def killed_at(words: list[str], out: Path, count: int, wait: float) -> str:
 
 
 def ordeal(asked: argparse.Namespace) -> dict[str, Any]:
-    """Both runs, and what they show."""
+    """Both runs, and their comparison."""
     whole, out = asked.folder / "whole", asked.folder / "killed"
     asked.folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(command(asked, whole), check=True, stdout=subprocess.DEVNULL)
@@ -94,7 +94,7 @@ def compared(whole: Path, out: Path, finished: Times) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Does it, tells it."""
+    """Runs both and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recipe", default="smoke")

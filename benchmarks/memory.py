@@ -1,4 +1,4 @@
-"""What keeping freed memory (`app/memory.py`) is worth: nano's vocoder and U-Net, forward, with and without it.
+"""What retaining freed memory gains: nano's vocoder and U-Net, forward, with and without it.
 
     python benchmarks/memory.py [--rounds 5]
 
@@ -60,8 +60,8 @@ def measured(kept: bool) -> dict[str, float]:
 
 
 def tell(found: list[tuple[dict[str, float], dict[str, float]]]) -> None:
-    """The table, of what was found without and with it in each round."""
-    print("| forward pass | given back, ms | kept, ms | ratio |", "| --- | --- | --- | --- |", sep="\n")
+    """The table of the milliseconds without and with it in each round."""
+    print("| forward pass | returned to the system, ms | retained, ms | ratio |", "| --- | --- | --- | --- |", sep="\n")
     for name in REPEATS:
         freed, kept = ([pair[side][name] for pair in found] for side in (0, 1))
         ratio = statistics.median(freed) / statistics.median(kept)

@@ -51,7 +51,7 @@ def candidates(count: int) -> Iterator[Candidate]:
 
 
 def main() -> None:
-    """Makes, pairs, sweeps, tells."""
+    """Writes candidates, pairs them, sweeps thresholds and prints times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--candidates", type=int, default=200_000)

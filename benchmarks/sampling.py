@@ -39,7 +39,7 @@ MAIN_CONFIG = {
 
 
 def write_checkpoint(folder: Path) -> None:
-    """A full-size checkpoint with random weights; left alone where it is there already."""
+    """A full-size checkpoint with random weights; kept where it exists."""
     if (folder / VAE).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("parts", nargs="*", choices=["loading", "steps", "gpu", []], default=[])
-    parser.add_argument("--count", type=int, default=2, help="steps that are timed")
+    parser.add_argument("--count", type=int, default=2, help="timed steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--load", choices=["ours", "plainly"], help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -3,12 +3,12 @@
     python benchmarks/training.py [--model nano] [--pairs 64] [--step 32] [--batch 4] [--own 32] [--steps 4]
                                   [--rounds 3] [--threads 1] [--ways ...]
 
-The plain loop reads two WAV files a pair, makes mels with its spectrum by convolution, passes them through the VAE and
-the captions through T5 (whose dropout is awake, as released), and both U-Nets (the reference is a deep copy), in
-float32, in every step. A step is of as many pairs for all (--step), added up by the plain loop in batches of --batch
-(the released script has four on a GPU), and by Milonga in --own. Each way runs in a process of its own, on the same
-model, pairs and threads. All ways take turns, --rounds times, and the median is told, of CPU time too, because other
-work on the machine stretches the wall's and, less, the CPU's.
+In every step the plain loop reads two WAV files a pair, computes mels with the spectrum by convolution, passes them
+through the VAE and the captions through T5 (with active dropout, as released), and runs both U-Nets (the reference is a
+deep copy), in float32. All ways have the same number of pairs a step (--step); the plain loop accumulates batches of
+--batch (the released script has four on a GPU), Milonga batches of --own. Each way runs in a process of its own, on the
+same model, pairs and threads. All ways alternate, --rounds times, and the table has the median of CPU time too, because
+other work on the machine stretches wall time and, less, CPU time.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
         f"{EPOCHS} draws | wall s a pair | peak MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    plain = found[next(iter(found))]["cpu"]  # the first way named, which is the plain one unless others were asked for
+    plain = found[next(iter(found))]["cpu"]  # the first way named, which is the plain one by default
     for way, one in found.items():
         cpu, encoding = one["cpu"], one["encoding"] / EPOCHS
         gains = [plain / (cpu + more) for more in (0, encoding + one["table"] / EPOCHS, encoding + one["table"])]

@@ -82,7 +82,7 @@ def test_a_scorer_is_named_by_module_and_class(page, tmp_path, monkeypatch):
         thresholds=[],
         out=tmp_path / "pairs",
     )
-    (pair,) = list(pairs)
+    (pair,) = pairs.pairs
     assert pair.chosen_scores["loudness"] > pair.rejected_scores["loudness"]
 
 
@@ -95,4 +95,4 @@ def test_a_strategy_is_a_value(page, tmp_path):
         thresholds=[],
         out=tmp_path / "pairs",
     )
-    assert [pair.strategy for pair in pairs] == ["strong-guidance"]
+    assert [pair.strategy for pair in pairs.pairs] == ["strong-guidance"]
