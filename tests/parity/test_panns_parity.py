@@ -9,8 +9,8 @@ import recorded_evaluation as recorded
 import torch
 
 from milonga.core.audio import read_audio
+from milonga.core.weights import fill
 from milonga.maths.mel import log_mel
-from milonga.scorers.foreign_weights import fill
 from milonga.scorers.panns import FRONT_ENDS, Cnn14, PannsEmbedder, load_panns
 
 pytestmark = recorded.needed

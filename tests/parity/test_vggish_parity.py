@@ -9,7 +9,7 @@ import recorded_evaluation as recorded
 import torch
 
 from milonga.core.audio import read_audio
-from milonga.scorers.foreign_weights import fill
+from milonga.core.weights import fill
 from milonga.scorers.vggish import Vggish, VggishEmbedder, examples, load_vggish, mel_bands
 
 pytestmark = recorded.needed

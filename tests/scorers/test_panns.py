@@ -8,8 +8,8 @@ from milonga.core.errors import AudioError
 from milonga.core.records import Clip
 from milonga.maths.mel import log_mel
 from milonga.scorers import panns
-from milonga.scorers.batching import by_length, measured
 from milonga.scorers.panns import FRONT_ENDS, Cnn14, PannsEmbedder
+from milonga.scorers.waveform import map_by_length, metric_waveform
 
 RATES = sorted(FRONT_ENDS)
 
@@ -79,18 +79,18 @@ def test_no_batch_is_larger_than_asked_and_every_answer_finds_its_wave() -> None
         return batch[:, 0].tolist()
 
     waves = [np.full(length, place, dtype=np.float32) for place, length in enumerate([3, 5, 3, 3, 5])]
-    assert by_length(listen, waves, batch=2) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert map_by_length(listen, waves, batch=2) == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert sizes == [(2, 3), (1, 3), (2, 5)]
 
 
-def test_what_is_measured_has_no_mean_and_two_seconds_at_least() -> None:
+def test_a_metric_waveform_has_no_mean_and_two_seconds_at_least() -> None:
     long, short = noise(0, 2.5, offset=0.3), noise(1, 0.7, offset=0.3)
-    np.testing.assert_allclose(measured(long, 16000), long.waveform - long.waveform.mean(), atol=1e-7)
-    padded = measured(short, 16000)
+    np.testing.assert_allclose(metric_waveform(long, 16000), long.waveform - long.waveform.mean(), atol=1e-7)
+    padded = metric_waveform(short, 16000)
     assert len(padded) == 32000
     np.testing.assert_allclose(padded[:11200], short.waveform - short.waveform.mean(), atol=1e-7)
     assert not padded[11200:].any()
-    assert len(measured(noise(2, 3.0, 44100), 32000)) == 96000
+    assert len(metric_waveform(noise(2, 3.0, 44100), 32000)) == 96000
 
 
 @pytest.mark.parametrize("samples", [[], [0.1, np.nan], [np.inf, 0.0]])

@@ -4,16 +4,19 @@ Files are read without running anything in them, and mapped into memory where th
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 from milonga.core.cache import once
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository, fetch
 from milonga.core.ids import content_id, file_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # The weights that ship with the package, each a folder under nano/weights.
 SHIPPED = {
@@ -170,6 +173,56 @@ def read_weights(path: Path, container: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} must hold tensors by their names: it is a {type(held).__name__}")
     wrapped = bool(held) and all(str(key).startswith(WRAPPER) for key in held)
     return {key.removeprefix(WRAPPER) if wrapped else key: value for key, value in held.items()}
+
+
+def check_tensors(
+    path: Path, tensors: Mapping[str, Any], wanted: "Mapping[str, Tensor]", optional: Collection[str] = ()
+) -> None:
+    """Checks that a file holds exactly the `wanted` tensors, by name, shape and kind; `optional` ones may be missing.
+
+    Tensors of `wanted` may be on the meta device. Any floating-point type serves where one is wanted. Raises
+    CheckpointError naming the file and the first key that is missing, unknown, no plain tensor, or of another shape or
+    type.
+    """
+    import torch
+
+    floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    missing = [key for key in wanted if key not in tensors and key not in optional]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{path} lacks {missing[0]}{others}: it is incomplete or another network's file")
+    unknown = [key for key in tensors if key not in wanted]
+    if unknown:
+        raise CheckpointError(f"{path} holds {unknown[0]}, which is no tensor of this network")
+    for key, value in tensors.items():
+        own = wanted[key]
+        plain = isinstance(value, torch.Tensor) and value.layout is torch.strided
+        if not plain or value.is_meta or value.is_quantized:
+            raise CheckpointError(f"{path}: {key} is no plain tensor")
+        if value.shape != own.shape:
+            raise CheckpointError(f"{path}: {key} has shape {tuple(value.shape)}, not {tuple(own.shape)}")
+        if value.dtype not in (floats if own.is_floating_point() else (own.dtype,)):
+            raise CheckpointError(f"{path}: {key} is {value.dtype}, not {own.dtype}")
+
+
+def fill(network: "nn.Module", tensors: Mapping[str, Any], path: Path) -> None:
+    """Gives a network, built on the meta device, the tensors of a file, as float32 where it has floats.
+
+    Buffers that the network has computed for itself (those not on meta) may be missing from the file; where they are
+    there they must be equal up to half precision. Raises CheckpointError as `check_tensors` does, and for values that
+    are not finite.
+    """
+    import torch
+
+    own = network.state_dict()
+    check_tensors(path, tensors, own, [key for key, value in own.items() if not value.is_meta])
+    given = {key: value.to(own[key].dtype) for key, value in tensors.items()}
+    for key, value in given.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {key} has NaN or infinite values")
+        if not own[key].is_meta and (value - own[key]).abs().max() > 1e-3 * own[key].abs().max():
+            raise CheckpointError(f"{path}: {key} is of another front end")
+    network.load_state_dict({**own, **given}, assign=True)
 
 
 def _load(path: Path) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import ClapConfig, ClapModel
 
 from milonga.core.errors import CheckpointError
-from milonga.scorers.foreign_weights import fill
+from milonga.core.weights import fill
 
 CONTAINER = "state_dict"
 # What a file holds beside what similarity needs: constants, heads of other tasks, indices.

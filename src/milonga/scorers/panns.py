@@ -16,12 +16,11 @@ from torch.nn.functional import relu
 
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip
-from milonga.core.weights import read_weights
+from milonga.core.weights import fill, read_weights
 from milonga.maths.mel import MelSettings, log_mel, mel_matrix
-from milonga.scorers.batching import by_length, measured
-from milonga.scorers.foreign_weights import fill
 from milonga.scorers.mkldnn import Blocked, of_blocks, usable
 from milonga.scorers.tagger import ConvBlock
+from milonga.scorers.waveform import map_by_length, metric_waveform
 
 CLASSES = 527  # of AudioSet
 BATCH = 16  # clips heard at once: each takes some 60 MB in the first block, if it lasts ten seconds
@@ -112,12 +111,12 @@ class PannsEmbedder:
 
         Raises AudioError for a clip that is empty or not finite.
         """
-        return self.of_waves([measured(clip, self.network.mel.rate) for clip in clips])
+        return self.of_waves([metric_waveform(clip, self.network.mel.rate) for clip in clips])
 
     @torch.no_grad()
     def of_waves(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The same of N waveforms (samples,) that are ready at the network's rate, whoever made them so."""
-        rows = by_length(lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)), waves, BATCH)
+        rows = map_by_length(lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)), waves, BATCH)
         embeddings, logits = zip(*rows, strict=True)
         return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
 

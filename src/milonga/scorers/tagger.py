@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d, relu
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip, Event
 from milonga.maths.mel import MelSettings
-from milonga.scorers.batching import heard_by
+from milonga.scorers.waveform import map_log_mels
 
 
 class ConvBlock(nn.Module):
@@ -95,7 +95,7 @@ class EventTagger:
     @torch.no_grad()
     def posteriors(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         """Each clip's frame posteriors, shape (T', K)."""
-        return heard_by(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), clips, self.mel)
+        return map_log_mels(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), clips, self.mel)
 
     def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events heard in each clip, sorted by onset."""
@@ -105,7 +105,7 @@ class EventTagger:
     @torch.no_grad()
     def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, D) and class logits (N, K)."""
-        rows = heard_by(lambda mels: list(zip(*self.network.embed(mels), strict=True)), clips, self.mel)
+        rows = map_log_mels(lambda mels: list(zip(*self.network.embed(mels), strict=True)), clips, self.mel)
         embeddings, logits = zip(*rows, strict=True)
         return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from milonga.core.records import Clip
-from milonga.core.weights import read_weights
-from milonga.scorers.batching import measured
-from milonga.scorers.foreign_weights import fill
+from milonga.core.weights import fill, read_weights
 from milonga.scorers.mkldnn import Blocked, of_layers, usable
+from milonga.scorers.waveform import metric_waveform
 
 RATE, WINDOW, HOP, FFT = 16000, 400, 160, 512
 BANDS, LOW, HIGH, OFFSET = 64, 125.0, 7500.0, 0.01
@@ -107,7 +106,7 @@ class VggishEmbedder:
 
         FAD stacks the rows of all clips. Raises AudioError for a clip that is empty or not finite.
         """
-        return self.of_waves([measured(clip, RATE) for clip in clips])
+        return self.of_waves([metric_waveform(clip, RATE) for clip in clips])
 
     @torch.no_grad()
     def of_waves(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,33 +1,74 @@
-"""How a file becomes the waveform that is measured: the largest source of disagreement between published numbers.
+"""From clips to what a network is given: batches of equal length, and the waveforms of the published metrics.
 
-`milonga` mixes channels and resamples by soxr; `audioldm` and `tango` do what those toolkits' code does, so that their
-numbers can be had again (EVALUATION §1). They differ in the channel that is taken, in the mean that is removed, in
-the resampler, and `tango` in two mistakes: a file at 32 kHz is halved twice, one at 48 kHz is thinned without a filter.
+How a file becomes a waveform is the largest source of disagreement between published numbers. Protocol `milonga` mixes
+channels and resamples by soxr; `audioldm` and `tango` do what those toolkits' code does, so that their numbers can be
+reproduced. They take the first channel, resample by other filters, and `tango` makes two mistakes: a file at 32 kHz is
+halved twice, one at 48 kHz is decimated without a filter.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from milonga.core.errors import RecipeError
+from milonga.core.audio import resample
+from milonga.core.errors import AudioError, RecipeError
 from milonga.core.records import Clip
-from milonga.maths.mel import fit
-from milonga.scorers.batching import SHORTEST, measured
+from milonga.maths.mel import MelSettings, fit, log_mel
+from milonga.maths.resampling import kaiser_best, windowed_sinc
 
-RATE = 16000
-# torchaudio's resampler: zero crossings of its sinc and roll-off. resampy's kaiser_best: the same and its window's β.
-SINC = 6, 0.99
-KAISER = 50, 0.9173, 12.98
+Row = TypeVar("Row")
 Rule = Callable[[np.ndarray, int], np.ndarray]  # (samples, channels), rate → the waveform at 16 kHz
+BATCH = 64  # clips at once, at most
+RATE = 16000
+SHORTEST = 2.0  # seconds, to which the published metrics pad a clip
+
+
+def map_log_mels(network: Callable[[Tensor], Sequence[Row]], clips: Sequence[Clip], settings: MelSettings) -> list[Row]:
+    """The row of `network(pictures)` that belongs to each clip; pictures are log-mels (B, frames, bands).
+
+    Clips are resampled where their rate differs. Only those shorter than a window are padded, to one window.
+    """
+    waves = [resample(clip, settings.rate).waveform for clip in clips]
+    waves = [fit(wave, max(len(wave), settings.fft)) for wave in waves]
+    return map_by_length(lambda batch: network(log_mel(batch, settings)), waves)
+
+
+def map_by_length(
+    network: Callable[[Tensor], Sequence[Row]], waves: Sequence[np.ndarray], batch: int = BATCH
+) -> list[Row]:
+    """The row of `network(waveforms)` that belongs to each of `waves`; waveforms are (B, samples), B at most `batch`.
+
+    Only waveforms of one length share a batch: padding would add silence to what a shorter one is scored by.
+    """
+    rows: dict[int, Row] = {}
+    for length in dict.fromkeys(map(len, waves)):
+        places = [place for place, wave in enumerate(waves) if len(wave) == length]
+        for start in range(0, len(places), batch):
+            part = places[start : start + batch]
+            rows |= zip(part, network(torch.from_numpy(np.stack([waves[place] for place in part]))), strict=True)
+    return [rows[place] for place in range(len(waves))]
+
+
+def metric_waveform(clip: Clip, rate: int) -> np.ndarray:
+    """The waveform (samples,) at `rate` Hz that the published metrics are taken of.
+
+    It has no mean, is at least two seconds long, and otherwise keeps its length and level. Departures from the
+    toolkits: mono is the mean of the channels, not the first, and the resampler is soxr. Raises AudioError for a clip
+    that is empty or has samples that are not finite.
+    """
+    if not len(clip.waveform) or not np.isfinite(clip.waveform).all():
+        raise AudioError("a clip to measure is empty or has NaN or infinite samples: make or decode it again")
+    centred = (clip.waveform - clip.waveform.mean()).astype(np.float32)
+    return _padded(resample(Clip(centred, clip.rate), rate).waveform, rate)
 
 
 @dataclass(frozen=True)
 class Loading:
-    """A protocol's way from a file to what PANNs, VGGish and the mel images hear; in words, for stamps."""
+    """A protocol's ways from a file to the waveform for PANNs, VGGish and mel images; in words, for protocol stamps."""
 
     name: str
     panns: Rule
@@ -46,7 +87,7 @@ def of_protocol(name: str) -> Loading:
 
 
 def _mixed(samples: np.ndarray, rate: int) -> np.ndarray:
-    return measured(Clip(samples.mean(axis=1), rate), RATE)
+    return metric_waveform(Clip(samples.mean(axis=1), rate), RATE)
 
 
 def _first(samples: np.ndarray) -> np.ndarray:
@@ -54,19 +95,19 @@ def _first(samples: np.ndarray) -> np.ndarray:
     return (samples[:, 0] - samples[:, 0].mean()).astype(np.float32)
 
 
-def _padded(wave: np.ndarray) -> np.ndarray:
-    return fit(wave, max(len(wave), round(SHORTEST * RATE)))
+def _padded(wave: np.ndarray, rate: int = RATE) -> np.ndarray:
+    return fit(wave, max(len(wave), round(SHORTEST * rate)))
 
 
 def _audioldm(samples: np.ndarray, rate: int) -> np.ndarray:
-    return _padded(sinc_resampled(_first(samples), rate, RATE))
+    return _padded(windowed_sinc(_first(samples), rate, RATE))
 
 
 def _tango(samples: np.ndarray, rate: int) -> np.ndarray:
     wave = _first(samples)
     if rate == 48000:
         return _padded(wave[::3])
-    return _padded(sinc_resampled(wave[::2] if rate == 32000 else wave, rate, RATE))
+    return _padded(windowed_sinc(wave[::2] if rate == 32000 else wave, rate, RATE))
 
 
 def _tango_vggish(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -75,61 +116,12 @@ def _tango_vggish(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def _image(samples: np.ndarray, rate: int) -> np.ndarray:
-    return sinc_resampled(_first(samples), rate, RATE)
+    return windowed_sinc(_first(samples), rate, RATE)
 
 
 def _mixed_image(samples: np.ndarray, rate: int) -> np.ndarray:
-    from milonga.core.audio import resample
-
     mono = samples.mean(axis=1)
     return resample(Clip((mono - mono.mean()).astype(np.float32), rate), RATE).waveform
-
-
-def sinc_resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """A waveform at another rate by a Hann-windowed sinc of six crossings, float32, ceil(samples · wanted / rate) long.
-
-    torchaudio's default: the published toolkits' features depend on it.
-    """
-    if rate == wanted:
-        return wave
-    shared = math.gcd(rate, wanted)
-    kernels, reach = _sinc(rate // shared, wanted // shared)
-    padded = torch.from_numpy(np.pad(wave.astype(np.float32), (reach, reach + rate // shared)))
-    found = torch.nn.functional.conv1d(padded[None, None], kernels, stride=rate // shared)[0].T.reshape(-1)
-    return found[: math.ceil(len(wave) * wanted / rate)].numpy()
-
-
-@lru_cache(maxsize=8)
-def _sinc(old: int, new: int) -> tuple[torch.Tensor, int]:
-    """One filter for each of the `new` phases, (new, 1, taps), and how far it reaches in old samples."""
-    crossings, rolloff = SINC
-    cutoff = min(old, new) * rolloff
-    reach = math.ceil(crossings * old / cutoff)
-    times = np.arange(-reach, reach + old)[None] / old - np.arange(new)[:, None] / new
-    phases = (times * cutoff).clip(-crossings, crossings)
-    filters = np.sinc(phases) * np.cos(phases * np.pi / crossings / 2) ** 2 * cutoff / old
-    return torch.from_numpy(filters.astype(np.float32)).unsqueeze(1), reach
-
-
-def kaiser_best(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """A waveform at another rate by resampy's best filter, a sinc of 50 crossings under a Kaiser window from a table.
-
-    floor(samples · wanted / rate) samples, float64; the original Tango's FAD hears files of odd rates through it.
-    """
-    if rate == wanted:
-        return wave
-    crossings, rolloff, beta = KAISER
-    grid = np.linspace(0, crossings, 512 * crossings + 1)
-    window = np.i0(beta * np.sqrt(1 - (grid / crossings) ** 2)) / np.i0(beta)
-    table, scale = rolloff * np.sinc(rolloff * grid) * window, min(1.0, wanted / rate)
-    reach, found = int(crossings / scale) + 1, []
-    padded = np.pad(wave, reach)
-    for part in np.array_split(np.arange(len(wave) * wanted // rate), max(1, len(wave) // 20000)):
-        times = part * (rate / wanted)
-        near = np.floor(times).astype(int)[:, None] + np.arange(-reach, reach + 1)
-        weights = scale * np.interp(np.abs(times[:, None] - near) * scale, grid, table, right=0.0)
-        found.append((weights * padded[near + reach]).sum(axis=1))
-    return np.concatenate(found)
 
 
 _QUIRKS = "first channel, mean removed, no crop, ≥ 2 s"

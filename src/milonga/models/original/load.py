@@ -16,9 +16,8 @@ from transformers import AutoTokenizer, SpeechT5HifiGan, SpeechT5HifiGanConfig, 
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository
 from milonga.core.store import atomic_dir
-from milonga.core.weights import fetch_tokenizer, read_weights
-from milonga.models.original.files import checked
-from milonga.models.original.keys import PREFIXES, UNUSED, places
+from milonga.core.weights import check_tensors, fetch_tokenizer, read_weights
+from milonga.models.original.keys import PREFIXES, TIED, UNUSED, places
 from milonga.models.original.layout import SCHEDULE, TEXT_ENCODERS, Layout, is_original, read_layout, tokenizer_folder
 from milonga.models.schedulers import scheduler_named
 from milonga.models.tango import TangoPipeline
@@ -37,7 +36,10 @@ def load_original(folder: Path, tokenizer: Path | str | None = None) -> TangoPip
     words = load_tokenizer(layout, tokenizer)
     networks = blank(layout)
     for file, path in (("main", layout.main), ("vae", layout.vae)):
-        fill(networks, file, checked(path, read_weights(path), places(networks, file)))
+        tensors = with_tied_embedding(path, read_weights(path))
+        shapes = {key: place.original_shape for key, place in places(networks, file).items()}
+        check_tensors(path, tensors, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+        fill(networks, file, tensors)
     return TangoPipeline(words, scheduler=scheduler_named("ddpm", SCHEDULE), **networks)
 
 
@@ -111,6 +113,18 @@ def blank(layout: Layout) -> dict[str, Any]:
                 f"{layout.folder}: the config of its {name} describes no network: {brief(e)}"
             ) from None
     return made
+
+
+def with_tied_embedding(path: Path, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors of a file with T5's embedding under both of its names, of which safetensors keeps only one.
+
+    Raises CheckpointError when the two names have different tensors.
+    """
+    present = [key for key in TIED if isinstance(tensors.get(key), Tensor)]
+    values = [tensors[key] for key in present]
+    if len({value.data_ptr() for value in values}) == 2 and not torch.equal(*values):
+        raise CheckpointError(f"{path}: {TIED[1]} is not the same as {TIED[0]}, to which it must be tied")
+    return {**tensors, **dict.fromkeys(TIED, tensors[present[0]])} if present else tensors
 
 
 def fill(networks: Mapping[str, nn.Module], file: str, tensors: Mapping[str, Tensor]) -> None:
