@@ -9,7 +9,7 @@ import sys
 import pytest
 from fake_parts import RECIPE, FakeParts, NoiseModel
 
-from milonga.cli.generate import check, make, slug
+from milonga.cli.generate import check, generate_clips, slug
 from milonga.core.audio import read_tags
 from milonga.core.errors import DataError, RecipeError
 from milonga.experiment.recipe import parse_recipe
@@ -106,25 +106,22 @@ def test_an_interruption_is_130_and_says_how_to_resume(with_signal):
     assert message == "milonga: Interrupted. Re-run the same command to resume.\n"
 
 
-def test_generate_writes_playable_files_that_say_what_made_them(tmp_path):
-    paths = list(make(NoiseModel(), ["A dog  barks!", "rain"], tmp_path, 4, 3.0, seed=7, count=2))
-    assert [path.name for path in paths] == [
-        "a-dog-barks-7-0.wav",
-        "a-dog-barks-7-1.wav",
-        "rain-7-0.wav",
-        "rain-7-1.wav",
+def test_generate_writes_playable_files_with_their_settings(tmp_path):
+    paths = list(generate_clips(NoiseModel(), ["A dog  barks!", "rain"], tmp_path, 4, 3.0, seed=7, count=2))
+    assert [path.name.rpartition("-")[0] for path in paths] == [
+        "a-dog-barks-7-0",
+        "a-dog-barks-7-1",
+        "rain-7-0",
+        "rain-7-1",
     ]
-    tags = read_tags(paths[1])
-    assert tags == {
-        "prompt": "A dog barks!",
-        "model": "noise",
-        "seed": "7",
-        "number": "1",
-        "steps": "4",
-        "guidance": "3.0",
-    }
-    again = list(make(NoiseModel(), ["A dog  barks!"], tmp_path / "again", 4, 3.0, seed=7))
+    settings = {"prompt": "A dog barks!", "model": "noise", "seed": 7, "number": 1, "steps": 4, "guidance": 3.0}
+    assert read_tags(paths[1]) == {name: str(value) for name, value in settings.items()}
+    lines = [json.loads(line) for line in (tmp_path / "clips.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == [path.name for path in paths]
+    assert lines[1] == {"file_name": paths[1].name, **settings}
+    again = list(generate_clips(NoiseModel(), ["A dog  barks!"], tmp_path / "again", 4, 3.0, seed=7))
     assert again[0].read_bytes() == paths[0].read_bytes()
+    assert again[0].name == paths[0].name
     assert paths[0].read_bytes() != paths[1].read_bytes()
 
 
@@ -148,5 +145,10 @@ def test_arguments_that_make_no_sense(change, error):
 def test_a_prompt_as_a_file_name():
     assert slug("A dog, then (far away) a bell!") == "a-dog-then-far-away-a-bell"
     assert slug("../../etc") == "etc"
-    assert slug("ñ") == "clip"
+    assert slug("ñ") == slug("n\u0303") == "ñ"
+    assert slug("狗叫，猫叫") == "狗叫-猫叫"
+    assert slug("कुत्ता भौंकता है") == "कुत्ता-भौंकता-है"
+    assert slug("سگ پارس می‌کند") == "سگ-پارس-می-کند"
+    assert slug("🐕!") == slug("") == "clip"
     assert len(slug("x" * 500)) == 60
+    assert len(slug("狗" * 500).encode()) <= 120

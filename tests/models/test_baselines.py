@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_baselines
 
-from milonga.cli.generate import make
+from milonga.cli.generate import generate_clips
 from milonga.core.audio import read_audio
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Prompt, Request
@@ -63,7 +63,7 @@ def test_the_length_of_a_clip_can_be_told(kind: str, folders: dict[str, Path]) -
 
 def test_a_baseline_stands_behind_the_door_generate(folders: dict[str, Path], tmp_path: Path) -> None:
     model = registry.load(str(folders["AudioLDMPipeline"]))
-    (path,) = make(model, ["a dog"], tmp_path, steps=2, guidance=2.5)
+    (path,) = generate_clips(model, ["a dog"], tmp_path, steps=2, guidance=2.5)
     assert len(read_audio(path).waveform) == 256
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from milonga.cli.errors import debug as _debug
-from milonga.cli.errors import handle_errors, show_page
+from milonga.cli.errors import handle_errors, say, show_page
 from milonga.cli.evaluate import evaluate
 from milonga.cli.listen import listen, studio
 from milonga.cli.nano import nano
@@ -48,8 +48,17 @@ def options(
 @handle_errors
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What the clip should sound like.", show_default=False)
-    ],
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What the clip should sound like.", show_default=False)
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Prompts of a table (.csv, .tsv, .json, .jsonl, .parquet), or of a text with one a line; "
+            "clips that are there already are not generated again.",
+        ),
+    ] = None,
     model: Annotated[
         str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the Hub.")
     ] = "nano",
@@ -73,16 +82,24 @@ def generate(
     ] = None,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
 ) -> None:
-    """Generate clips from prompts and print their paths."""
-    from milonga.cli.generate import check, make
+    """Generate clips from prompts and print their paths; clips.jsonl beside them lists their settings."""
+    from milonga.cli.generate import check, generate_clips, read_prompts
     from milonga.experiment.systems import system
+
+    if not prompts and prompts_file is None:
+        say("Missing argument 'PROMPT...': give prompts, or --prompts FILE")
+        raise typer.Exit(2)
+    texts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
 
     found = system(model)
     own_steps, own_guidance = found.sampling()
     steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
-    check(prompts, steps, guidance, number, duration)
-    details = {"scheduler": scheduler} if scheduler else {}
-    for path in make(found.load(scheduler, duration), prompts, out, steps, guidance, seed, number, details):
+    check(texts, steps, guidance, number, duration)
+    options = {"scheduler": scheduler, "duration": duration, "weights": found.fingerprint()}
+    details = {name: str(value) for name, value in options.items() if value is not None}
+    loaded = found.load(scheduler, duration)
+    resume = prompts_file is not None
+    for path in generate_clips(loaded, texts, out, steps, guidance, seed, number, details, resume):
         typer.echo(path)
 
 
