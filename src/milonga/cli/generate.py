@@ -21,6 +21,7 @@ from milonga.core.store import write_bytes
 
 BATCH = 8  # clips that are generated at once; a clip is the same in any batch
 MANIFEST = "clips.jsonl"
+SHORTEST = 0.01  # seconds: less is not even one row of a latent picture
 SLUG_BYTES = 120  # of a prompt in a file's name; most file systems allow 255 for all of it
 
 
@@ -37,10 +38,10 @@ def generate_clips(
 ) -> Iterator[Path]:
     """Writes `count` clips of each prompt into `out` as `a-dog-barks-SEED-NUMBER-HASH.wav`; gives their paths in order.
 
-    A clip's seed derives from `seed`, its prompt's text and its number: the same arguments replace the same files, other
-    steps start from the same noise. `details` are what the clips depend on beside the arguments (scheduler, duration,
-    the hash of the weights); they go into the name's hash, the tags and the manifest. With `resume` a clip that the
-    manifest names and that is there is not generated again. Raises StoreError when the disk refuses.
+    A clip's seed derives from `seed`, its prompt's text and its number: the same arguments replace the same files,
+    other steps start from the same noise. `details` are what the clips depend on beside the arguments (scheduler,
+    duration, the hash of the weights); they go into the name's hash, the tags and the manifest. With `resume` a clip
+    that the manifest names and that is there is not generated again. Raises StoreError when the disk refuses.
     """
     requests: dict[str, tuple[Request, dict[str, object]]] = {}
     for text in prompts:
@@ -82,12 +83,14 @@ def check(prompts: Sequence[str], steps: int, guidance: float, count: int, durat
         raise RecipeError("--steps and -n must be at least 1")
     if not 0 <= guidance < float("inf"):
         raise RecipeError("--guidance must be 0 or a positive number")
+    if duration is not None and 0 < duration < SHORTEST:
+        raise RecipeError(f"--duration must be at least {SHORTEST} seconds")
     if duration is not None and not 0 < duration < float("inf"):
         raise RecipeError("--duration must be more than 0 seconds")
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: of a table (.csv, .tsv, .json, .jsonl, .parquet) its captions, of any other text its lines.
+    """The prompts of a file: of a table (.csv, .tsv, .json, .jsonl, .parquet) its captions, of other text its lines.
 
     Raises DataError for a file that cannot be read or holds no prompt.
     """
@@ -124,7 +127,9 @@ def _listed(manifest: Path) -> set[str]:
             write_bytes(manifest, data)
         return {json.loads(line)["file_name"] for line in data.splitlines() if line.strip()}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{manifest} is no manifest of clips ({error}): move it away, or choose another --out") from error
+        raise StoreError(
+            f"{manifest} is no manifest of clips ({error}): move it away, or choose another --out"
+        ) from error
 
 
 def _append(manifest: Path, entry: Mapping[str, object]) -> None:

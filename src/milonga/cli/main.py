@@ -90,14 +90,13 @@ def generate(
         say("Missing argument 'PROMPT...': give prompts, or --prompts FILE")
         raise typer.Exit(2)
     texts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
-
     found = system(model)
     own_steps, own_guidance = found.sampling()
     steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
     check(texts, steps, guidance, number, duration)
+    loaded = found.load(scheduler, duration)
     options = {"scheduler": scheduler, "duration": duration, "weights": found.fingerprint()}
     details = {name: str(value) for name, value in options.items() if value is not None}
-    loaded = found.load(scheduler, duration)
     resume = prompts_file is not None
     for path in generate_clips(loaded, texts, out, steps, guidance, seed, number, details, resume):
         typer.echo(path)

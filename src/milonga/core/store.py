@@ -50,7 +50,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only disk there is nothing to remove, and that is an error too
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -75,8 +76,11 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
             if replace or not path.is_dir():
                 raise
         _sync(path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    except Exception as error:
+        # safetensors and torch tell of a full disk by errors of their own.
+        if isinstance(error, OSError) or re.search("No space left|PytorchStreamWriter failed", str(error)):
+            raise _cannot_write(path, error) from error
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -94,8 +98,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _cannot_write(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot write {path}: {error.strerror or error}; make room or choose another place")
+def _cannot_write(path: Path, error: Exception) -> StoreError:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
+    return StoreError(f"cannot write {path}: {reason}; make room or choose another place")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -243,8 +248,12 @@ class Run:
         The kernel drops the lock when its holder dies, however it dies, so a stale `lock` file does not matter. Once
         the folder is ours, what killed processes left half-written is removed.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        with lock as file:
             _take_lock(file, self.path)
             for part in [path for path in self.path.rglob(f"*{PART}") if _UNFINISHED.fullmatch(path.name)]:
                 shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
