@@ -48,7 +48,8 @@ def options(
 @handle_errors
 def generate(
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT...", help="What the clip should sound like.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="PROMPT...", help="What the clip should sound like.", show_default=False),
     ] = None,
     prompts_file: Annotated[
         Path | None,
