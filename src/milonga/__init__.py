@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from milonga.core.store import Run
-    from milonga.evaluation.evaluate import Evaluation
     from milonga.experiment.recipe import Recipe
     from milonga.models.tango import TangoPipeline
+    from milonga.reports.leaderboard import evaluate
 
     __version__: str
 
@@ -71,55 +71,16 @@ def run(
     return pipeline.run(chosen, folder, until, only, pipeline.engine_named(engine, chosen.workers))
 
 
-def evaluate(
-    *sources: Path | str,
-    reference: Path | str | None = None,
-    captions: Path | str | None = None,
-    panns: str | None = None,
-    vggish: str | None = None,
-    claps: Sequence[str] = (),
-    tagger: str | None = None,
-    protocol: str = "milonga",
-    splits: Sequence[str] = (),
-    labels: str | None = None,
-    sigmoid: bool = False,
-    reconstruction: bool = False,
-    resamples: int = 1000,
-    seed: int = 0,
-    force: bool = False,
-    fetch: bool = False,
-    cache: bool = True,
-    out: Path | str | None = None,
-) -> "Evaluation":
-    """Systems' clips measured, as the command `milonga evaluate` does, whose options have these names.
-
-    `sources` are a run folder, folders of audio files (`DIR` or `NAME=DIR`, the last the real clips where `reference`
-    names none), or one CSV. What comes back holds `summaries`, `comparisons` and `warnings`; with `out`, that folder
-    gets them as JSON, and `leaderboard.html`. Raises MilongaError, in one line, for what cannot be measured.
-    """
-    from milonga.evaluation.evaluate import Asked
-    from milonga.evaluation.evaluate import evaluate as measured
-    from milonga.evaluation.features import cache_folder
-    from milonga.reports.leaderboard import write
-
-    asked = Asked(
-        panns=panns, vggish=vggish, claps=tuple(claps), tagger=tagger, protocol=protocol, splits=tuple(splits),
-        labels=labels, sigmoid=sigmoid, reconstruction=reconstruction, resamples=resamples, seed=seed, force=force,
-        fetch=fetch, cache=cache_folder() if cache else None,
-    )  # fmt: skip
-    real, words = (None if one is None else Path(one) for one in (reference, captions))
-    found = measured([str(one) for one in sources], real, words, asked)
-    if out is not None:
-        write(found, Path(out))
-    return found
-
-
 def __getattr__(name: str) -> Any:
     """The public names that are not functions here, looked up when they are first used (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("milonga")
+    if name == "evaluate":
+        from milonga.reports.leaderboard import evaluate
+
+        return evaluate
     if name == "TangoPipeline":
         from milonga.models.tango import TangoPipeline
 

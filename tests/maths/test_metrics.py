@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from milonga.core.errors import DataError
 from milonga.core.records import Event, Scene
 from milonga.maths.metrics import (
-    all_present,
-    correct,
-    extra,
+    event_recall,
+    exact_match,
+    extra_events,
     frechet_distance,
-    in_order,
+    full_recall,
     inception_score,
     kl_softmax,
-    order_heard,
-    presence,
+    order_accuracy,
+    order_accuracy_detected,
 )
 
 CLASSES = ["Dog", "Cat", "Bell", "Rain", "Siren"]
@@ -175,41 +175,41 @@ DOG_THEN_BELL: Scene = (("Dog",), ("Bell",))
     ],
 )
 def test_two_sounds_in_turn(events: list[Event], share: float, order: bool | None, others: int) -> None:
-    assert presence(DOG_THEN_BELL, events) == share
-    assert order_heard(DOG_THEN_BELL, events) is order
-    assert in_order(DOG_THEN_BELL, events) is (order is True)
-    assert extra(DOG_THEN_BELL, events) == others
-    assert correct(DOG_THEN_BELL, events) is (order is True and others == 0)
+    assert event_recall(DOG_THEN_BELL, events) == share
+    assert order_accuracy_detected(DOG_THEN_BELL, events) is order
+    assert order_accuracy(DOG_THEN_BELL, events) is (order is True)
+    assert extra_events(DOG_THEN_BELL, events) == others
+    assert exact_match(DOG_THEN_BELL, events) is (order is True and others == 0)
 
 
 def test_sounds_of_one_group_may_begin_in_any_order_but_all_before_the_next_group() -> None:
     scene: Scene = (("Rain", "Dog"), ("Bell",))
-    assert in_order(scene, played(("Dog", 0.0), ("Rain", 1.0), ("Bell", 2.0)))
-    assert in_order(scene, played(("Rain", 0.0), ("Dog", 1.0), ("Bell", 2.0)))
-    assert not in_order(scene, played(("Dog", 0.0), ("Bell", 1.0), ("Rain", 2.0)))
+    assert order_accuracy(scene, played(("Dog", 0.0), ("Rain", 1.0), ("Bell", 2.0)))
+    assert order_accuracy(scene, played(("Rain", 0.0), ("Dog", 1.0), ("Bell", 2.0)))
+    assert not order_accuracy(scene, played(("Dog", 0.0), ("Bell", 1.0), ("Rain", 2.0)))
 
 
 def test_a_class_that_is_asked_for_again_must_be_heard_again() -> None:
     scene: Scene = (("Dog",), ("Bell",), ("Dog",))
     once = played(("Dog", 0.0), ("Bell", 1.0))
-    assert presence(scene, once) == pytest.approx(2 / 3)
-    assert order_heard(scene, once) is None
-    assert correct(scene, [*once, *played(("Dog", 2.0))])
-    assert order_heard(scene, played(("Dog", 0.0), ("Dog", 0.5), ("Bell", 1.0))) is False
+    assert event_recall(scene, once) == pytest.approx(2 / 3)
+    assert order_accuracy_detected(scene, once) is None
+    assert exact_match(scene, [*once, *played(("Dog", 2.0))])
+    assert order_accuracy_detected(scene, played(("Dog", 0.0), ("Dog", 0.5), ("Bell", 1.0))) is False
 
 
 @given(scenes)
 def test_a_scene_played_as_asked_is_correct(scene: Scene) -> None:
-    assert correct(scene, in_turn(scene))
-    assert all_present(scene, in_turn(scene))
+    assert exact_match(scene, in_turn(scene))
+    assert full_recall(scene, in_turn(scene))
 
 
 @given(st.permutations(CLASSES), st.integers(1, 4))
 def test_a_scene_played_backwards_is_all_there_and_out_of_order(labels: list[str], cut: int) -> None:
     scene: Scene = (tuple(labels[:cut]), tuple(labels[cut:]))
     backwards = in_turn(scene[::-1])
-    assert all_present(scene, backwards)
-    assert order_heard(scene, backwards) is False
+    assert full_recall(scene, backwards)
+    assert order_accuracy_detected(scene, backwards) is False
 
 
 @given(scenes, st.data())
@@ -217,28 +217,28 @@ def test_leaving_out_one_event_costs_its_share_and_the_order(scene: Scene, data:
     events = in_turn(scene)
     left = list(events)
     left.remove(data.draw(st.sampled_from(events)))
-    assert presence(scene, left) == pytest.approx(1 - 1 / len(events))
-    assert order_heard(scene, left) is None
-    assert not in_order(scene, left)
+    assert event_recall(scene, left) == pytest.approx(1 - 1 / len(events))
+    assert order_accuracy_detected(scene, left) is None
+    assert not order_accuracy(scene, left)
 
 
 @given(scenes, heard, st.randoms(use_true_random=False), st.floats(0, 5, width=16))
 def test_metrics_do_not_depend_on_list_order_or_on_when_the_clip_starts(scene, heard, random, later) -> None:
     shuffled = [event.model_copy(update={"onset": event.onset + later}) for event in heard]
     random.shuffle(shuffled)
-    for metric in (presence, all_present, extra, order_heard, in_order, correct):
+    for metric in (event_recall, full_recall, extra_events, order_accuracy_detected, order_accuracy, exact_match):
         assert metric(scene, shuffled) == metric(scene, heard), metric.__name__
 
 
 @given(scenes, heard)
 def test_metrics_agree_with_one_another(scene: Scene, heard: list[Event]) -> None:
-    assert (order_heard(scene, heard) is None) == (not all_present(scene, heard))
-    assert correct(scene, heard) <= in_order(scene, heard) <= all_present(scene, heard)
-    assert 0 <= presence(scene, heard) <= 1
-    assert 0 <= extra(scene, heard) <= len(heard)
+    assert (order_accuracy_detected(scene, heard) is None) == (not full_recall(scene, heard))
+    assert exact_match(scene, heard) <= order_accuracy(scene, heard) <= full_recall(scene, heard)
+    assert 0 <= event_recall(scene, heard) <= 1
+    assert 0 <= extra_events(scene, heard) <= len(heard)
 
 
 @pytest.mark.parametrize("scene", [(), ((),), (("Dog",), ())])
 def test_a_scene_without_events_is_refused(scene: Scene) -> None:
     with pytest.raises(DataError, match="at least one event"):
-        presence(scene, [])
+        event_recall(scene, [])

@@ -116,15 +116,15 @@ def run(
     ] = None,
 ) -> None:
     """Run a recipe's stages in a run folder. Re-run the same command to resume."""
-    from milonga.evaluation.outcome import outcome
+    from milonga.evaluation.formatting import run_outcome
     from milonga.experiment import run as pipeline
     from milonga.experiment.recipe import load_recipe
 
     wanted = load_recipe(recipe, changes or ())
     done = pipeline.run(wanted, out, until, only, pipeline.engine_named(engine, wanted.workers))
-    told = outcome(done.path)
-    if told is not None:
-        typer.echo(told + "\n")
+    summary = run_outcome(done.path)
+    if summary is not None:
+        typer.echo(summary + "\n")
     report = done.path / "report.html"
     typer.echo(report if report.exists() else done.path)
 

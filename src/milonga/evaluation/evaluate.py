@@ -1,276 +1,363 @@
-"""The command `milonga evaluate`: systems' clips are heard once, and become Tables 3 to 5 with intervals and stamps."""
+"""The evaluator of `milonga run`, `milonga evaluate` and `milonga.evaluate`: features once, then every metric by split.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+A run is evaluated with the features that it stores; of other audio they are extracted with the weights that are named.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from milonga.core.cache import cache_folder
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.hub import offline
 from milonga.core.progress import tracked
-from milonga.core.records import Comparison, Event, Summary
-from milonga.evaluation import features as extractors
-from milonga.evaluation import measure
-from milonga.evaluation.inputs import REFERENCE, Gathered, Sound, agreement, gather
-from milonga.evaluation.measure import Metric, Performance, Question
-from milonga.maths import metrics as of_scenes
-from milonga.maths import reconstruction
-from milonga.scorers import load as registry
-from milonga.scorers.waveform import Loading, of_protocol
+from milonga.core.records import Clip, Comparison, Summary
+from milonga.evaluation import EvalConfig
+from milonga.evaluation import features as extract
+from milonga.evaluation.compute import EvalPlan, Numbers
+from milonga.evaluation.features import SystemFeatures, load_features
+from milonga.evaluation.inputs import REFERENCE, AudioRef, EvalInputs, agreement, load_inputs
+from milonga.evaluation.metrics import Metric, all_metrics, get_metric, read_number, register, scorer_metric
+from milonga.scorers.waveform import of_protocol
 
-# Events in a clip whose scene is known: by name, whether it is a share of yes, and whether more is better.
-SCENES = {
-    "all_present": (True, True), "presence": (False, True), "extra": (False, False), "order": (True, True),
-    "correct": (True, True),
-}  # fmt: skip
-REBUILT = {"psnr": True, "ssim": True, "ssim_stft": True, "lsd": False}
 VERSIONS = ("milonga", "torch", "numpy", "scipy", "soxr", "soundfile")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `milonga evaluate` was asked, but for the clips: listeners, protocol, splits, and how chance is drawn."""
-
-    panns: str | None = None
-    vggish: str | None = None
-    claps: tuple[str, ...] = ()
-    tagger: str | None = None
-    protocol: str = "milonga"
-    splits: tuple[str, ...] = ()
-    labels: str | None = None
-    sigmoid: bool = False
-    reconstruction: bool = False
-    resamples: int = 1000
-    seed: int = 0
-    force: bool = False
-    fetch: bool = False
-    cache: Path | None = field(default_factory=extractors.cache_folder)
+RECONSTRUCTION = ("psnr", "ssim", "ssim_stft", "lsd")
+NANO = {"scorers": ("nano-judge",), "tagger": "nano-tagger"}
+NEEDS = {
+    "clap": "a CLAP (--clap) and captions (--captions)",
+    "events": "a tagger (--tagger)",
+    "embedding": "PANNs (--panns) or a tagger (--tagger)",
+    "logits": "PANNs (--panns) or a tagger (--tagger)",
+    "vggish": "VGGish (--vggish)",
+} | dict.fromkeys(RECONSTRUCTION, "--reconstruction")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out: the numbers, what must be said with them, and what they are of."""
+    """The numbers of an evaluation, the warnings that belong to them, and what they are of.
 
-    gathered: Gathered
-    performances: list[Performance]
+    `sources` names where features come from, for titles and meanings of metrics (`metrics.metrics_named`).
+    """
+
+    inputs: EvalInputs
+    systems: list[SystemFeatures]
     summaries: list[Summary]
     comparisons: list[Comparison]
     warnings: list[str]
     splits: dict[str, list[str]]
-    classes: tuple[str, ...]
+    sources: dict[str, str]
+
+    def __str__(self) -> str:
+        from milonga.evaluation.formatting import as_text
+
+        return as_text(self)
+
+    def to_frame(self) -> Any:
+        """The summaries as a pandas DataFrame. Raises RecipeError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise RecipeError("to_frame needs pandas: pip install pandas, or take `summaries`") from None
+        return pandas.DataFrame([row.model_dump() for row in self.summaries])
 
 
-def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | None, asked: Asked) -> Evaluation:
-    """Hears and measures what `sources` hold (`gather`). Raises in one line for anything that cannot be."""
-    with offline(not asked.fetch):
-        return _evaluated(sources, reference, captions, asked)
+def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | None, config: EvalConfig) -> Evaluation:
+    """Computes every metric that the inputs (`load_inputs`) and the weights of `config` allow.
+
+    Raises a MilongaError in one line for inputs or options that cannot be used.
+    """
+    with offline(not config.fetch):
+        given = load_inputs(sources, reference, captions)
+        inputs = on_shared_clips(given, config.force)
+        config = with_weights(config, inputs)
+        splits = inputs.splits(config.splits, config.labels)
+        features = Features(inputs, config)
+    metrics = features.allowed_metrics()
+    systems = [features.systems[name] for name in inputs.systems]
+    real = features.systems.get(REFERENCE)
+    recipe = inputs.manifest.get("recipe", {})
+    resamples = config.resamples or recipe.get("evaluate", {}).get("resamples", 1000)
+    seed = recipe.get("seed", 0) if config.seed is None else config.seed
+    plan = EvalPlan(splits, real, inputs.prompts, inputs.paired, resamples, seed)
+    numbers = Numbers(systems, metrics, plan, features.stamp)
+    with tracked("metrics", numbers.count) as advance:
+        summaries, comparisons = numbers.summaries(advance), numbers.comparisons(advance)
+    warnings = [*left_out(given, inputs), *agreement(splits), *numbers.warnings(), *dict.fromkeys(numbers.failures)]
+    return Evaluation(
+        inputs, list(features.systems.values()), summaries, comparisons, warnings, splits, features.sources
+    )
 
 
-def _evaluated(sources: Sequence[str], reference: Path | None, captions: Path | None, asked: Asked) -> Evaluation:
-    loading = of_protocol(asked.protocol)
-    given = gather(sources, reference, captions)
-    gathered = alike(given, asked.force)
-    asked, splits = with_listeners(asked, gathered), gathered.splits(asked.splits, asked.labels)
-    listeners = listeners_of(asked, loading)
-    performances = heard(gathered, listeners, asked, loading)
-    real = next((one for one in performances if one.name == REFERENCE), None)
-    systems = [one for one in performances if one is not real]
-    listed = metrics_of(gathered, listeners, asked, loading)
-    question = Question(splits, real, paired(gathered), asked.resamples, asked.seed)
-    with tracked("measure", measure.count(systems, listed, question)) as advance:
-        rows = measure.summaries(systems, listed, question, advance)
-        found = measure.comparisons(systems, listed, question, advance)
-    told = [*left_out(given, gathered), *agreement(splits), *measure.warnings(systems, listed, question)]
-    return Evaluation(gathered, performances, rows, found, told, splits, classes_of(asked))
-
-
-def classes_of(asked: Asked) -> tuple[str, ...]:
-    """The classes that the tagger knows; none where none listens."""
-    return registry.tagger(asked.tagger).classes if asked.tagger else ()
-
-
-def paired(gathered: Gathered) -> bool:
-    """Whether real clips are those of the systems' own prompts, by their names."""
-    return any(set(own) & set(gathered.reference) for own in gathered.systems.values())
-
-
-def alike(gathered: Gathered, force: bool) -> Gathered:
+def on_shared_clips(inputs: EvalInputs, force: bool) -> EvalInputs:
     """The same with clips of the same prompts in every system; real clips of other prompts altogether may differ.
 
-    Raises DataError where they differ and `force` does not ask for those that all have.
+    A run's systems share their prompts; where a clip was refused, its prompt is left out pair by pair. Raises
+    DataError where systems of other inputs differ and `force` does not ask for the clips that all have.
     """
-    sides = dict(gathered.systems)
-    if paired(gathered):
-        sides[REFERENCE] = gathered.reference
+    sides = dict(inputs.systems)
+    if inputs.paired:
+        sides[REFERENCE] = inputs.reference
     shared = set.intersection(*map(set, sides.values()))
-    if all(len(own) == len(shared) for own in sides.values()):
-        return gathered
-    told = ", ".join(f"{name} has {len(own)}" for name, own in sides.items())
+    if inputs.run or all(len(clips) == len(shared) for clips in sides.values()):
+        return inputs
+    sizes = ", ".join(f"{name} has {len(clips)}" for name, clips in sides.items())
     if not shared:
-        raise DataError(f"no clip is in all of them: {told}; clips pair by file name without suffix")
+        raise DataError(f"no clip is in all of them: {sizes}; clips pair by file name without suffix")
     if not force:
-        raise DataError(f"{told} clips, all have {len(shared)} in common: --force evaluates those, on equal terms")
+        raise DataError(f"{sizes} clips, all have {len(shared)} in common: --force evaluates those, on equal terms")
 
-    def kept(own: Mapping[str, Sound]) -> dict[str, Sound]:
-        return {key: own[key] for key in sorted(shared)}
+    def only_shared(clips: Mapping[str, AudioRef]) -> dict[str, AudioRef]:
+        return {key: clips[key] for key in sorted(shared)}
 
-    real = kept(gathered.reference) if paired(gathered) else gathered.reference
-    return replace(gathered, systems={name: kept(own) for name, own in gathered.systems.items()}, reference=real)
+    real = only_shared(inputs.reference) if inputs.paired else inputs.reference
+    systems = {name: only_shared(clips) for name, clips in inputs.systems.items()}
+    return replace(inputs, systems=systems, reference=real)
 
 
-def left_out(given: Gathered, evaluated: Gathered) -> list[str]:
-    """What was forced: of which sides how many clips are not evaluated, because others have none of that name."""
-    sides = [(name, own, evaluated.systems[name]) for name, own in given.systems.items()]
+def left_out(given: EvalInputs, evaluated: EvalInputs) -> list[str]:
+    """A warning with the number of clips of each side that `force` left out."""
+    sides = [(name, clips, evaluated.systems[name]) for name, clips in given.systems.items()]
     sides.append((REFERENCE, given.reference, evaluated.reference))
-    lost = [f"{len(own) - len(kept)} of {len(own)} of {name}" for name, own, kept in sides if len(kept) < len(own)]
-    return [f"forced onto the clips that all have: left out are {', '.join(lost)}"] if lost else []
+    parts = [f"{len(all) - len(some)} of {len(all)} of {name}" for name, all, some in sides if len(some) < len(all)]
+    return [f"forced onto the clips that all have: left out are {', '.join(parts)}"] if parts else []
 
 
-def with_listeners(asked: Asked, gathered: Gathered) -> Asked:
-    """The same with nano's own listeners where none is named: they know the small world's sounds and no others.
-
-    Raises RecipeError for a CLAP without captions, or options that need clips which are not there.
+def with_weights(config: EvalConfig, inputs: EvalInputs) -> EvalConfig:
+    """The same with the weights of a named set in place. Raises RecipeError where audio comes without weights, for a
+    CLAP without captions, and for options that need clips or weights which are not there.
     """
-    if not (asked.panns or asked.vggish or asked.claps or asked.tagger):
-        asked = replace(asked, claps=("nano-judge",) if gathered.prompts else (), tagger="nano-tagger")
-    if asked.claps and not gathered.prompts:
-        raise RecipeError("CLAP judges by captions: give --captions CSV with the columns clip and caption")
-    if asked.reconstruction and not paired(gathered):
-        raise RecipeError("--reconstruction compares clips with their originals: give a reference of the same names")
-    if asked.protocol != Asked.protocol and not (asked.panns or asked.vggish or asked.reconstruction):
+    if config.weights == "published":
+        clap = f"laion-clap:{extract.weights_file(extract.PUBLISHED['clap'], config.fetch)}"
+        config = replace(
+            config, scorers=config.scorers or ((clap,) if inputs.prompts else ()),
+            panns=config.panns or extract.PUBLISHED["panns"], vggish=config.vggish or extract.PUBLISHED["vggish"],
+        )  # fmt: skip
+    elif config.weights == "nano":
+        scorers = config.scorers or (NANO["scorers"] if inputs.prompts else ())
+        config = replace(config, scorers=scorers, tagger=config.tagger or NANO["tagger"])
+    elif config.weights is not None:
+        raise RecipeError(f"no weights {config.weights!r}: there are published (LAION-CLAP, PANNs, VGGish) and nano")
+    named = config.panns or config.vggish or config.scorers or config.tagger
+    if not (named or inputs.run or config.reconstruction or _needs_audio_only(config)):
         raise RecipeError(
-            f"--protocol {asked.protocol} is how PANNs, VGGish and --reconstruction are given clips: ask for one"
+            "no weights are named: --weights published takes LAION-CLAP, PANNs and VGGish (--fetch downloads them), "
+            "--weights nano takes nano's (--clap nano-judge --tagger nano-tagger), which know 26 classes of sound only"
         )
-    return asked
+    if config.scorers and not inputs.prompts:
+        raise RecipeError("a scorer needs captions: give --captions CSV with the columns clip and caption")
+    if config.reconstruction and not inputs.paired:
+        raise RecipeError("--reconstruction compares clips with their originals: give a reference of the same names")
+    if config.protocol != EvalConfig.protocol and not (config.panns or config.vggish or config.reconstruction):
+        raise RecipeError(
+            f"--protocol {config.protocol} is how PANNs, VGGish and --reconstruction load files: name one of them"
+        )
+    return config
 
 
-def listeners_of(asked: Asked, loading: Loading) -> list[extractors.Extractor]:
-    """The listeners that were named. Raises CheckpointError or RecipeError for weights that are missing or broken."""
-    found = [extractors.plain()]
-    if asked.panns:
-        found.append(extractors.panns(asked.panns, loading, asked.fetch))
-    if asked.vggish:
-        found.append(extractors.vggish(asked.vggish, loading, asked.fetch))
-    if asked.tagger:
-        found.append(extractors.tagger(asked.tagger))
-    return found + [extractors.clap(name) for name in asked.claps]
+def _needs_audio_only(config: EvalConfig) -> bool:
+    """Whether metrics are named and all of them are computed from the audio itself."""
+    rows = [one if isinstance(one, Metric) else get_metric(one) for one in config.metrics]
+    return bool(rows) and all(row.feature in ("audio", "silent", "clipped") for row in rows)
 
 
-def heard(
-    gathered: Gathered, listeners: Sequence[extractors.Extractor], asked: Asked, loading: Loading
-) -> list[Performance]:
-    """All systems and the real clips as heard, with what follows from captions, scenes and real clips."""
-    sides = gathered.systems | ({REFERENCE: gathered.reference} if gathered.reference else {})
-    with tracked("listen", sum(map(len, sides.values()))) as advance:
-        found = [extractors.perform(name, own, listeners, asked.cache, advance) for name, own in sides.items()]
-    classes = classes_of(asked)
-    found = [Performance(one.name, {**one.columns, **captioned(one, gathered, classes)}) for one in found]
-    if not asked.reconstruction:
-        return found
-    return [
-        one if one.name == REFERENCE else Performance(one.name, {**one.columns, **rebuilt(one.name, gathered, loading)})
-        for one in found
-    ]
+class Features:
+    """The features of all systems and the real clips, the protocol of each column, and the names of its source.
+
+    A run's stored features come first; weights that are named beside it add columns or replace them.
+    """
+
+    def __init__(self, inputs: EvalInputs, config: EvalConfig) -> None:
+        self.inputs, self.config, self.loading = inputs, config, of_protocol(config.protocol)
+        self.stamps: dict[str, str] = {}  # column → how it was made
+        self.sources: dict[str, str] = {}
+        self.sides = inputs.systems | ({REFERENCE: inputs.reference} if inputs.reference else {})
+        self.columns: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sides}
+        self.scorers = self._stored()
+        self._extract()
+        for place, scorer in enumerate(self.scorers):
+            self._score(scorer, "clap" if place == 0 and "clap" not in self.stamps else "")
+        if config.reconstruction:
+            self._reconstruct()
+        self._measure_audio()
+
+    @property
+    def systems(self) -> dict[str, SystemFeatures]:
+        """Features by system; the real clips are called `reference`."""
+        return {name: SystemFeatures(name, columns) for name, columns in self.columns.items()}
+
+    def stamp(self, metric: Metric) -> str:
+        """The protocol of a metric's feature and of the metric itself."""
+        column = self.stamps.get(metric.feature, "mean of channels")
+        recipe = self.inputs.manifest.get("recipe")
+        sampling = ""
+        if recipe:
+            table = recipe["evaluate"]
+            sampling = (
+                f"steps {table['steps']}, guidance {table['guidance']:g}, seed {recipe['seed']}, one clip a prompt"
+            )
+        versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+        parts = (column, metric.stamp, sampling, f"protocol {self.config.protocol}", versions)
+        return "; ".join(part for part in parts if part)
+
+    def allowed_metrics(self) -> list[Metric]:
+        """The metrics that were named, or all that the features allow.
+
+        Raises RecipeError for a metric that is unknown or whose feature is missing.
+        """
+        if self.config.metrics:
+            # A metric that comes as an object is known from here on, but computed only where it is named.
+            objects = [register(replace(one, default=False)) for one in self.config.metrics if isinstance(one, Metric)]
+            rows = [get_metric(one) for one in self.config.metrics if not isinstance(one, Metric)] + objects
+            for row in map(_from_column, rows):
+                if row.feature not in self.stamps:
+                    raise RecipeError(f"{row.name} needs {NEEDS.get(row.feature, f'the feature {row.feature!r}')}")
+            return [_from_column(row) for row in rows]
+        rows = [_from_column(row) for row in all_metrics()]
+        rows = [row for row in rows if row.feature in self.stamps]
+        rows = [row for row in rows if row.default or (row.name == "kl_sigmoid" and self.config.sigmoid)]
+        others = [scorer_metric(column) for column in self.stamps if column.startswith(("clap ", "score "))]
+        place = sum(row.name == "clap" for row in rows)
+        return rows[:place] + others + rows[place:]
+
+    def _stored(self) -> list[Any]:
+        """Takes a run's stored features, where it has them; gives the scorers that are left to be computed."""
+        run, config = self.inputs.run, self.config
+        if run is None:
+            return [extract.scorer_of(given) for given in config.scorers]
+        manifest = self.inputs.manifest
+        names, hashes = manifest["recipe"]["models"], manifest["fingerprints"]["models"]
+        self.sources = {"clap_title": "Judge CLAP", "clap": names["judge"]}
+        if ":" in names["judge"] and not names["judge"].startswith("laion-clap:"):
+            self.sources["clap_title"] = f"Judge {names['judge']}"
+        tagger = config.tagger or names["tagger"]
+        if all((run.path / "features" / name).is_dir() for name in self.sides):
+            for name in self.sides:
+                self.columns[name] = {column: dict(cells) for column, cells in load_features(run, name).columns.items()}
+            self.stamps["clap"] = f"judge {names['judge']}@{hashes['judge'][:8]}"
+            by_tagger = f"{names['tagger']}@{hashes['tagger'][:8]} at 16 kHz mono"
+            self.stamps |= dict.fromkeys(("events", "embedding", "logits"), by_tagger)
+            self.stamps |= dict.fromkeys(("silent", "clipped"), extract.FILE_DESCRIPTION)
+            self.sources |= {"tagger": names["tagger"], "classifier": f"{names['tagger']}’s"}
+            scorers = [given for given in config.scorers if given != names["judge"]]
+            tagger = tagger if tagger != names["tagger"] else None
+        else:
+            scorers = [names["judge"], *(given for given in config.scorers if given != names["judge"])]
+        self.config = replace(config, tagger=tagger)
+        return [extract.scorer_of(given) for given in scorers]
+
+    def _extract(self) -> None:
+        """Runs the extractors of the weights that are named over all clips, and takes their columns."""
+        config, extractors = self.config, []
+        if "silent" not in self.stamps:
+            extractors.append(extract.file_extractor())
+        if config.panns:
+            extractors.append(extract.panns_extractor(config.panns, self.loading, config.fetch))
+            self.sources["classifier"] = "PANNs"
+        if config.vggish:
+            extractors.append(extract.vggish_extractor(config.vggish, self.loading, config.fetch))
+        if config.tagger:
+            extractors.append(extract.tagger_extractor(config.tagger, classifies=not config.panns))
+            self.sources["tagger"] = config.tagger
+            if not config.panns:
+                self.sources["classifier"] = f"{config.tagger}’s"
+        if not extractors:
+            return
+        cache = cache_folder("features") if config.cache else None
+        with tracked("features", sum(map(len, self.sides.values()))) as advance:
+            for name, clips in self.sides.items():
+                self.columns[name].update(extract.extract_columns(name, clips, extractors, cache, advance).columns)
+        self.stamps |= {column: one.description for one in extractors for column in one.columns}
+        if "event places" in self.stamps:
+            self.stamps["events"] = self.stamps.pop("event places")
+            classes = extract.scorers.tagger(config.tagger or "").classes
+            for columns in self.columns.values():
+                places = columns.pop("event places")
+                columns["events"] = {key: extract.named_events(rows, classes) for key, rows in places.items()}
+
+    def _score(self, scorer: Any, column: str) -> None:
+        """The scores of all clips that have a caption; the first CLAP's are the column `clap`."""
+        prompts = self.inputs.prompts
+        if extract.is_clap(scorer):
+            column = column or f"clap {scorer.name}"
+            extractor = extract.clap_extractor(scorer)
+            cache = cache_folder("features") if self.config.cache else None
+            with tracked(f"features {scorer.name}", sum(map(len, self.sides.values()))) as advance:
+                for name, clips in self.sides.items():
+                    rows = extract.extract_columns(name, clips, [extractor], cache, advance).columns.get("rows", {})
+                    keys = [key for key in rows if key in prompts]
+                    if keys:
+                        texts = scorer.embed_texts([prompts[key].text for key in keys])
+                        cosines = (np.stack([rows[key] for key in keys]) * texts).sum(axis=1)
+                        self.columns[name][column] = dict(zip(keys, cosines.tolist(), strict=True))
+            self.stamps[column] = extractor.description
+            if column == "clap":
+                self.sources.setdefault("clap", scorer.name)
+            return
+        column = f"score {scorer.name}"
+
+        def score(keys: Sequence[str], clips: Sequence[Clip]) -> dict[str, float]:
+            values = scorer.score(clips, [prompts[key].text for key in keys])
+            return dict(zip(keys, map(float, values), strict=True))
+
+        self._from_audio(column, score, only=prompts)
+        self.stamps[column] = f"{scorer.name}; mean of channels"
+
+    def _measure_audio(self) -> None:
+        """The values of the wanted metrics that are computed from the clips themselves, as columns `audio NAME`."""
+        wanted = [one if isinstance(one, Metric) else get_metric(one) for one in self.config.metrics]
+        for row in wanted or [one for one in all_metrics() if one.default]:
+            if row.feature == "audio":
+                self._from_audio(f"audio {row.name}", partial(self._audio_values, row))
+                self.stamps[f"audio {row.name}"] = "the clip itself, mean of channels"
+
+    def _audio_values(self, row: Metric, keys: Sequence[str], clips: Sequence[Clip]) -> dict[str, float]:
+        """A metric of audio for each clip; of a clip without the real one or the scene that it needs there is none."""
+        values = {}
+        for key, clip in zip(keys, clips, strict=True):
+            prompt, real = self.inputs.prompts.get(key), self.inputs.reference.get(key)
+            if len((prompt and prompt.scene) or ()) >= row.scene and (real or not row.reference):
+                reference = _clip(real) if real and row.reference else None
+                values[key] = float(row.value(clip, reference, prompt))
+        return values
+
+    def _reconstruct(self) -> None:
+        """PSNR, SSIM and LSD of every system's clips against their originals, as columns of numbers."""
+        for name, clips in self.inputs.systems.items():
+            with tracked(f"reconstruction {name}", len(clips)) as advance:
+                for key in sorted(set(clips) & set(self.inputs.reference)):
+                    real = self.inputs.reference[key].samples()
+                    for column, value in extract.reconstruction_values(
+                        clips[key].samples(), real, self.loading
+                    ).items():
+                        self.columns[name].setdefault(column, {})[key] = value
+                    advance(1)
+        self.stamps |= dict.fromkeys(RECONSTRUCTION, self.loading.told)
+
+    def _from_audio(
+        self, column: str, function: Callable[[Sequence[str], Sequence[Clip]], dict[str, Any]], only: Any = None
+    ) -> None:
+        """Fills a column from the decoded mono clips, batch by batch."""
+        with tracked(column, sum(map(len, self.sides.values()))) as advance:
+            for name, refs in self.sides.items():
+                keys = [key for key in sorted(refs) if only is None or key in only]
+                cells = self.columns[name].setdefault(column, {})
+                for first in range(0, len(keys), extract.BATCH):
+                    part = keys[first : first + extract.BATCH]
+                    cells.update(function(part, [_clip(refs[key]) for key in part]))
+                    advance(len(part))
 
 
-def captioned(one: Performance, gathered: Gathered, classes: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Columns by clip of what captions decide: each CLAP's cosine, and the events that a scene asks for."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    prompts = gathered.prompts
-    for column, rows in one.columns.items():
-        keys = [key for key in rows if key in prompts]
-        if column.startswith("clap ") and keys:
-            texts = registry.scorer(column.removeprefix("clap ")).embed_texts([prompts[key].text for key in keys])
-            cosines = (np.stack([rows[key] for key in keys]) * texts).sum(axis=1)
-            found[f"score {column}"] = {key: np.array(c) for key, c in zip(keys, cosines.tolist(), strict=True)}
-    for key, rows in one.columns.get("events", {}).items():
-        scene = prompts[key].scene if key in prompts else None
-        for name in SCENES if scene else ():
-            if scene and (name != "order" or len(scene) > 1):
-                rule = of_scenes.in_order if name == "order" else getattr(of_scenes, name)
-                found.setdefault(name, {})[key] = np.array(float(rule(scene, events_of(rows, classes))))
-    return found
+def _clip(audio: AudioRef) -> Clip:
+    """A decoded clip, the mean of its channels."""
+    samples, rate = audio.samples()
+    return Clip(samples.mean(axis=1), rate)
 
 
-def events_of(rows: np.ndarray, classes: Sequence[str]) -> tuple[Event, ...]:
-    """The events in rows of (class, onset, offset), named."""
-    return tuple(Event(label=classes[int(label)], onset=float(on), offset=float(off)) for label, on, off in rows)
-
-
-def rebuilt(name: str, gathered: Gathered, loading: Loading) -> dict[str, dict[str, np.ndarray]]:
-    """PSNR, SSIM and LSD of every clip against its original; a clip that is silent or too short has none."""
-    found: dict[str, dict[str, np.ndarray]] = {metric: {} for metric in REBUILT}
-    with tracked("compare", len(gathered.systems[name])) as advance:
-        for key, sound in sorted(gathered.systems[name].items()):
-            own, real = (loading.image(*one.samples()) for one in (sound, gathered.reference[key]))
-            for metric, value in _closeness(own, real, loading).items():
-                found[metric][key] = np.array(value)
-            advance(1)
-    return found
-
-
-def _closeness(own: np.ndarray, real: np.ndarray, loading: Loading) -> dict[str, float]:
-    images = [reconstruction.mel_image(wave) for wave in (own, real)]
-    frames = min(map(len, images))
-    first, second = (image[:frames] for image in images)
-    found = {"psnr": reconstruction.psnr(first, second)}
-    if frames >= reconstruction.WINDOW:
-        found["ssim"] = reconstruction.ssim(first, second, loading.ssim_span)
-    try:
-        spectra = reconstruction.spectra(own, real, loading.generated_offset)
-    except DataError:  # silent: not measured, and counted so
-        return found
-    found["lsd"] = reconstruction.lsd(*spectra)
-    if len(spectra[0]) >= reconstruction.WINDOW:
-        found["ssim_stft"] = reconstruction.ssim(*spectra)
-    return found
-
-
-def metrics_of(
-    gathered: Gathered, listeners: Sequence[extractors.Extractor], asked: Asked, loading: Loading
-) -> list[Metric]:
-    """Every metric that these listeners allow, each with its stamp."""
-    told = {one.name: one.told for one in listeners}
-    scenes = any(prompt.scene for prompt in gathered.prompts.values())
-    found = [
-        Metric(one.name if place else "clap", "mean", f"score {one.name}", one.told)
-        for place, one in enumerate(one for one in listeners if one.name.startswith("clap "))
-    ]
-    if "tagger" in told and scenes:
-        found += [
-            Metric(name, "share" if share else "mean", name, told["tagger"], up) for name, (share, up) in SCENES.items()
-        ]
-    if "vggish" in told:
-        rows = f"{told['vggish']}; rows of 0.96 s, drawn by clip"
-        found += [Metric("fad", "frechet", "vggish", rows, False), Metric("fad_inf", "endless", "vggish", rows, False)]
-    by = "panns" if "panns" in told else "tagger"
-    if by in told:
-        found += _of_classifier(by, told[by], asked.sigmoid)
-    if asked.reconstruction:
-        found += [Metric(name, "mean", name, loading.told, up) for name, up in REBUILT.items()]
-    found += [Metric(name, "share", name, told["file"], False) for name in ("silent", "clipped")]
-    return [replace(metric, stamp=f"{metric.stamp}; {stamp_of(asked)}") for metric in found]
-
-
-def stamp_of(asked: Asked) -> str:
-    """What the stamps of all numbers share: the protocol, the bootstrap, and versions."""
-    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
-    return f"protocol {asked.protocol}; {asked.resamples} resamples; {versions}"
-
-
-def _of_classifier(by: str, told: str, sigmoid: bool) -> list[Metric]:
-    """What a network with features and class logits allows."""
-    logits = "logits" if by == "panns" else "tagger_logits"
-    splits = f"mean of {measure.IS_SPLITS} splits, order by RandomState(2020)"
-    found = [
-        Metric("fd", "frechet", by, told, False),
-        Metric("fd_inf", "endless", by, told, False),
-        Metric("kad", "kernel", by, f"{told}; Gaussian, median of the reference, ×100", False),
-        Metric("kl", "kl", logits, f"{told}; softmax, reference ‖ generated", False),
-        Metric("is", "inception", logits, f"{told}; {splits}"),
-    ]
-    if sigmoid:
-        found.append(Metric("kl_sigmoid", "kl_sigmoid", logits, f"{told}; no divergence: (1−p) left out", False))
-    return found
+def _from_column(row: Metric) -> Metric:
+    """A metric of audio as one that reads the column of its values; others as they are."""
+    return replace(row, value=read_number, needs=f"audio {row.name}") if row.feature == "audio" else row

@@ -1,144 +1,322 @@
-"""The listeners of `milonga evaluate`: each turns clips into columns of arrays, and what it heard is kept.
+"""Features of clips: what scorers, classifiers and the audio itself say of each clip, from which metrics are computed.
 
-What is kept is keyed by the audio's hash and by everything that made it: the listener, its weights, how files are
-loaded. So it never grows stale, and a run that was killed goes on where it was.
+An `Extractor` turns decoded clips into named columns. Extracted features are cached under the audio's hash and a hash
+of everything that made them: the extractor, its weights, how files are loaded. A run stores its own as `ClipFeatures`.
 """
 
+import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from milonga.core.errors import CheckpointError, RecipeError
+from milonga.core.cache import cache_folder
+from milonga.core.errors import CheckpointError, DataError, RecipeError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.progress import Advance
-from milonga.core.records import Clip
-from milonga.core.store import write_bytes
-from milonga.evaluation.inputs import Sound
-from milonga.evaluation.measure import Performance
-from milonga.scorers import load as registry
+from milonga.core.protocols import Embedder, Scorer, Tagger
+from milonga.core.records import Clip, Event, Prompt, Record
+from milonga.core.store import Run, write_bytes
+from milonga.evaluation.inputs import AudioRef
+from milonga.maths import reconstruction
+from milonga.scorers import load as scorers
 from milonga.scorers.waveform import Loading
 
 BATCH = 16
 CLIPPED, SILENT = 0.999, 1e-4  # of full scale: what counts as clipped, and the peak below which a clip is silent
-HIT = 3  # samples at full scale in a row that an ear may hear as clipping
-Answers = dict[str, list[np.ndarray]]
-Decoded = tuple[np.ndarray, int]
+HIT = 3  # samples at full scale in a row that may be audible as clipping
+# The published weights: LAION's CLAP is on the Hub, the others have an address and a SHA-256 of their own.
+PUBLISHED = {
+    "clap": "lukewys/laion_clap:630k-audioset-best.pt",
+    "panns": "https://zenodo.org/records/3987831/files/Cnn14_16k_mAP=0.438.pth",
+    "vggish": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+}
+DIGESTS = {
+    PUBLISHED["panns"]: "e2ee543a27919542c2ea03eabaa70b24dcd4e6c8e05621de6b67a94e4c5058e6",
+    PUBLISHED["vggish"]: "10086976245803799d9194e9a73d9b6c1549c71d1b80106f5cade5608a561f4b",
+}
+Columns = dict[str, list[Any]]
+Decoded = tuple[np.ndarray, int]  # samples (samples, channels) and sampling rate
+
+
+class ClipFeatures(Record):
+    """One clip of a run: the judge's score with its prompt, and what the tagger and the file itself say."""
+
+    id: str
+    prompt_id: str
+    clap: float
+    events: tuple[Event, ...]
+    embedding: tuple[float, ...]
+    logits: tuple[float, ...]
+    silent: bool
+    clipped: bool
+
+
+@dataclass(frozen=True)
+class SystemFeatures:
+    """The features of one system's clips: columns by name, each a value by clip key."""
+
+    name: str
+    columns: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A listener: its name, what made its answers (hashed into the cache's key, told in stamps), and how it listens."""
+    """A source of features: its name, a description for stamps and the cache's key, and the function that extracts.
+
+    Of the extracted columns only `columns` are used.
+    """
 
     name: str
-    told: str
-    listen: Callable[[Sequence[Decoded]], Answers]
+    description: str
+    extract: Callable[[Sequence[Decoded]], Columns]
+    columns: tuple[str, ...]
 
     @cached_property
     def key(self) -> str:
-        """The part of a cache's key that says who listened."""
-        return content_id("features", 1, self.name, self.told)
+        """The part of a cache's key that stands for the extractor."""
+        return content_id("features", 2, self.name, self.description)
 
 
-def cache_folder() -> Path:
-    """Where what was heard is kept: $MILONGA_CACHE, or `milonga` in the user's cache folder."""
-    given = os.environ.get("MILONGA_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "milonga"
+# -- a run's own
 
 
-def plain() -> Extractor:
+def extract_features(
+    ids: Sequence[str], prompts: Sequence[Prompt], clips: Sequence[Clip], judge: Scorer, tagger: Tagger, batch: int
+) -> list[ClipFeatures]:
+    """The features of N clips, each scored by the judge with its prompt's text; all sequences have one length."""
+    rows: list[ClipFeatures] = []
+    for first in range(0, len(clips), batch):
+        part = slice(first, first + batch)
+        scores = judge.score(clips[part], [prompt.text for prompt in prompts[part]])
+        embeddings, logits = tagger.features(clips[part])
+        events = tagger.detect(clips[part])
+        for place, clip in enumerate(clips[part]):
+            waveform = clip.waveform[:, None]
+            rows.append(
+                ClipFeatures(
+                    id=ids[first + place], prompt_id=prompts[first + place].id, clap=float(scores[place]),
+                    events=tuple(events[place]), embedding=tuple(map(float, embeddings[place])),
+                    logits=tuple(map(float, logits[place])), silent=is_silent(waveform), clipped=is_clipped(waveform),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def system_features(name: str, rows: Sequence[ClipFeatures]) -> SystemFeatures:
+    """Stored features as columns by prompt id; of several clips of a prompt the first by id counts."""
+    columns: dict[str, dict[str, Any]] = {column: {} for column in ClipFeatures.model_fields if "id" not in column}
+    for row in sorted(rows, key=lambda row: row.id, reverse=True):
+        for column, cells in columns.items():
+            value = getattr(row, column)
+            cells[row.prompt_id] = np.array(value) if column in ("embedding", "logits") else value
+    return SystemFeatures(name, columns)
+
+
+def load_features(run: Run, name: str) -> SystemFeatures:
+    """The stored features of one system of a run (`features/NAME`), by prompt id."""
+    return system_features(name, run.stage(f"features/{name}").read_records(ClipFeatures))
+
+
+# -- extractors
+
+
+def file_extractor() -> Extractor:
     """Silence and clipping of the file as it is, without any network."""
 
-    def listen(clips: Sequence[Decoded]) -> Answers:
-        peaks = [float(np.abs(samples).max()) for samples, _ in clips]
+    def extract(clips: Sequence[Decoded]) -> Columns:
         return {
-            "silent": [np.array(float(peak < SILENT)) for peak in peaks],
-            "clipped": [np.array(float(_longest(np.abs(samples) >= CLIPPED) >= HIT)) for samples, _ in clips],
+            "silent": [np.array(float(is_silent(samples))) for samples, _ in clips],
+            "clipped": [np.array(float(is_clipped(samples))) for samples, _ in clips],
         }
 
-    return Extractor("file", f"silent: peak below {SILENT:g}; clipped: {HIT} samples in a row at {CLIPPED:g}", listen)
+    return Extractor("file", FILE_DESCRIPTION, extract, ("silent", "clipped"))
 
 
-def _longest(hits: np.ndarray) -> int:
-    """The longest run of hits in any channel of (samples, channels)."""
-    padded = np.pad(hits.astype(np.int8), ((1, 1), (0, 0)))
-    best = 0
-    for channel in padded.T:
-        steps = np.diff(channel)
-        starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
-        best = max(best, int((stops - starts).max(initial=0)))
-    return best
+FILE_DESCRIPTION = f"silent: peak below {SILENT:g}; clipped: {HIT} samples in a row at {CLIPPED:g}"
 
 
-def panns(source: str, loading: Loading, fetch: bool) -> Extractor:
+def is_silent(samples: np.ndarray) -> bool:
+    """Whether no sample of (samples, channels) reaches SILENT."""
+    return bool(np.abs(samples).max() < SILENT)
+
+
+def is_clipped(samples: np.ndarray) -> bool:
+    """Whether HIT samples in a row of some channel of (samples, channels) reach CLIPPED."""
+    hits = np.abs(samples) >= CLIPPED
+    runs = hits[: len(hits) - HIT + 1].copy() if len(hits) >= HIT else hits[:0]
+    for shift in range(1, HIT):
+        runs &= hits[shift : len(hits) - HIT + 1 + shift]
+    return bool(runs.any())
+
+
+def panns_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
     """Cnn14 at 16 kHz: embeddings for FD and KAD, logits for KL and IS."""
     from milonga.scorers.panns import load_panns
 
     path = weights_file(source, fetch)
     embedder = load_panns(path)
 
-    def listen(clips: Sequence[Decoded]) -> Answers:
+    def extract(clips: Sequence[Decoded]) -> Columns:
         embeddings, logits = embedder.of_waves([loading.panns(*clip) for clip in clips])
-        return {"panns": list(embeddings), "logits": list(logits)}
+        return {"embedding": list(embeddings), "logits": list(logits)}
 
-    return Extractor("panns", f"{embedder.name}@{file_hash(path)[:8]}; {loading.told}", listen)
+    description = f"{embedder.name}@{file_hash(path)[:8]}; {loading.told}"
+    return Extractor("panns", description, extract, ("embedding", "logits"))
 
 
-def vggish(source: str, loading: Loading, fetch: bool) -> Extractor:
+def vggish_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
     """VGGish without its last ReLU and without PCA: the rows of the paper's FAD."""
     from milonga.scorers.vggish import load_vggish
 
     path = weights_file(source, fetch)
     embedder = load_vggish(path)
 
-    def listen(clips: Sequence[Decoded]) -> Answers:
+    def extract(clips: Sequence[Decoded]) -> Columns:
         return {"vggish": embedder.of_waves([loading.vggish(*clip) for clip in clips])}
 
-    return Extractor("vggish", f"vggish@{file_hash(path)[:8]}, before ReLU, no PCA; {loading.told}", listen)
+    description = f"vggish@{file_hash(path)[:8]}, before ReLU, no PCA; {loading.told}"
+    return Extractor("vggish", description, extract, ("vggish",))
 
 
-def tagger(name: str) -> Extractor:
-    """A tagger of the registry: events, and features in place of PANNs' where those are not given."""
-    heard = registry.tagger(name)
+def tagger_extractor(name: str, classifies: bool) -> Extractor:
+    """A tagger by its name: events, and where it `classifies` also embeddings and logits in the place of PANNs'."""
+    tagger = scorers.tagger(name)
 
-    def listen(clips: Sequence[Decoded]) -> Answers:
-        mixed = [Clip(samples.mean(axis=1), rate) for samples, rate in clips]
-        embeddings, logits = heard.features(mixed)
-        events = [
-            np.array([[heard.classes.index(one.label), one.onset, one.offset] for one in found]).reshape(-1, 3)
-            for found in heard.detect(mixed)
+    def extract(clips: Sequence[Decoded]) -> Columns:
+        mono = [Clip(samples.mean(axis=1), rate) for samples, rate in clips]
+        embeddings, logits = tagger.features(mono)
+        places = [
+            np.array([[tagger.classes.index(one.label), one.onset, one.offset] for one in events]).reshape(-1, 3)
+            for events in tagger.detect(mono)
         ]
-        return {"tagger": list(embeddings), "tagger_logits": list(logits), "events": events}
+        return {"embedding": list(embeddings), "logits": list(logits), "event places": places}
 
-    told = f"{name}@{registry.fingerprint(name)[:8]}; mean of channels, soxr HQ to 16 kHz"
-    return Extractor("tagger", told, listen)
+    description = f"{name}@{scorers.fingerprint(name)[:8]}; mean of channels, soxr HQ to 16 kHz"
+    columns = ("event places", "embedding", "logits") if classifies else ("event places",)
+    return Extractor("tagger", description, extract, columns)
 
 
-def clap(name: str) -> Extractor:
+def clap_extractor(scorer: Any) -> Extractor:
     """A CLAP's unit-norm rows; the cosine with the caption is taken later, so that captions may change."""
-    scorer = registry.scorer(name)
+    name = scorer.name
 
-    def listen(clips: Sequence[Decoded]) -> Answers:
-        mixed = [Clip(samples.mean(axis=1), rate) for samples, rate in clips]
-        return {f"clap {name}": list(scorer.embed_clips(mixed))}
+    def extract(clips: Sequence[Decoded]) -> Columns:
+        mono = [Clip(samples.mean(axis=1), rate) for samples, rate in clips]
+        return {"rows": list(scorer.embed_clips(mono))}
 
     window = "windows as named, else the first" if ":" in name else "first window"
-    told = f"{name}@{registry.fingerprint(name)[:8]}; {window}; mean of channels, soxr HQ to {scorer.mel.rate} Hz"
-    return Extractor(f"clap {name}", told, listen)
+    description = f"{name}@{scorers.fingerprint(name)[:8]}; {window}; mean of channels, soxr HQ to {scorer.mel.rate} Hz"
+    return Extractor(f"clap {name}", description, extract, ("rows",))
+
+
+def scorer_of(given: Any) -> Any:
+    """A scorer from its name, or the object itself. Raises RecipeError for an object without `name` and `score`."""
+    if isinstance(given, str):
+        return scorers.scorer(given)
+    if not (isinstance(getattr(given, "name", None), str) and callable(getattr(given, "score", None))):
+        raise RecipeError(f"{given!r} is no scorer: give a name, or an object with `name` and `score(clips, texts)`")
+    return given
+
+
+def is_clap(scorer: Any) -> bool:
+    """Whether a scorer embeds clips and texts from weights on disk, so that its clip embeddings can be cached."""
+    return isinstance(scorer, Embedder) and hasattr(scorer, "mel")
+
+
+# -- computation
+
+
+def extract_columns(
+    name: str, clips: Mapping[str, AudioRef], extractors: Sequence[Extractor], cache: Path | None, advance: Advance
+) -> SystemFeatures:
+    """All extractors' columns of a system's clips; each clip is decoded at most once, and only where no cache helps.
+
+    Raises AudioError naming a clip that cannot be decoded.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    keys = sorted(clips)
+    for first in range(0, len(keys), BATCH):
+        part = keys[first : first + BATCH]
+        hashes = {key: clips[key].hash() for key in part} if cache else {}
+        decoded: dict[str, Decoded] = {}
+        for extractor in extractors:
+            stored = {key: _read(cache, extractor, hashes[key]) for key in part} if cache else {}
+            fresh = [key for key in part if stored.get(key) is None]
+            decoded |= {key: clips[key].samples() for key in fresh if key not in decoded}
+            extracted = extractor.extract([decoded[key] for key in fresh]) if fresh else {}
+            for place, key in enumerate(fresh):
+                row = stored[key] = {column: cells[place] for column, cells in extracted.items()}
+                if cache:
+                    _write(cache, extractor, hashes[key], row)
+            for column in extractor.columns:
+                columns.setdefault(column, {}).update((key, (stored[key] or {})[column]) for key in part)
+        advance(len(part))
+    return SystemFeatures(name, columns)
+
+
+def _file(cache: Path, extractor: Extractor, audio: str) -> Path:
+    return cache / extractor.key / audio[:2] / f"{audio}.npz"
+
+
+def _read(cache: Path | None, extractor: Extractor, audio: str) -> dict[str, np.ndarray] | None:
+    """A clip's columns from the cache; None where there are none, or a torn file."""
+    assert cache is not None
+    try:
+        with np.load(_file(cache, extractor, audio)) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+
+
+def _write(cache: Path, extractor: Extractor, audio: str, columns: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)  # pyright: ignore[reportArgumentType]
+    write_bytes(_file(cache, extractor, audio), buffer.getvalue())
+
+
+def named_events(places: np.ndarray, classes: Sequence[str]) -> tuple[Event, ...]:
+    """Rows of (class, onset, offset) as events."""
+    return tuple(Event(label=classes[int(label)], onset=float(on), offset=float(off)) for label, on, off in places)
+
+
+def reconstruction_values(own: Decoded, real: Decoded, loading: Loading) -> dict[str, float]:
+    """PSNR, SSIM and LSD of a clip against its original; a clip that is silent or too short lacks some of them."""
+    waves = [loading.image(*own), loading.image(*real)]
+    images = [reconstruction.mel_image(wave) for wave in waves]
+    frames = min(map(len, images))
+    first, second = (image[:frames] for image in images)
+    values = {"psnr": reconstruction.psnr(first, second)}
+    if frames >= reconstruction.WINDOW:
+        values["ssim"] = reconstruction.ssim(first, second, loading.ssim_span)
+    try:
+        spectra = reconstruction.spectra(*waves, loading.generated_offset)
+    except DataError:  # silent: not measured, and its n says so
+        return values
+    values["lsd"] = reconstruction.lsd(*spectra)
+    if len(spectra[0]) >= reconstruction.WINDOW:
+        values["ssim_stft"] = reconstruction.ssim(*spectra)
+    return values
+
+
+# -- weights
 
 
 def weights_file(source: str, fetch: bool) -> Path:
-    """The file of some weights: a path, or OWNER/NAME:FILE of the Hub, which is only fetched if `fetch` allows it.
+    """The file of some weights: a path, OWNER/NAME:FILE of the Hub, or a published address (`PUBLISHED`).
 
-    Raises CheckpointError where it is not on this machine, RecipeError for what is neither.
+    Nothing is downloaded unless `fetch` allows it. Raises CheckpointError where it is not on this machine, RecipeError
+    for what is none of these.
     """
     if Path(source).is_file():
         return Path(source)
+    if source in DIGESTS:
+        return _published_file(source, fetch)
     owner, mark, file = source.partition(":")
     if not mark or owner.count("/") != 1 or owner.startswith((".", "/")):
         raise RecipeError(f"{source!r} is neither a file nor OWNER/NAME:FILE of the Hub")
@@ -153,50 +331,21 @@ def weights_file(source: str, fetch: bool) -> Path:
         raise CheckpointError(f"{source} cannot be had from the Hub: {type(error).__name__}") from None
 
 
-def perform(
-    name: str, sounds: Mapping[str, Sound], listeners: Sequence[Extractor], cache: Path | None, advance: Advance
-) -> Performance:
-    """What all listeners hear in a system's clips, each clip decoded at most once, answers taken from the cache first.
+def _published_file(address: str, fetch: bool) -> Path:
+    """A published file in the cache, downloaded once and only stored if its SHA-256 is the one that is known."""
+    from urllib.request import urlopen
 
-    Raises AudioError naming a clip that cannot be decoded.
-    """
-    columns: dict[str, dict[str, np.ndarray]] = {}
-    keys = sorted(sounds)
-    for first in range(0, len(keys), BATCH):
-        part = keys[first : first + BATCH]
-        hashes = {key: sounds[key].hash() for key in part} if cache else {}
-        decoded: dict[str, Decoded] = {}
-        for listener in listeners:
-            known = {key: _kept(cache, listener, hashes[key]) for key in part} if cache else {}
-            fresh = [key for key in part if known.get(key) is None]
-            decoded |= {key: sounds[key].samples() for key in fresh if key not in decoded}
-            found = listener.listen([decoded[key] for key in fresh]) if fresh else {}
-            for place, key in enumerate(fresh):
-                known[key] = {column: answers[place] for column, answers in found.items()}
-                if cache:
-                    _keep(cache, listener, hashes[key], known[key] or {})
-            for key in part:
-                for column, answer in (known[key] or {}).items():
-                    columns.setdefault(column, {})[key] = answer
-        advance(len(part))
-    return Performance(name, columns)
-
-
-def _file(cache: Path, listener: Extractor, audio: str) -> Path:
-    return cache / "features" / listener.key / audio[:2] / f"{audio}.npz"
-
-
-def _kept(cache: Path | None, listener: Extractor, audio: str) -> dict[str, np.ndarray] | None:
-    """A clip's answers from the cache; None where there are none, or a torn file."""
-    assert cache is not None
+    path = cache_folder("weights") / address.rpartition("/")[2]
+    if path.is_file():
+        return path
+    if not fetch:
+        raise CheckpointError(f"{address} is not on this machine: --fetch would download it")
     try:
-        with np.load(_file(cache, listener, audio)) as held:
-            return dict(held)
-    except (OSError, ValueError, EOFError, BadZipFile):
-        return None
-
-
-def _keep(cache: Path, listener: Extractor, audio: str, answers: Mapping[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **answers)  # pyright: ignore[reportArgumentType]
-    write_bytes(_file(cache, listener, audio), buffer.getvalue())
+        with urlopen(address, timeout=60) as response:
+            data = response.read()
+    except OSError as error:
+        raise CheckpointError(f"{address} cannot be downloaded: {type(error).__name__}") from None
+    if hashlib.sha256(data).hexdigest() != DIGESTS[address]:
+        raise CheckpointError(f"{address} is not the published file (its SHA-256 differs): try again later")
+    write_bytes(path, data)
+    return path

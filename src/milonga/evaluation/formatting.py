@@ -1,65 +1,188 @@
-"""What `milonga evaluate` prints and writes: a table to read, JSON for programs, and one page to listen to."""
+"""An evaluation in words: tables and JSON of the command, the table that a run prints, verdicts, and protocols."""
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from milonga.core.records import Comparison, Record, Summary
-from milonga.evaluation.evaluate import Evaluation
-from milonga.evaluation.numbers import MINUS, Measure, measures, stamps
+from milonga.core.store import read_json
+from milonga.evaluation.metrics import MINUS, Metric, all_metrics, metrics_named
+
+if TYPE_CHECKING:
+    from milonga.evaluation.evaluate import Evaluation
+
+Verdict = Literal["better", "worse", "neither"]
+OVERALL = "overall"
+NOT_SIGNIFICANT = "not significant"
 
 
-def as_text(found: Evaluation) -> str:
-    """Every split's table of values, the differences between systems, and what must be said with them."""
+def as_text(evaluation: "Evaluation") -> str:
+    """Every split's table of values, the differences between systems, the protocol, and the warnings."""
+    summaries, sources = evaluation.summaries, evaluation.sources
     lines: list[str] = []
-    for split in dict.fromkeys(row.split for row in found.summaries):
-        lines += [*_values(split, [row for row in found.summaries if row.split == split]), ""]
-    if found.comparisons:
-        lines += [*_differences(found.comparisons), ""]
-    lines += [*_made(found.summaries), ""]
-    return "\n".join(lines + [f"note: {told}" for told in found.warnings]).rstrip()
+    for split in dict.fromkeys(row.split for row in summaries):
+        lines += [*_values(split, [row for row in summaries if row.split == split], sources), ""]
+    if evaluation.comparisons:
+        lines += [*_differences(evaluation.comparisons, sources), ""]
+    own, shared = protocols(summaries, sources)
+    if shared:
+        lines += ["protocol", *(f"{titles}: {line}" for titles, line in own), f"all: {shared}", ""]
+    return "\n".join(lines + [f"note: {warning}" for warning in evaluation.warnings]).rstrip()
 
 
-def as_json(found: Evaluation) -> str:
+def as_json(evaluation: "Evaluation") -> str:
     """The same as JSON: `summary`, `comparisons`, `warnings`; null where there is no interval."""
-    told = {"summary": rows(found.summaries), "comparisons": rows(found.comparisons), "warnings": found.warnings}
-    return json.dumps(told, indent=1, ensure_ascii=False)
+    parts = {
+        "summary": plain_rows(evaluation.summaries),
+        "comparisons": plain_rows(evaluation.comparisons),
+        "warnings": evaluation.warnings,
+    }
+    return json.dumps(parts, indent=1, ensure_ascii=False)
 
 
-def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+def plain_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Records as plain values, null for NaN."""
-    plain = [record.model_dump(mode="json") for record in records]
-    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in plain]
+    rows = [record.model_dump(mode="json") for record in records]
+    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
 
 
-def _values(split: str, found: Sequence[Summary]) -> list[str]:
-    systems = list(dict.fromkeys(row.system for row in found))
-    cells = {(row.system, row.metric): row for row in found}
-    head = f"{split} (N {max(row.n for row in found)})"
-    table = [(head, systems)]
-    for one in measures([row.metric for row in found]):
-        table.append((f"{one.title} {one.arrow}", [_cell(cells.get((system, one.name)), one) for system in systems]))
-    first = max(28, *(len(name) for name, _ in table))
+def _values(split: str, rows: Sequence[Summary], sources: Mapping[str, str]) -> list[str]:
+    systems = list(dict.fromkeys(row.system for row in rows))
+    cells = {(row.system, row.metric): row for row in rows}
+    table = [(f"{split} (N {max(row.n for row in rows)})", systems)]
+    for metric in metrics_named([row.metric for row in rows], sources):
+        values = [_cell(cells.get((system, metric.name)), metric) for system in systems]
+        table.append((f"{metric.title} {metric.arrow}", values))
+    first = max(28, *(len(name) + 2 for name, _ in table))
     width = max(24, *(len(cell) + 2 for _, row in table for cell in row))
     return [f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell in row) for name, row in table]
 
 
-def _cell(row: Summary | None, measure: Measure) -> str:
-    return f"{measure.value(row.value)} {measure.interval(row.low, row.high)}".strip() if row else "–"
+def _cell(row: Summary | None, metric: Metric) -> str:
+    return f"{metric.format_value(row.value)} {metric.format_interval(row.low, row.high)}".strip() if row else "–"
 
 
-def _made(found: Sequence[Summary]) -> list[str]:
-    lines, shared = stamps(found)
-    return ["how they were made", *(f"{titles}: {line}" for titles, line in lines), f"all: {shared}"] if shared else []
-
-
-def _differences(found: Sequence[Comparison]) -> list[str]:
+def _differences(rows: Sequence[Comparison], sources: Mapping[str, str]) -> list[str]:
     lines = ["differences over the same prompts, 95 % intervals; p by Holm over all of a split"]
-    for row in found:
-        one = measures([row.metric])[0]
-        verdict = "undecided" if row.better == "neither" else f"{row.better} is better"
-        change = f"{one.change(row.difference)} {one.interval(row.low, row.high, signed=True)}"
-        name = f"{row.a} {MINUS} {row.b}, {one.title}, {row.split}"
-        lines.append(f"{name:<60} {change:<34} p {row.p:.3g}, Holm {row.holm or 0:.3g}; {verdict} (n {row.n})")
+    for row in rows:
+        metric = metrics_named([row.metric], sources)[0]
+        outcome = NOT_SIGNIFICANT if row.better == "neither" else f"{row.better} is better"
+        change = f"{metric.format_change(row.difference)} {metric.format_interval(row.low, row.high, signed=True)}"
+        name = f"{row.a} {MINUS} {row.b}, {metric.title}, {row.split}"
+        lines.append(f"{name:<60} {change:<34} p {row.p:.3g}, Holm {row.holm or 0:.3g}; {outcome} (n {row.n})")
     return lines
+
+
+def protocols(
+    summaries: Sequence[Summary], sources: Mapping[str, str] | None = None
+) -> tuple[list[tuple[str, str]], str]:
+    """The protocols of the numbers on all captions: (titles of metrics, their own part), and the part of all of them.
+
+    A part in which the systems of a metric differ, such as the deviation over an inception score's splits, names the
+    system.
+    """
+    parts = {(row.metric, row.system): row.protocol.split("; ") for row in summaries if row.split == OVERALL}
+    shared = _common(list(parts.values()))
+    lines: dict[str, list[str]] = {}
+    for metric in metrics_named([name for name, _ in parts], sources):
+        stamps = {system: stamp for (name, system), stamp in parts.items() if name == metric.name}
+        common = _common(list(stamps.values()))
+        apart = [f"{part} ({system})" for system, stamp in stamps.items() for part in stamp if part not in common]
+        line = "; ".join([part for part in common if part not in shared] + apart)
+        lines.setdefault(line, []).append(metric.title)
+    return [(", ".join(titles), line) for line, titles in lines.items() if line], "; ".join(shared)
+
+
+def _common(stamps: Sequence[Sequence[str]]) -> list[str]:
+    """The parts that all stamps have, in the order of the first."""
+    return [part for part in (stamps[0] if stamps else []) if all(part in stamp for stamp in stamps)]
+
+
+# -- the table that a run prints
+
+
+def run_outcome(run: Path) -> str | None:
+    """A run's headline numbers, and the differences of its last system from each other one; None before `evaluate`.
+
+    Raises StoreError when the metrics are damaged.
+    """
+    folder = run / "metrics"
+    if not all((folder / name).exists() for name in ("summary.json", "comparisons.json")):
+        return None
+    summaries = [row for row in read_json(folder / "summary.json") if row["split"] == OVERALL]
+    comparisons = [row for row in read_json(folder / "comparisons.json") if row["split"] == OVERALL]
+    systems = list(dict.fromkeys(row["system"] for row in summaries if row["system"] != "reference"))
+    cells = {(row["system"], row["metric"]): row for row in summaries}
+    metrics = metrics_named([row.name for row in all_metrics() if row.headline], {"clap_title": "Judge CLAP"})
+    titles = {row.name: row.title if row.higher else f"{row.title} (lower is better)" for row in metrics}
+    lines = [f"{'held-out captions, 95 % intervals':<34}" + "".join(f"{name:>24}" for name in systems)]
+    for name, title in titles.items():
+        row = (cells.get((system, name)) for system in systems)
+        lines.append(f"{title:<34}" + "".join(f"{_plain_cell(cell):>24}" for cell in row))
+    lines.append("")
+    for row in comparisons:
+        if row["metric"] in titles and row["a"] == systems[-1]:
+            outcome = NOT_SIGNIFICANT if row["better"] == "neither" else f"{row['better']} is better"
+            difference = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            lines.append(f"{row['a']} − {row['b']}, {titles[row['metric']]}: {difference}, {outcome} (n {row['n']})")
+    return "\n".join(lines).rstrip()
+
+
+def _plain_cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    interval = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.3f}{interval}"
+
+
+# -- comparisons of two systems
+
+
+def verdict(row: Comparison) -> Verdict:
+    """Whether `row.a` is better or worse than `row.b` by the recorded `better`, which follows Holm's p.
+
+    Neither where the interval includes zero, or where `better` contradicts the metric's direction: a record that
+    disagrees with itself supports no claim.
+    """
+    if not (math.isfinite(row.low) and math.isfinite(row.high)) or row.low <= 0 <= row.high:
+        return "neither"
+    known = {metric.name: metric.higher for metric in all_metrics()}
+    gains = (row.low > 0) == known[row.metric] if row.metric in known else row.better == row.a
+    if row.better != (row.a if gains else row.b):
+        return "neither"
+    return "better" if gains else "worse"
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """A verdict for a reader."""
+    return NOT_SIGNIFICANT if verdict == "neither" else verdict
+
+
+def compared(rows: Sequence[Comparison], system: str, baseline: str, split: str) -> dict[str, Comparison]:
+    """By metric, the comparisons of `system` (as a) with `baseline` (as b) on one split, turned round where needed."""
+    of_both = [row for row in rows if row.split == split and {row.a, row.b} == {system, baseline}]
+    return {row.metric: row if row.a == system else turned(row) for row in of_both}
+
+
+def turned(row: Comparison) -> Comparison:
+    """The same comparison seen from the other side: b against a."""
+    numbers = {"difference": -row.difference, "low": -row.high, "high": -row.low}
+    return row.model_copy(update={"a": row.b, "b": row.a, **numbers})
+
+
+def in_table_order(names: Sequence[str]) -> list[str]:
+    """Systems as tables list them: base first, then as they came, then `aligned`; the real clips come last."""
+    rank = {"base": 0, "aligned": 2, "reference": 3}
+    return sorted(dict.fromkeys(names), key=lambda name: rank.get(name, 1))
+
+
+def split_words(split: str) -> str:
+    """A split in words: "all captions", "temporal captions"."""
+    return "all captions" if split == OVERALL else f"{split} captions"
+
+
+def by_system_and_metric(summaries: Sequence[Summary], split: str) -> dict[tuple[str, str], Summary]:
+    """The summaries of one split by (system, metric)."""
+    return {(row.system, row.metric): row for row in summaries if row.split == split}

@@ -1,6 +1,6 @@
-"""What `milonga evaluate` is given, read: a run, folders of audio files, or a table of clips; and their splits.
+"""The inputs of an evaluation: a run, folders of audio files, or a table of clips; and their splits.
 
-A system's clips come as `Sound`s by key: a prompt's id in a run, a file's name without suffix in folders and tables.
+A system's clips are `AudioRef`s by key: a prompt's id in a run, a file's name without suffix in folders and tables.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +16,25 @@ from milonga.core.audio import read_channels
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Prompt
-from milonga.core.store import Run
+from milonga.core.store import Run, read_manifest
 from milonga.data.captions import ClipCaption, audio_files, clip_captions, tags_of
 from milonga.data.run_clips import evaluation_requests
-from milonga.evaluation.run_metrics import splits_of
 
-SPLITS = ("overall", "temporal", "non-temporal", "multi-concept", "single-concept")
+# §5.5: the splits of captions by their tags.
+SPLITS: dict[str, Callable[[Prompt], bool]] = {
+    "overall": lambda prompt: True,
+    "temporal": lambda prompt: "temporal" in prompt.tags,
+    "non-temporal": lambda prompt: "temporal" not in prompt.tags,
+    "multi-concept": lambda prompt: "multi-concept" in prompt.tags,
+    "single-concept": lambda prompt: "multi-concept" not in prompt.tags,
+}
 LABELLED = ("one label", "several labels")
 REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Sound:
-    """A clip as it lies on disk: a file, or bytes that a run holds; `id` is its name there."""
+class AudioRef:
+    """A clip on disk: a file, or bytes in a run's shard; `id` is its name there."""
 
     id: str
     source: Path | Callable[[], bytes]
@@ -48,61 +55,72 @@ class Sound:
 
 
 @dataclass
-class Gathered:
-    """Systems' clips by name and key, the real ones, the prompts where captions are known, and splits of keys."""
+class EvalInputs:
+    """Systems' clips by name and key, the real ones, the prompts where captions are known, and columns to split by.
+
+    A run also brings its own `splits`, and the manifest in which its judge, tagger, seed and sampling are recorded.
+    """
 
     name: str
-    systems: dict[str, dict[str, Sound]]
-    reference: dict[str, Sound] = field(default_factory=dict)
+    systems: dict[str, dict[str, AudioRef]]
+    reference: dict[str, AudioRef] = field(default_factory=dict)
     prompts: dict[str, Prompt] = field(default_factory=dict)
     labels: dict[str, dict[str, str]] = field(default_factory=dict)  # key → column → value
+    run: Run | None = None
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def paired(self) -> bool:
+        """Whether real clips are those of the systems' own prompts, by their names."""
+        return any(set(clips) & set(self.reference) for clips in self.systems.values())
 
     def splits(self, columns: Sequence[str] = (), labels: str | None = None) -> dict[str, list[str]]:
-        """Keys by split: all; by the rules of §5.5 where captions are known; by every value of the named columns; by
-        whether the column `labels` holds several class labels, divided by commas, or one.
+        """Keys by split: all; by the rules of §5.5 where captions are known, those of a run's recipe only; by every
+        value of the named columns; by whether the column `labels` holds one or several class labels.
 
-        Raises RecipeError for a column that the table has not.
+        Raises RecipeError for a column that the table does not have.
         """
         keys = sorted(set().union(*self.systems.values()))
-        found = {"overall": keys}
-        if self.prompts:
-            of_prompt = {prompt.id: key for key, prompt in self.prompts.items()}
-            known = [self.prompts[key] for key in keys if key in self.prompts]
-            parts = splits_of(known, SPLITS[1:])
-            found |= {name: [of_prompt[one.id] for one in part] for name, part in parts.items()}
+        names = self.manifest["recipe"]["evaluate"]["splits"] if self.manifest else list(SPLITS)
+        if self.run:
+            keys = list(self.prompts)
+        splits = {"overall": keys} if "overall" in names else {}
+        for name in names if self.prompts else ():
+            split = [key for key in keys if key in self.prompts and SPLITS[name](self.prompts[key])]
+            if split and name != "overall":
+                splits[name] = split
         for column in columns:
-            found |= self._by(column, keys, lambda value, column=column: f"{column}: {value}")
-        return found | (self._by(labels, keys, lambda value: LABELLED["," in value]) if labels else {})
+            splits |= self._by(column, keys, lambda value, column=column: f"{column}: {value}")
+        return splits | (self._by(labels, keys, lambda value: LABELLED["," in value]) if labels else {})
 
     def _by(self, column: str, keys: Sequence[str], name_of: Callable[[str], str]) -> dict[str, list[str]]:
-        """Keys by what `name_of` makes of their cell in `column`; those whose cell is empty are in no split."""
-        there = sorted({name for row in self.labels.values() for name in row})
-        if column not in there:
-            raise RecipeError(f"no column {column!r} to split by: there are {', '.join(there) or 'none'}")
-        found: dict[str, list[str]] = {}
+        """Keys by the split that `name_of` gives their cell in `column`; those whose cell is empty are in no split."""
+        columns = sorted({name for row in self.labels.values() for name in row})
+        if column not in columns:
+            raise RecipeError(f"no column {column!r} to split by: there are {', '.join(columns) or 'none'}")
+        splits: dict[str, list[str]] = {}
         for key in keys:
             value = self.labels.get(key, {}).get(column, "")
             if value:
-                found.setdefault(name_of(value), []).append(key)
-        return dict(sorted(found.items()))
+                splits.setdefault(name_of(value), []).append(key)
+        return dict(sorted(splits.items()))
 
 
 def agreement(splits: Mapping[str, Sequence[str]]) -> list[str]:
-    """How far the sounds that captions tell of agree with the labels that clips carry, where both are known."""
-    one, several = (set(splits.get(name, ())) for name in LABELLED)
-    told = set(splits.get("multi-concept", ()))
-    if not one | several:
+    """How far the number of sounds in captions agrees with the clips' labels, where both are known."""
+    single, several = (set(splits.get(name, ())) for name in LABELLED)
+    multiple, labelled = set(splits.get("multi-concept", ())), single | several
+    if not labelled:
         return []
-    same = len(several & told) + len(one - told)
+    same = len(several & multiple) + len(single - multiple)
     return [
-        f"multi-concept by caption: {len((one | several) & told)} clips, by labels: {len(several)} of "
-        f"{len(one | several)}; they agree on {same} ({same / len(one | several):.0%})"
+        f"multi-concept by caption: {len(labelled & multiple)} clips, by labels: {len(several)} of {len(labelled)}; "
+        f"they agree on {same} ({same / len(labelled):.0%})"
     ]
 
 
-def gather(sources: Sequence[str], reference: Path | None, captions: Path | None) -> Gathered:
-    """What is to be evaluated, from a run folder, folders (NAME=DIR or DIR; the last is the reference where none is
-    given apart), or a CSV table.
+def load_inputs(sources: Sequence[str], reference: Path | None, captions: Path | None) -> EvalInputs:
+    """The inputs from a run folder, folders (NAME=DIR or DIR; the last is the reference where none is named), or a CSV.
 
     Raises StoreError, DataError or RecipeError, each in one line, for anything else.
     """
@@ -119,31 +137,38 @@ def gather(sources: Sequence[str], reference: Path | None, captions: Path | None
     return from_folders(paths, reference, captions)
 
 
-def from_run(path: Path) -> Gathered:
-    """A run's evaluated systems and its real clips, by prompt id; several clips of a prompt are not expected."""
+def from_run(path: Path) -> EvalInputs:
+    """A run's evaluated systems, base first and then in the recipe's order, and its real clips, by prompt id.
+
+    Raises StoreError when the folder is no run or holds no evaluated clips.
+    """
     run = Run(path)
     requests = evaluation_requests(run)
-    prompts, asked = [prompt for prompt, _ in requests], {request.id: prompt.id for prompt, request in requests}
-    names = [one.name for one in (path / "evaluate").glob("*/") if one.name != "prompts"]
-    systems = {name: _of_run(run, name, asked) for name in sorted(names, key=lambda one: (one != "base", one))}
-    real = systems.pop(REFERENCE, {})
-    if not any(systems.values()):
-        raise StoreError(f"{path} holds no system's clips yet: do `milonga run {path / 'recipe.toml'} --out {path}`")
-    return Gathered(path.resolve().name, systems, real, {one.id: one for one in prompts})
+    prompt_of = {request.id: prompt.id for prompt, request in requests}
+    manifest = read_manifest(run) or {}
+    trained = [system["name"] for system in manifest["recipe"].get("train", {}).get("systems", [])]
+    names = [folder.name for folder in sorted((path / "evaluate").glob("*/")) if folder.name != "prompts"]
+    order = ["base", *trained, *names]
+    clips = {name: _run_clips(run, name, prompt_of) for name in sorted(names, key=order.index)}
+    reference = clips.pop(REFERENCE, {})
+    if not any(clips.values()):
+        raise StoreError(f"{path} holds no evaluated clips: do `milonga run {path / 'recipe.toml'} --out {path}` first")
+    prompts = {prompt.id: prompt for prompt, _ in requests}
+    return EvalInputs(path.resolve().name, clips, reference, prompts, run=run, manifest=manifest)
 
 
-def _of_run(run: Run, system: str, asked: Mapping[str, str]) -> dict[str, Sound]:
-    shards, found = run.stage(f"evaluate/{system}"), {}
+def _run_clips(run: Run, system: str, prompt_of: Mapping[str, str]) -> dict[str, AudioRef]:
+    shards, clips = run.stage(f"evaluate/{system}"), {}
     for shard in shards.names():
-        for one in shards.read_table(shard, ["id"])["id"].to_pylist():
-            if one in asked:
-                found[asked[one]] = Sound(one, _Stored(run.path, system, shard, one))
-    return found
+        for name in shards.read_table(shard, ["id"])["id"].to_pylist():
+            if name in prompt_of:
+                clips[prompt_of[name]] = AudioRef(name, _Stored(run.path, system, shard, name))
+    return clips
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """The FLAC bytes of one clip of a run, read when they are wanted."""
+    """The FLAC bytes of one clip of a run, read when they are needed."""
 
     run: Path
     system: str
@@ -156,52 +181,52 @@ class _Stored:
 
 @lru_cache(maxsize=4)
 def _shard(run: Path, system: str, shard: str) -> dict[str, bytes]:
-    """A shard's audio by clip; clips are wanted one by one, and shards are read whole."""
+    """A shard's audio by clip; clips are needed one by one, and shards are read whole."""
     rows = Run(run).stage(f"evaluate/{system}").read_table(shard, ["id", "audio"]).to_pylist()
     return {row["id"]: row["audio"]["bytes"] for row in rows}
 
 
-def from_folders(folders: Sequence[tuple[str, Path]], reference: Path | None, captions: Path | None) -> Gathered:
+def from_folders(folders: Sequence[tuple[str, Path]], reference: Path | None, captions: Path | None) -> EvalInputs:
     """One system a folder, clips by file name without suffix. DataError for a folder without audio, or a name twice."""
     names = [name for name, _ in folders]
     if len(set(names)) < len(names) or REFERENCE in names:
         raise RecipeError(f"systems need names of their own, not {', '.join(names)}: write NAME=DIR")
-    systems = {name: _folder(path) for name, path in folders}
-    found = Gathered(names[0] if len(names) == 1 else "systems", systems)
-    found.reference = _folder(reference) if reference else {}
+    inputs = EvalInputs(names[0] if len(names) == 1 else "systems", {name: _folder(path) for name, path in folders})
+    inputs.reference = _folder(reference) if reference else {}
     if captions is not None:
-        for row in clip_captions(captions, set().union(*systems.values())):
-            if row.key in found.prompts:
+        names_of_clips = set().union(*inputs.systems.values())
+        for row in clip_captions(captions, names_of_clips):
+            if row.key in inputs.prompts:
                 raise DataError(f"{row.where}: the clip {row.key} is there twice")
-            found.prompts[row.key] = _prompt(row.key, row.caption, captions)
-            found.labels[row.key] = row.cells
-        lost = sorted(set().union(*systems.values()) - set(found.prompts))
-        if lost:
-            raise DataError(f"{captions} has no caption for {len(lost)} clips, {lost[0]} first: add their rows")
-    return found
+            inputs.prompts[row.key] = _prompt(row.key, row.caption, captions)
+            inputs.labels[row.key] = row.cells
+        missing = sorted(names_of_clips - set(inputs.prompts))
+        if missing:
+            raise DataError(f"{captions} has no caption for {len(missing)} clips, {missing[0]} first: add their rows")
+    return inputs
 
 
-def _folder(path: Path) -> dict[str, Sound]:
+def _folder(path: Path) -> dict[str, AudioRef]:
     if not path.is_dir():
         raise StoreError(f"{path} is not there, or no folder: it should hold audio files")
-    found = {stem: Sound(stem, file) for stem, file in audio_files(path).items()}
-    if not found:
+    clips = {stem: AudioRef(stem, file) for stem, file in audio_files(path).items()}
+    if not clips:
         raise DataError(f"{path} holds no audio files (.wav, .flac, .ogg, .mp3, .aiff)")
-    return found
+    return clips
 
 
-def from_table(path: Path, reference: Path | None) -> Gathered:
+def from_table(path: Path, reference: Path | None) -> EvalInputs:
     """A CSV with the columns clip (a file, relative to the table) and caption; and, where they are there, system and
     reference (the real clip's file). Any other column can split.
 
     Raises DataError naming the row for a file that is missing, an empty caption, or a clip that is there twice.
     """
-    found, first = Gathered(path.stem, {}), dict[str, ClipCaption]()
+    inputs, first = EvalInputs(path.stem, {}), dict[str, ClipCaption]()
     for row in clip_captions(path):
         system = row.cells.get("system") or path.stem
-        files = [("clip", row.file, found.systems.setdefault(system, {}))]
+        files = [("clip", row.file, inputs.systems.setdefault(system, {}))]
         if row.cells.get("reference"):
-            files.append(("reference", row.cells["reference"], found.reference))
+            files.append(("reference", row.cells["reference"], inputs.reference))
         before = first.setdefault(row.key, row)
         for column in ("caption", "reference"):
             values = [one.caption if column == "caption" else one.cells.get(column, "") for one in (before, row)]
@@ -210,18 +235,18 @@ def from_table(path: Path, reference: Path | None) -> Gathered:
                     f"{row.where}: the clip {row.key} has the {column} {values[1]!r}, and {values[0]!r} in "
                     f"{before.where.rpartition(', ')[2]}; give clips of different {column}s different names"
                 )
-        for column, name, sounds in files:
+        for column, name, clips in files:
             file = path.parent / name
             if not file.is_file():
                 raise DataError(f"{row.where}: {column} {name} is not there (looked for {file})")
-            if column == "clip" and row.key in sounds:
+            if column == "clip" and row.key in clips:
                 raise DataError(f"{row.where}: {system} has the clip {row.key} twice")
-            sounds[row.key] = Sound(row.key, file)
-        found.prompts.setdefault(row.key, _prompt(row.key, row.caption, path))
-        found.labels[row.key] = row.cells
+            clips[row.key] = AudioRef(row.key, file)
+        inputs.prompts.setdefault(row.key, _prompt(row.key, row.caption, path))
+        inputs.labels[row.key] = row.cells
     if reference is not None:
-        found.reference = _folder(reference)
-    return found
+        inputs.reference = _folder(reference)
+    return inputs
 
 
 def _prompt(key: str, text: str, path: Path) -> Prompt:

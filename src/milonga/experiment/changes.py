@@ -49,7 +49,7 @@ OUTPUTS = {
     "label": ("label",),
     "reward": ("embed", "reward", "metrics/reward.json"),
     "train": ("checkpoints", "metrics/training", "rounds", "metrics/rounds"),
-    "evaluate": ("evaluate", "refused/evaluate", "heard", "metrics/summary.json", "metrics/comparisons.json"),
+    "evaluate": ("evaluate", "refused/evaluate", "features", "metrics/summary.json", "metrics/comparisons.json"),
     "report": ("report.html",),
 }
 # Clips of systems that no training made: they stay when it is only the training that changed.
@@ -140,12 +140,12 @@ def _spared(run: Run, changed: list[str], stages: set[str]) -> Callable[[str, st
     some, untrained = all(key.startswith(SYSTEMS) for key in changed), stages <= set(STAGES[3:8])
     if set(changed) <= ENDS:
         systems, some = {path.name for path in (run.path / "rounds").glob("*/")}, True
-    heard = ("evaluate", "refused/evaluate", "heard")
+    of_systems = ("evaluate", "refused/evaluate", "features")
 
     def stays(output: str, name: str) -> bool:
-        if some and output in (*OUTPUTS["train"], *heard):
+        if some and output in (*OUTPUTS["train"], *of_systems):
             return Path(name).stem not in systems or (output == "rounds" and set(changed) <= ENDS)
-        return untrained and output in heard and name in UNTRAINED
+        return untrained and output in of_systems and name in UNTRAINED
 
     return stays
 

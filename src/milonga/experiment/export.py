@@ -127,12 +127,12 @@ def _at(where: Mapping[str, Planned], clip: str) -> Planned:
 
 
 def _write_card(material: Any, splits: Mapping[str, int], manifest: Mapping[str, Any], folder: Path) -> None:
-    from milonga.reports.data_card import card, figures
+    from milonga.reports.cards import data_card, data_card_figures
 
-    for name, svg in figures(material).items():
+    for name, svg in data_card_figures(material).items():
         write_text(folder / "figures" / name, svg)
     write_text(folder / "recipe.toml", material.recipe)
-    write_text(folder / "README.md", card(material, splits, made_by(manifest)))
+    write_text(folder / "README.md", data_card(material, splits, made_by(manifest)))
 
 
 def made_by(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -111,7 +111,7 @@ def _write(part: Path, path: Path, trained: Path, base: str) -> None:
 def _write_card(
     part: Path, path: Path, table: dict[str, Any], recipe: dict[str, Any], manifest: dict[str, Any]
 ) -> None:
+    from milonga.reports.cards import model_card
     from milonga.reports.material import read_material
-    from milonga.reports.model_card import card
 
-    write_text(part / "README.md", card(read_material(path), table, recipe, made_by(manifest)))
+    write_text(part / "README.md", model_card(read_material(path), table, recipe, made_by(manifest)))

@@ -14,10 +14,10 @@ from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
 from milonga.core.progress import tracked
 from milonga.core.records import Clip, Prompt, Request
-from milonga.evaluation.hear import hear
-from milonga.evaluation.run_metrics import CLIP_METRICS, SHARES, System, asked_of, values_of
+from milonga.evaluation.features import extract_features, system_features
+from milonga.evaluation.metrics import all_metrics, clip_interval, clip_values, get_metric
 from milonga.experiment import registry
-from milonga.maths.statistics import Interval, bootstrap, proportion
+from milonga.maths.statistics import Interval, proportion
 from milonga.models.generator import TangoModel
 from milonga.models.load import load_denoiser
 from milonga.nano.build.text import replaced, swapped
@@ -101,18 +101,20 @@ def base_exam(prompts: Sequence[Prompt], seed: int) -> Answer:
             made[request.prompt_id] = clip
             advance(1)
     clips = [made[prompt.id] for prompt in prompts]
-    heard = hear(
+    rows = extract_features(
         [prompt.id for prompt in prompts], prompts, clips,
         registry.scorer("nano-judge"), registry.tagger("nano-tagger"), BATCH,
     )  # fmt: skip
-    system = System("base", {row.prompt_id: row for row in heard})
-    single = [prompt for prompt in prompts if prompt.scene and sum(map(len, prompt.scene)) == 1]
-    found = {"base presence on single events": _share(values_of("presence", system, single) == 1.0)}
-    for metric in CLIP_METRICS:
-        values = values_of(metric, system, asked_of(metric, prompts))
-        if np.isfinite(values).sum() > 1:  # a poor base may give no clip in which order can be heard
-            found[f"base {metric}"] = proportion(values) if metric in SHARES else bootstrap(values, seed)
-    return found
+    columns, known = system_features("base", rows).columns, {prompt.id: prompt for prompt in prompts}
+    single = [prompt.id for prompt in prompts if prompt.scene and sum(map(len, prompt.scene)) == 1]
+    recalls = clip_values(get_metric("event_recall"), columns["events"], known, single)
+    answer = {"base presence on single events": _share(recalls == 1.0)}
+    for row in all_metrics():
+        if row.feature in ("clap", "events"):
+            interval = clip_interval(row, clip_values(row, columns[row.feature], known, list(known)), seed, 2000)
+            if interval is not None:  # a poor base may give no clip with all events of its caption
+                answer[f"base {row.name}"] = interval
+    return answer
 
 
 def _batches(stage: str, items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -23,7 +23,7 @@ from milonga.core.protocols import Model
 from milonga.core.records import Pair, Prompt, Round
 from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
 from milonga.experiment.context import Context, needed
-from milonga.experiment.evaluation import heard_by_all, perform
+from milonga.experiment.evaluation import generate_eval_clips, store_features
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe
 from milonga.experiment.recipe_tables import System
@@ -195,44 +195,39 @@ def _draw_prompts(rounds: _Rounds, context: Context, number: int) -> None:
 
 
 def _judged(rounds: _Rounds, number: int, prompts: Sequence[Prompt], before: Sequence[Round]) -> Round:
-    """A round's row; clips and what is heard in them are kept in its folder."""
-    from milonga.evaluation.run_metrics import values_of
+    """A round's row; its clips and their features are stored in its folder."""
+    from milonga.evaluation.features import load_features
+    from milonga.evaluation.metrics import clip_values, get_metric
     from milonga.maths.statistics import bootstrap, paired
 
-    context, name, seed = rounds.judging(number), POLICY if number else "base", rounds.context.recipe.seed
-    perform(context, name, prompts)
-    heard_by_all(context, name, prompts)
-    one = _heard(context, name)
-    values = values_of("clap", one, prompts)
-    judge = bootstrap(values, derive_seed(seed, "rounds"), context.recipe.evaluate.resamples)
+    def values(name: str, context: Context, system: str) -> np.ndarray:
+        """A metric's value for each prompt, NaN where it does not apply."""
+        row, known = get_metric(name), {prompt.id: prompt for prompt in prompts}
+        return clip_values(row, load_features(context.run, system).columns[row.feature], known, list(known))
+
+    def share(name: str) -> float:
+        """The mean of an event metric over the captions that it applies to; NaN where there are none."""
+        shares = values(name, context, system)
+        return float(np.nanmean(shares)) if np.isfinite(shares).any() else float("nan")
+
+    context, seed = rounds.judging(number), derive_seed(rounds.context.recipe.seed, "rounds")
+    system = POLICY if number else "base"
+    generate_eval_clips(context, system, prompts)
+    store_features(context, system, prompts)
+    scores = values("clap", context, system)
+    judge = bootstrap(scores, seed, context.recipe.evaluate.resamples)
     gain = (0.0, 0.0, 0.0)
     if before:
-        best = max(before, key=lambda one: (one.judge, -one.number))
-        other = _heard(rounds.judging(best.number), POLICY if best.number else "base")
-        found = paired(values, values_of("clap", other, prompts), derive_seed(seed, "rounds"))
-        gain = (found.value, found.low, found.high)
+        best = max(before, key=lambda row: (row.judge, -row.number))
+        best_scores = values("clap", rounds.judging(best.number), POLICY if best.number else "base")
+        difference = paired(scores, best_scores, seed)
+        gain = (difference.value, difference.low, difference.high)
     clips, pairs = _sizes(Run(rounds.path(number)))
     return Round(
         system=rounds.system.name, number=number, clips=clips, pairs=pairs, judge=judge.value, low=judge.low,
         high=judge.high, n=judge.n, gain=gain[0], gain_low=gain[1], gain_high=gain[2],
-        present=_share("all_present", one, prompts), order=_share("order", one, prompts),
+        present=share("full_recall"), order=share("order_accuracy"),
     )  # fmt: skip
-
-
-def _heard(context: Context, name: str) -> Any:
-    from milonga.evaluation.hear import Heard
-    from milonga.evaluation.run_metrics import System as Evaluated
-
-    rows = context.run.stage(f"heard/{name}").read_records(Heard)
-    return Evaluated(name, {row.prompt_id: row for row in rows})
-
-
-def _share(metric: str, one: Any, prompts: Sequence[Prompt]) -> float:
-    """The mean of an event metric over the captions that it can be asked of; NaN where there are none."""
-    from milonga.evaluation.run_metrics import asked_of, values_of
-
-    values = values_of(metric, one, asked_of(metric, prompts))
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def _sizes(run: Run) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def train(context: Context) -> None:
 
 def evaluate(context: Context) -> None:
     """Clips of every system for the held-out prompts, all from the same seeds, and what the metrics say of them."""
-    from milonga.experiment.evaluation import heard_by_all, measure, perform, references
+    from milonga.experiment.evaluation import generate_eval_clips, store_features, store_references, write_metrics
 
     folder = context.run.path / "metrics"
     if all((folder / name).exists() for name in ("summary.json", "comparisons.json")):
@@ -158,11 +158,11 @@ def evaluate(context: Context) -> None:
     prompts = shards.read_records(Prompt)
     systems = ["base", *(system.name for system in context.recipe.train.systems)]
     for name in systems:
-        perform(context, name, prompts)
-    references(context, prompts)
+        generate_eval_clips(context, name, prompts)
+    store_references(context, prompts)
     for name in [*systems, "reference"]:
-        heard_by_all(context, name, prompts)
-    measure(context, systems, prompts)
+        store_features(context, name, prompts)
+    write_metrics(context, prompts)
 
 
 def report(context: Context) -> None:

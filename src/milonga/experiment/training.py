@@ -169,12 +169,14 @@ def _ship(recipe: Training, out: Path, finished: Path) -> None:
     from milonga.experiment.export import facts
     from milonga.experiment.export_system import write_pipeline
     from milonga.experiment.manifest import software
-    from milonga.reports.model_card import own_card
+    from milonga.reports.cards import own_model_card
 
     told = recipe.model_dump(mode="json")
     last = (out / "metrics" / f"{recipe.name}.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     with atomic_dir(finished) as part:
         write_pipeline(part, out / TRAINING / "model", recipe.model)
         write_text(part / "training.json", json.dumps(told, indent=1) + "\n")
-        write_text(part / "README.md", own_card(told, json.loads(last), facts(software() | {"seed": recipe.seed})))
+        write_text(
+            part / "README.md", own_model_card(told, json.loads(last), facts(software() | {"seed": recipe.seed}))
+        )
     print(f"milonga: {finished} holds the model: milonga generate PROMPT --model {finished}", file=sys.stderr)

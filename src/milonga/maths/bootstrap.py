@@ -1,8 +1,8 @@
-"""Set metrics of many bootstrap draws at once: what `maths.metrics` says of each draw, in a fraction of the time.
+"""Set metrics of many bootstrap draws at once: the values of `maths.metrics` for each draw, in a fraction of the time.
 
-A draw of N clips with replacement holds 63 % of them, some several times. So a draw's covariance is that of the clips
-it holds, weighted; its overlap is a symmetric eigenvalue problem of the smaller of rows and dimensions, and draws are
-shared out among as many threads as the linear algebra may use. Values are those of the plain form up to rounding.
+A draw of N clips with replacement holds 63 % of them, some several times. Its covariance is therefore a weighted one
+of fewer rows, and draws are spread over as many threads as the linear algebra may use. Values equal those of the plain
+form up to rounding.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ CHUNK = 16  # draws between two reports of progress
 NARROW = 1e-10  # directions of less than this share of the widest one's spread are rounding
 
 
-def unheard(done: int) -> None:
-    """Takes a report of progress that nobody asked for."""
+def no_progress(done: int) -> None:
+    """Ignores a report of progress."""
 
 
 def counts(indices: np.ndarray, n: int) -> np.ndarray:
@@ -28,12 +28,20 @@ def counts(indices: np.ndarray, n: int) -> np.ndarray:
 
 
 def frechet_draws(
-    a: np.ndarray, b: np.ndarray, in_a: np.ndarray, in_b: np.ndarray, advance: Advance = unheard
+    a: np.ndarray, b: np.ndarray, in_a: np.ndarray, in_b: np.ndarray, advance: Advance = no_progress
 ) -> np.ndarray:
     """`frechet_distance` of R draws, shape (R,), of the rows `a` (Na, D) and `b` (Nb, D), finite.
 
-    `in_a` (R, Na) and `in_b` (R, Nb) say how often each row is in each draw (`counts`); rows of one clip count alike.
-    `advance` is told of every few draws that are done.
+    `in_a` (R, Na) and `in_b` (R, Nb) are how often each row is in each draw (`counts`); rows of one clip count alike.
+    `advance` is called after every few draws.
+
+    Of one draw, let w (Na,) and v (Nb,) be those counts, n = Σw, μ = wᵀa / n. Then Σa = Rᵀ R with rows
+    Ra = √(w/(n−1)) · (a − μ), and the distance is |μa − μb|² + tr Σa + tr Σb − 2 tr (ΣaΣb)^½, where
+    tr Σa = (w·|a|² − n |μ|²) / (n−1), and tr (ΣaΣb)^½ is the sum of the singular values of Ra·Rbᵀ:
+    - fewer rows than dimensions: Ra·Rbᵀ is a·bᵀ, centred by w and v on both sides and scaled by √(w/(n−1)) and
+      √(v/(m−1)), so that one product serves all draws (`_by_products`);
+    - more rows than dimensions: with Σb = LLᵀ the singular values are the roots of the eigenvalues of LᵀΣaL, a D × D
+      problem (`_by_covariances`). Directions in which `b` does not spread add nothing and are left out first.
     """
     a, b = (np.asarray(rows, dtype=np.float64) for rows in (a, b))
     middle = b.mean(axis=0)
@@ -56,7 +64,7 @@ def frechet_draws(
         )
         return max(float(gap @ gap + traces - 2 * overlap(w, v)), 0.0)
 
-    return _shared_out(one, len(in_a), advance)
+    return _in_threads(one, len(in_a), advance)
 
 
 def inception_draws(logits: np.ndarray, indices: np.ndarray, splits: int = 10, seed: int = 2020) -> np.ndarray:
@@ -106,7 +114,7 @@ def _by_products(products: np.ndarray) -> Callable[[np.ndarray, np.ndarray], flo
 
     def overlap(w: np.ndarray, v: np.ndarray) -> float:
         held_a, held_b = w > 0, v > 0
-        p, q = w[held_a], v[held_b]
+        p, q = w[held_a], v[held_b]  # the counts of the rows that are in the draw
         part = products[np.ix_(held_a, held_b)]
         by_row, by_column = part @ q / q.sum(), p @ part / p.sum()
         centred = part - by_row[:, None] - by_column + p @ by_row / p.sum()
@@ -119,10 +127,10 @@ def _by_products(products: np.ndarray) -> Callable[[np.ndarray, np.ndarray], flo
 def _weighted(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """R with RᵀR = the unbiased covariance of the rows (N, D), each counted `weights` (N,) times; no empty rows."""
     held = weights > 0
-    kept, times = rows[held], weights[held]
-    kept -= times @ kept / times.sum()
-    kept *= np.sqrt(times / (times.sum() - 1))[:, None]
-    return kept
+    centred, times = rows[held], weights[held]
+    centred -= times @ centred / times.sum()
+    centred *= np.sqrt(times / (times.sum() - 1))[:, None]
+    return centred
 
 
 def _root_trace(square: np.ndarray) -> float:
@@ -130,7 +138,7 @@ def _root_trace(square: np.ndarray) -> float:
     return float(np.sqrt(np.linalg.eigvalsh(square).clip(min=0)).sum())
 
 
-def _shared_out(one: Callable[[int], float], total: int, advance: Advance) -> np.ndarray:
+def _in_threads(one: Callable[[int], float], total: int, advance: Advance) -> np.ndarray:
     """`one(place)` for every place, on as many threads as the linear algebra may use, each with a thread of its own."""
     from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -138,9 +146,9 @@ def _shared_out(one: Callable[[int], float], total: int, advance: Advance) -> np
         return [one(place) for place in range(start, min(start + CHUNK, total))]
 
     workers = max([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
-    found: list[float] = []
+    values: list[float] = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as threads:
         for part in threads.map(chunk, range(0, total, CHUNK)):
-            found += part
+            values += part
             advance(len(part))
-    return np.array(found)
+    return np.array(values)

@@ -1,26 +1,24 @@
-"""Distances of two sets that try to mend what the Fréchet distance suffers from: its bias at small N, its normality.
+"""Distances of two sets without the Fréchet distance's bias at small N or its normal model.
 
-FD∞ (Chong and Forsyth 2020; Gui et al. 2024 for audio) extrapolates to endless clips; KAD (Chung et al. 2025) is an
-unbiased kernel distance without a normal model, and KID (Bińkowski et al. 2018) its cubic ancestor. Numpy only.
+FD∞ (Chong and Forsyth 2020; Gui et al. 2024 for audio) extrapolates to infinite N; KAD (Chung et al. 2025) is an
+unbiased kernel distance without a normal model. Numpy only.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
 from milonga.core.errors import DataError
-from milonga.maths.bootstrap import Advance, counts, frechet_draws, unheard
+from milonga.maths.bootstrap import Advance, counts, frechet_draws, no_progress
 from milonga.maths.metrics import feature_rows
 
-SCALE = 100  # KAD is told in hundredths
+SCALE = 100  # KAD is published in hundredths
 SIZES, REPEATS = 12, 4
 SMALLEST_SHARE = 0.5  # of all clips, in the smallest part that FD∞ looks at
 
 
 def frechet_infinity(
-    a: np.ndarray, b: np.ndarray, owner: np.ndarray | None = None, seed: int = 0, advance: Advance = unheard
+    a: np.ndarray, b: np.ndarray, owner: np.ndarray | None = None, seed: int = 0, advance: Advance = no_progress
 ) -> float:
-    """FD∞ of generated rows `a` (Na, D) against `b` (Nb, D): the distance that endless generated clips would have.
+    """FD∞ of generated rows `a` (Na, D) against `b` (Nb, D): the distance extrapolated to infinitely many clips.
 
     Distances of parts of `a` fall as 1/n; a straight line through those of parts from half to all of the clips, drawn
     without replacement, by clip and several times, is read where 1/n is 0. `owner` (Na,) says which clip a row is of
@@ -35,12 +33,12 @@ def frechet_infinity(
     generator = np.random.default_rng(seed)
     held = np.stack([np.bincount(generator.permutation(total)[:size], minlength=total) for size in sizes])
     every = np.ones((len(sizes), len(real)), dtype=np.int32)
-    return _endless(frechet_draws(rows, real, held[:, clips], every, advance)[None], sizes)[0]
+    return _extrapolated(frechet_draws(rows, real, held[:, clips], every, advance)[None], sizes)[0]
 
 
 def frechet_infinity_draws(
     a: np.ndarray, b: np.ndarray, indices: np.ndarray, in_b: np.ndarray, owner: np.ndarray | None = None,
-    advance: Advance = unheard,
+    advance: Advance = no_progress,
 ) -> np.ndarray:  # fmt: skip
     """FD∞ of each draw of clips (R, N), shape (R,): a draw's first n clips are its part of n. `in_b` (R, Nb) counts."""
     clips = np.arange(len(a)) if owner is None else np.asarray(owner)
@@ -48,26 +46,22 @@ def frechet_infinity_draws(
     sizes = np.unique(np.linspace(SMALLEST_SHARE * total, total, 4).astype(int))
     held = np.concatenate([counts(indices[:, :size], total)[:, clips] for size in sizes])
     distances = frechet_draws(a, b, held, np.tile(in_b, (len(sizes), 1)), advance)
-    return _endless(distances.reshape(len(sizes), -1).T, sizes)
+    return _extrapolated(distances.reshape(len(sizes), -1).T, sizes)
 
 
-def _endless(distances: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _extrapolated(distances: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Where straight lines through distances (R, S) of parts of `sizes` (S,) meet 1/n = 0, shape (R,)."""
     design = np.stack([np.ones(len(sizes)), 1 / sizes], axis=1)
     return np.linalg.lstsq(design, distances.T, rcond=None)[0][0]
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """KAD: 100 × the unbiased squared MMD of rows (Na, D) and (Nb, D) under a Gaussian kernel; may be negative.
-
-    Its bandwidth is the median distance between two rows of the reference `b`, as its paper says; the published code
-    takes the generated ones'. Raises DataError where rows are too few, not finite, or all alike.
-    """
-    return KernelDistance(a, b).value
-
-
 class KernelDistance:
-    """KAD of two sets, and of any draws of their rows, whose kernels are computed once."""
+    """KAD of two sets and of any draws of their rows; the kernels are computed once.
+
+    KAD is 100 × the unbiased squared MMD of rows (Na, D) and (Nb, D) under a Gaussian kernel, and may be negative. The
+    bandwidth is the median distance between two rows of the reference `b`, as the paper says; the published code takes
+    that of the generated ones. Raises DataError where rows are too few, not finite, or all alike.
+    """
 
     def __init__(self, a: np.ndarray, b: np.ndarray) -> None:
         a, b = feature_rows(a), feature_rows(b)
@@ -93,31 +87,6 @@ class KernelDistance:
         of_a = (((w @ within_a) * w).sum(axis=1) - n) / (n * (n - 1))
         of_b = (((v @ within_b) * v).sum(axis=1) - m) / (m * (m - 1))
         return SCALE * (of_a + of_b - 2 * ((w @ across) * v).sum(axis=1) / (n * m))
-
-
-def kernel_inception_distance(
-    a: np.ndarray, b: np.ndarray, subset: int = 1000, subsets: int = 100, seed: int = 2020
-) -> tuple[float, float]:
-    """KID: mean and standard deviation over subsets of the unbiased MMD under (x·y/D + 1)³, as the toolkit has it.
-
-    With fewer rows than `subset` every subset is all of them, and the deviation says nothing.
-    """
-    a, b = feature_rows(a), feature_rows(b)
-    size = min(subset, len(a), len(b))
-    draw = np.random.RandomState(seed)
-    picks = [(draw.choice(len(a), size, False), draw.choice(len(b), size, False)) for _ in range(subsets)]
-    found = [_cubic(a[one], b[other]) for one, other in picks]
-    return float(np.mean(found)), float(np.std(found))
-
-
-def _cubic(a: np.ndarray, b: np.ndarray) -> float:
-    n, kernel = len(a), _cube(a.shape[1])
-    within = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (n * (n - 1)) for x in (a, b)]
-    return float(sum(within) - 2 * kernel(a, b).mean())
-
-
-def _cube(width: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda x, y: (x @ y.T / width + 1) ** 3
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Metrics: functions of what was heard, over a set of clips or in one clip whose scene is known (§5.3). Numpy only.
+"""Metrics as pure functions: of a set of clips' features, or of the events in one clip whose scene is known.
 
-Over sets: Fréchet distance, KL divergence and inception score as the AudioLDM toolkit defines them, checked against its
-recorded numbers. Which features go in decides what comes out: the paper's FAD takes VGGish rows, KL and IS take PANNs
-logits. Of one clip: which of the events that its caption asks for are heard, and in what order.
+Sets: Fréchet distance, KL divergence and inception score as the AudioLDM toolkit defines them, checked against its
+recorded numbers. The features decide the number: the paper's FAD takes VGGish rows, KL and IS take PANNs logits.
+One clip (§5.3): which events of its caption were detected, and in what order.
 """
 
 from collections.abc import Sequence
@@ -89,57 +89,59 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def presence(scene: Scene, events: Sequence[Event]) -> float:
-    """The share of the asked events that are heard, 0 to 1.
+def event_recall(scene: Scene, events: Sequence[Event]) -> float:
+    """The share of a scene's events that were detected, 0 to 1.
 
-    A class that is asked for k times counts k times and has to be heard k times. Raises DataError for an empty scene.
+    A class that the scene names k times counts k times and must be detected k times. Raises DataError for an empty
+    scene.
     """
     onsets = [onset for group in _onsets(scene, events) for onset in group]
     return sum(onset is not None for onset in onsets) / len(onsets)
 
 
-def all_present(scene: Scene, events: Sequence[Event]) -> bool:
-    """Whether every asked event is heard, in whatever order."""
-    return presence(scene, events) == 1.0
+def full_recall(scene: Scene, events: Sequence[Event]) -> bool:
+    """Whether every event of the scene was detected, in whatever order."""
+    return event_recall(scene, events) == 1.0
 
 
-def extra(scene: Scene, events: Sequence[Event]) -> int:
-    """The number of classes heard that the scene does not ask for; hearing one of them often counts once."""
+def extra_events(scene: Scene, events: Sequence[Event]) -> int:
+    """The number of classes that were detected and are not in the scene; several events of one class count once."""
     return len({event.label for event in events} - {label for group in scene for label in group})
 
 
-def order_heard(scene: Scene, events: Sequence[Event]) -> bool | None:
-    """Whether the events are heard in the asked order; None if some asked event is not heard at all.
+def order_accuracy_detected(scene: Scene, events: Sequence[Event]) -> bool | None:
+    """Whether the events come in the scene's order; None if some event of the scene was not detected at all.
 
-    Every event of a group must begin strictly before every event of the next. A class is placed where it is first
-    heard; one that is asked for again is placed, at its k-th mention, where it is heard for the k-th time (so a sound
-    that is heard in pieces can fail a scene that repeats it). A scene of one group is in order as soon as it is heard.
+    Every event of a group must begin strictly before every event of the next. A class stands where it is first
+    detected; one that the scene repeats stands, at its k-th mention, where it is detected for the k-th time (so a
+    sound that is detected in pieces can fail a scene that repeats it). A scene of one group is in order once all of
+    it is detected.
     """
     onsets = _onsets(scene, events)
-    placed = [[onset for onset in group if onset is not None] for group in onsets]
-    if sum(map(len, placed)) < sum(map(len, onsets)):
+    detected = [[onset for onset in group if onset is not None] for group in onsets]
+    if sum(map(len, detected)) < sum(map(len, onsets)):
         return None
-    return all(max(first) < min(then) for first, then in pairwise(placed))
+    return all(max(first) < min(then) for first, then in pairwise(detected))
 
 
-def in_order(scene: Scene, events: Sequence[Event]) -> bool:
-    """Whether all asked events are heard, and in the asked order: a missing event counts as wrong."""
-    return order_heard(scene, events) is True
+def order_accuracy(scene: Scene, events: Sequence[Event]) -> bool:
+    """Whether all events of the scene were detected in its order: a missing event counts as wrong."""
+    return order_accuracy_detected(scene, events) is True
 
 
-def correct(scene: Scene, events: Sequence[Event]) -> bool:
-    """Whether the clip is just what was asked: everything present, in order, and nothing else."""
-    return in_order(scene, events) and extra(scene, events) == 0
+def exact_match(scene: Scene, events: Sequence[Event]) -> bool:
+    """Whether the events are exactly the scene: all of it, in its order, and no other class."""
+    return order_accuracy(scene, events) and extra_events(scene, events) == 0
 
 
 def _onsets(scene: Scene, events: Sequence[Event]) -> list[list[float | None]]:
     """For each group, the onset of each of its mentions in seconds: the k-th mention of a class has its k-th onset."""
     if not scene or not all(scene):
         raise DataError(f"a scene needs at least one event in every group, not {scene!r}")
-    heard: dict[str, list[float]] = {}
+    detected: dict[str, list[float]] = {}
     for event in sorted(events, key=lambda event: event.onset):
-        heard.setdefault(event.label, []).append(event.onset)
-    left = {label: iter(onsets) for label, onsets in heard.items()}
+        detected.setdefault(event.label, []).append(event.onset)
+    left = {label: iter(onsets) for label, onsets in detected.items()}
     return [[next(left.get(label, iter(())), None) for label in group] for group in scene]
 
 

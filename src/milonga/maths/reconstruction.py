@@ -74,10 +74,9 @@ def lsd(spectrum: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _magnitudes(wave: np.ndarray) -> np.ndarray:
-    told = torch.from_numpy(wave.astype(np.float32))
-    window = torch.hann_window(FFT)
-    found = torch.stft(told, FFT, 160, window=window, center=True, pad_mode="constant", return_complex=True)
-    return found.abs().numpy().T.astype(np.float64)
+    samples, window = torch.from_numpy(wave.astype(np.float32)), torch.hann_window(FFT)
+    spectrum = torch.stft(samples, FFT, 160, window=window, center=True, pad_mode="constant", return_complex=True)
+    return spectrum.abs().numpy().T.astype(np.float64)
 
 
 def _windows(image: np.ndarray) -> np.ndarray:

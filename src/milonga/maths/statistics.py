@@ -5,7 +5,7 @@ are left; if fewer than two are, that is a DataError that counts them. All inter
 nothing about another training run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +15,9 @@ from milonga.core.errors import DataError
 
 LEVEL = 0.95
 CHUNK = 512  # resamples in memory at once
-SMALLEST_P = 1e-6  # what a normal tail is still trusted to say
-Statistic = Callable[..., float]
+SMALLEST_P = 1e-6  # a normal tail is not trusted below this
+FLIPS = 10_000  # random signs of one sign-flip test
+RADEMACHER = 3.18  # Bentkus and Dzindzalieta 2015: P(Σ ±d ≥ t·|d|) ≤ 3.18 · P(N(0, 1) ≥ t) for any differences d
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """a − b over `n` shared prompts with its 95 % interval, and the two-sided p of "no difference"."""
+    """a − b over `n` shared prompts with its 95 % interval, and the two-sided p of "no difference" for it alone."""
 
     value: float
     low: float
@@ -42,8 +43,8 @@ class Difference:
     def better(self, higher: bool = True) -> Literal["a", "b", "neither"]:
         """Which system is better (`higher`: more is), "neither" where the interval touches zero or p is above 0.05.
 
-        Both are asked, because a bootstrap is too sure of itself where few clips differ: of yes or no on 180 clips,
-        four changes to yes give an interval above zero, and chance does so once in eight. A p of NaN is not asked.
+        Both are needed, because a bootstrap is too sure of itself where few clips differ: of yes or no on 180 clips,
+        four changes to yes give an interval above zero, and chance does so once in eight. A p of NaN is ignored.
         """
         if not (self.low > 0 or self.high < 0) or self.p > 1 - LEVEL:  # so that an interval of NaN is no verdict
             return "neither"
@@ -76,36 +77,27 @@ def proportion(values: np.ndarray) -> Interval:
     return Interval(float(measured.mean()), float(limits.low), float(limits.high), len(measured))
 
 
-def bootstrap_set(statistic: Statistic, rows: Sequence[np.ndarray], seed: int, resamples: int = 500) -> Interval:
-    """A metric of a whole set, such as FD or IS, with its interval: `statistic(*rows)`, each array (N, ...) by clip.
-
-    Row i of every array belongs to clip i, and all arrays are resampled together; keep what should stay fixed inside
-    `statistic`. Repeated rows bias such metrics (FD rises), so the resampled values serve for their spread alone: they
-    are centred on the value observed (basic interval), which is then for the metric *at this N*.
-    """
-    arrays = _aligned([rows])[0]
-    value = float(statistic(*arrays))
-    indices = draw_clips(len(arrays[0]), seed, resamples)
-    draws = np.array([statistic(*(array[index] for array in arrays)) for index in indices])
-    return interval_of(value, draws, len(arrays[0]))
-
-
 def draw_clips(n: int, seed: int, resamples: int) -> np.ndarray:
     """`resamples` draws of n clips with replacement, as their places, shape (resamples, n)."""
     return np.random.default_rng(seed).integers(n, size=(resamples, n))
 
 
 def interval_of(value: float, draws: np.ndarray, n: int) -> Interval:
-    """The interval of `bootstrap_set` for a value of `n` clips and the metric of each draw (resamples,)."""
+    """The interval of a metric of a whole set, from its value over `n` clips and over each draw of them (resamples,).
+
+    Repeated clips bias such metrics (FD rises), so the draws serve for their spread alone: they are centred on the
+    value (basic interval), which is then for the metric *at this N*.
+    """
     low, high = _centred(value, draws)
     return Interval(value, low, high, n)
 
 
 def difference_of(value: float, draws: np.ndarray, n: int) -> Difference:
-    """The difference of `paired_set` for a value over `n` prompts and its value in each draw (resamples,).
+    """The difference of a set metric over `n` shared prompts, from its value and the value in each draw (resamples,).
 
-    Where no draw is as far as the value, p is the normal tail of their spread, down to SMALLEST_P: a few hundred draws
-    could else never pass a correction for many comparisons.
+    One draw of clips serves both systems and their references. The interval is that of `interval_of`; p is the share
+    of centred draws at least as far from zero as the value. Where no draw is, p is the normal tail of their spread,
+    down to SMALLEST_P: a few hundred draws could never pass a correction for many comparisons.
     """
     from scipy.stats import norm
 
@@ -121,40 +113,17 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 10_000) -> 
     """Mean of a − b for two systems' values (N,) over the same prompts, with BCa interval and sign-flip p.
 
     p is the share of random sign changes of the N differences whose mean is at least as far from zero (+1 on both
-    sides of the fraction, so never 0): exact if the two systems are alike, whatever the values' distribution.
+    sides of the fraction, so never 0), over at least FLIPS of them: exact if the two systems are alike, whatever the
+    values' distribution. Beyond what the flips can resolve, p is an upper bound of the exact one (`RADEMACHER`), down
+    to SMALLEST_P, so that a clear difference passes a correction for thousands of comparisons.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise DataError(f"paired values must cover the same prompts, not {a.shape} and {b.shape}")
     differences = _measured(a - b)
     low, high = _bca(differences, seed, resamples)
-    p = _sign_flip(differences, seed, resamples)
+    p = _sign_flip(differences, seed, max(resamples, FLIPS))
     return Difference(float(differences.mean()), low, high, p, len(differences))
-
-
-def paired_set(
-    statistic: Statistic, a_rows: Sequence[np.ndarray], b_rows: Sequence[np.ndarray], seed: int, resamples: int = 500
-) -> Difference:
-    """statistic(*a_rows) − statistic(*b_rows) over the same prompts, with its interval; each array is (N, ...) by clip.
-
-    FD: `paired_set(frechet_distance, (features_a, reference), (features_b, reference), seed)`; for several rows a clip
-    pass (N, rows, D) and flatten inside `statistic`. One draw of indices serves both systems and their references.
-    Interval as in `bootstrap_set`; p as in `difference_of`: the share of centred draws
-    at least as far from zero as the difference.
-    """
-    a_arrays, b_arrays = _aligned([a_rows, b_rows])
-
-    def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
-        return float(statistic(*a)) - float(statistic(*b))
-
-    value = difference(a_arrays, b_arrays)
-    draws = np.array(
-        [
-            difference([array[index] for array in a_arrays], [array[index] for array in b_arrays])
-            for index in draw_clips(len(a_arrays[0]), seed, resamples)
-        ]
-    )
-    return difference_of(value, draws, len(a_arrays[0]))
 
 
 def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -175,22 +144,10 @@ def _measured(values: np.ndarray) -> np.ndarray:
     """The values (N,) that are not NaN, or a DataError that counts those that are; infinities are refused."""
     if values.ndim != 1 or np.isinf(values).any():
         raise DataError(f"values must be one finite number (or NaN) per clip, not shape {values.shape} with infinities")
-    kept = values[~np.isnan(values)]
-    if len(kept) < 2:
-        raise DataError(f"an interval needs two measured clips: {len(values) - len(kept)} of {len(values)} are NaN")
-    return kept
-
-
-def _aligned(groups: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
-    """The same groups as arrays, after checking that all of them have one row per clip and no NaN."""
-    arrays = [[np.asarray(rows) for rows in group] for group in groups]
-    lengths = {len(array) for group in arrays for array in group}
-    if len(lengths) != 1 or min(lengths) < 2:
-        raise DataError(f"all rows of a set metric must cover the same two or more clips, not {sorted(lengths)}")
-    broken = sum(int(np.isnan(array).sum()) for group in arrays for array in group)
-    if broken:
-        raise DataError(f"rows of a set metric hold {broken} NaN: leave those clips out of every system first")
-    return arrays
+    measured = values[~np.isnan(values)]
+    if len(measured) < 2:
+        raise DataError(f"an interval needs two measured clips: {len(values) - len(measured)} of {len(values)} are NaN")
+    return measured
 
 
 def _bca(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
@@ -211,14 +168,21 @@ def _centred(value: float, draws: np.ndarray) -> tuple[float, float]:
     return value - float(high), value - float(low)
 
 
-def _sign_flip(differences: np.ndarray, seed: int, resamples: int) -> float:
-    """Two-sided p of the mean under random signs of the differences (N,)."""
-    generator = np.random.default_rng(seed)
-    sums = [
-        generator.choice((-1.0, 1.0), size=(min(CHUNK, resamples - done), len(differences))) @ differences
-        for done in range(0, resamples, CHUNK)
-    ]
-    return _beyond(np.abs(np.concatenate(sums)), abs(float(differences.sum())))
+def _sign_flip(differences: np.ndarray, seed: int, flips: int) -> float:
+    """Two-sided p of the mean under random signs of the differences (N,), by `flips` of them or the tail's bound."""
+    from scipy.stats import norm
+
+    generator, n = np.random.default_rng(seed), len(differences)
+    length = float(np.linalg.norm(differences))
+    if length == 0:
+        return 1.0
+    sums = []
+    for done in range(0, flips, CHUNK):
+        packed = generator.integers(0, 256, size=(min(CHUNK, flips - done), (n + 7) // 8), dtype=np.uint8)
+        sums.append((2.0 * np.unpackbits(packed, axis=1, count=n) - 1.0) @ differences)
+    total = abs(float(differences.sum()))
+    bound = 2 * RADEMACHER * float(norm.sf(total / length))
+    return min(_beyond(np.abs(np.concatenate(sums)), total), max(SMALLEST_P, bound))
 
 
 def _beyond(draws: np.ndarray, observed: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from milonga.core.protocols import Tagger
 from milonga.core.records import Clip, Label, Prompt
-from milonga.maths.metrics import in_order
+from milonga.maths.metrics import order_accuracy
 
 
 def label(
@@ -20,7 +20,7 @@ def label(
         part = slice(first, first + batch)
         for name, prompt, events in zip(ids[part], prompts[part], tagger.detect(clips[part]), strict=True):
             if prompt.scene:
-                found.append(_label(name, prompt, in_order(prompt.scene, events)))
+                found.append(_label(name, prompt, order_accuracy(prompt.scene, events)))
     return found
 
 

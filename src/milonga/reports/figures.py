@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG: forest plots, histograms with thresholds, and training curves.
+"""The pages' figures as inline SVG: forest plots, histograms with thresholds, training curves, and rounds.
 
 Colours are CSS classes of the page, so that figures follow light and dark; every figure carries a text alternative.
 """
@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from markupsafe import Markup, escape
 
-from milonga.core.records import Comparison
-from milonga.evaluation.numbers import MINUS, Measure, verdict
+from milonga.core.records import Comparison, Round
+from milonga.evaluation.formatting import verdict
+from milonga.evaluation.metrics import MINUS, Metric
 from milonga.preference.sweep import ticks
 
 WIDTH, HEIGHT = 360, 190
@@ -57,37 +58,34 @@ def short(value: float) -> str:
 
 
 def svg(body: Sequence[str], label: str, width: float = WIDTH, height: float = HEIGHT, style: str = "chart") -> Markup:
-    """An SVG picture that scales to its box, told to a screen reader as `label`."""
+    """An SVG picture that scales to its box; `label` is its text for screen readers."""
     inner = "".join(body)
     return Markup(  # every text in `body` was escaped where it was made
         f'<svg class="{style}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{inner}</svg>'
     )
 
 
-def axes(frame: Frame, y_ticks: bool = True) -> list[str]:
-    """Grid lines with labels, and the baseline."""
+def axes(frame: Frame, x_labels: Sequence[tuple[float, str]] | None = None) -> list[str]:
+    """Grid lines with labels, the baseline, and labels below it (default: round numbers)."""
     parts = []
-    for value in ticks(*frame.y) if y_ticks else []:
-        y = frame.py(value)
+    for value in ticks(*frame.y):
+        y, x = frame.py(value), frame.left - 5
         parts.append(f'<path class="grid" d="M{frame.left:g} {y}H{WIDTH - frame.right:g}"/>')
-        parts.append(
-            f'<text class="tick" x="{frame.left - 5:g}" y="{y + 3.5:g}" text-anchor="end">{short(value)}</text>'
-        )
+        parts.append(f'<text class="tick" x="{x:g}" y="{y + 3.5:g}" text-anchor="end">{short(value)}</text>')
     base = HEIGHT - frame.bottom
     parts.append(f'<path class="axis" d="M{frame.left:g} {base:g}H{WIDTH - frame.right:g}"/>')
-    for value in ticks(*frame.x, 5):
-        parts.append(
-            f'<text class="tick" x="{frame.px(value)}" y="{base + 14:g}" text-anchor="middle">{short(value)}</text>'
-        )
+    for value, text in x_labels or [(value, short(value)) for value in ticks(*frame.x, 5)]:
+        x = frame.px(value)
+        parts.append(f'<text class="tick" x="{x}" y="{base + 14:g}" text-anchor="middle">{text}</text>')
     return parts
 
 
-def forest(rows: Sequence[tuple[int, Comparison]], measure: Measure, label: str) -> Markup:
+def forest(rows: Sequence[tuple[int, Comparison]], metric: Metric, label: str) -> Markup:
     """Differences from the base with their intervals, one line per system (colour number, comparison).
 
     Right of the middle is better whatever the metric's direction: for FD, say, a smaller value lies on the right.
     """
-    width, step, sign = 200, 15, 1 if measure.up else -1
+    width, step, sign = 200, 15, 1 if metric.higher else -1
     height = step * len(rows) + 5
     finite = [abs(v) for _, row in rows for v in (row.low, row.high, row.difference) if math.isfinite(v)]
     reach = 1.08 * max([*finite, 1e-9])
@@ -99,7 +97,7 @@ def forest(rows: Sequence[tuple[int, Comparison]], measure: Measure, label: str)
         low, high, middle = (
             round(width / 2 + sign * v / reach * (width / 2 - 4), 1) for v in (row.low, row.high, row.difference)
         )
-        hollow = " open" if verdict(row) == "undecided" else ""
+        hollow = " open" if verdict(row) == "neither" else ""
         body.append(f'<path class="whisker s{colour}" d="M{low} {y}H{high}M{low} {y - 3}v6M{high} {y - 3}v6"/>')
         body.append(f'<circle class="mark s{colour}{hollow}" cx="{middle}" cy="{y}" r="4"/>')
     return svg(body, label, width, height, "forest")
@@ -142,7 +140,7 @@ def curves(lines: Sequence[Line], phases: Sequence[tuple[int, str]], steps: int,
 
     None without a finite point.
     """
-    lines = [kept for kept in map(_finite, lines) if len(kept.x)]
+    lines = [line for line in map(_finite, lines) if len(line.x)]
     if not lines:
         return None
     frame = Frame(_range(np.array([1.0, steps]), 0.0), _range(np.concatenate([line.y for line in lines]), 0.06))
@@ -194,3 +192,20 @@ def _path(frame: Frame, x: np.ndarray, y: np.ndarray, most: int = 240) -> str:
     groups = np.array_split(np.arange(len(x)), min(most, len(x)))
     points = [f"{frame.px(x[g].mean())} {frame.py(y[g].mean())}" for g in groups]
     return "M" + "L".join(points) if len(points) > 1 else f"M{points[0]}h2"
+
+
+def rounds_figure(system: str, rounds: Sequence[Round]) -> Markup:
+    """The judge's mean by round, with whiskers."""
+    values = [value for row in rounds for value in (row.low, row.high, row.judge) if math.isfinite(value)]
+    low, high = min(values), max(values)
+    pad = 0.08 * (high - low) or 0.05
+    frame = Frame((-0.3, max(1, rounds[-1].number) + 0.3), (low - pad, high + pad))
+    points = [(frame.px(row.number), frame.py(row.judge)) for row in rounds]
+    body = axes(frame, [(row.number, str(row.number or "base")) for row in rounds])
+    body.append(f'<path class="curve c1" d="M{"L".join(f"{x} {y}" for x, y in points)}"/>')
+    for row, (x, y) in zip(rounds, points, strict=True):
+        top, bottom = frame.py(row.high), frame.py(row.low)
+        body.append(f'<path class="curve c1" d="M{x} {top}V{bottom}M{x - 4:g} {top}h8M{x - 4:g} {bottom}h8"/>')
+        body.append(f'<circle class="point" cx="{x}" cy="{y}" r="3.5"/>')
+    label = ", ".join(f"{row.number}: {row.judge:.3f}" for row in rounds)
+    return svg(body, f"{system}: judge CLAP by round, {label}")

@@ -1,25 +1,36 @@
-"""The listening gallery: which prompts are shown, and for each system the clip, its mel picture and what was heard.
+"""The listening gallery: which prompts are shown, and for each system the clip, its mel picture and its events.
 
 Half of the prompts are drawn by the hash of their id, so nobody chose them; the rest are the most improved, the most
-worsened and the lowest judged ones, and say so.
+worsened and the lowest scored ones, and are labelled so.
 """
 
 import math
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
+
+import numpy as np
 
 from milonga.core.audio import from_flac
 from milonga.core.ids import content_id
-from milonga.core.records import Event, Prompt
-from milonga.maths.metrics import correct, order_heard
-from milonga.reports.material import Heard, Material
-from milonga.reports.pictures import data_uri, mel_picture
+from milonga.core.records import Clip, Event, Prompt
+from milonga.maths.metrics import exact_match, order_accuracy_detected
+from milonga.reports.material import ClipView, EvaluationView
 
 CARDS = 24
 BUDGET = 11_000_000  # bytes of audio and pictures, as base64: keeps the page near 12 MB
-DRAWN, IMPROVED, WORSENED, LOWEST = "drawn by chance", "most improved", "most worsened", "judged lowest"
+DRAWN, IMPROVED, WORSENED, LOWEST = "drawn at random", "most improved", "most worsened", "scored lowest"
 REASONS = (DRAWN, IMPROVED, WORSENED, LOWEST)
+COLUMNS, BANDS, LEVELS = 160, 48, 48  # of a mel picture: its pixels, and its colours
+RANGE = 7.5  # natural-log units shown below a picture's loudest point (65 dB)
+# The colour map magma in LEVELS steps, RGB: even steps of loudness look like even steps of brightness.
+MAGMA = bytes.fromhex(
+    "00000402020b0504160a0822100b2d160f3b1d11472512552d116138106c400f7449107852137c5a167e641a806b1d81"
+    "7521817c23828627818e2a81962c80a02f7fa8327db2357bba3878c43c75cc3f71d5446ddc4869e34e65ea5661ef5d5e"
+    "f4675cf7705cf97b5dfb8560fc9065fd9a6afea36ffeae77feb77efec287fecc8ffed799fde0a1fdebacfcf4b6fcfdbf"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Lane:
-    """One class on the timeline: asked for (with its colour) or extra (colour −1), and its bars."""
+    """One class on the timeline: of the caption (with its colour) or extra (colour −1), and its bars."""
 
     label: str
     colour: int
@@ -57,7 +68,7 @@ class Player:
 
 @dataclass(frozen=True)
 class Card:
-    """One prompt: its words, what it asks for, why it is here, its players, and the keys that sort and filter it."""
+    """One prompt: its words and scene, why it is here, its players, and the keys that sort and filter it."""
 
     prompt: Prompt
     reason: str
@@ -69,7 +80,7 @@ class Card:
 
     @property
     def lanes_known(self) -> bool:
-        """Whether any event was heard in its clips, or asked for."""
+        """Whether its caption names events, or any was detected in its clips."""
         return any(player.lanes for player in self.players)
 
     @property
@@ -78,102 +89,98 @@ class Card:
         return sum(len(player.audio) + len(player.picture) for player in self.players)
 
 
-def gallery(material: Material, order: list[str], subject: str) -> list[Card]:
-    """Cards for up to CARDS prompts that every system was heard on, within BUDGET bytes; fewer where clips are long."""
-    systems = [name for name in order if name in material.heard]
-    picked = list(islice(_picks(material, systems, subject), CARDS))
-    clips = {name: material.clips(name, {material.heard[name][one].id for one, _ in picked}) for name in systems}
+def gallery(view: EvaluationView, order: list[str], subject: str) -> list[Card]:
+    """Cards for up to CARDS prompts of which every system has a clip; fewer where BUDGET bytes hold fewer."""
+    systems = [name for name in order if name in view.clips]
+    picked = list(islice(_picks(view, systems, subject), CARDS))
+    audio = {name: view.read_clips(name, {view.clips[name][key].id for key, _ in picked}) for name in systems}
     cards: list[Card] = []
     for prompt_id, reason in picked:
-        card = _card(material, systems, subject, prompt_id, reason, clips)
-        if sum(one.size for one in cards) + card.size > BUDGET:
+        card = _card(view, systems, subject, prompt_id, reason, audio)
+        if sum(other.size for other in cards) + card.size > BUDGET:
             break
         cards.append(card)
     return sorted(cards, key=lambda card: REASONS.index(card.reason))
 
 
-def _picks(material: Material, systems: list[str], subject: str) -> Iterator[tuple[str, str]]:
-    """(prompt id, reason) without repetition: three drawn by chance for each of the three kinds of chosen ones."""
+def _picks(view: EvaluationView, systems: list[str], subject: str) -> Iterator[tuple[str, str]]:
+    """(prompt id, reason) without repetition: one drawn at random, then one of the extremes, and so on in turn."""
     if not systems:
         return
-    shared = [one for one in material.prompts if all(one in material.heard[name] for name in systems)]
-    score, gain = _keys(material, subject)
-    judged = [one for one in shared if math.isfinite(score(one))]
-    gained = [one for one in shared if math.isfinite(gain(one))]
+    shared = [key for key in view.prompts if all(key in view.clips[name] for name in systems)]
+    score, gain = _keys(view, subject)
+    scored = [key for key in shared if math.isfinite(score(key))]
+    gained = [key for key in shared if math.isfinite(gain(key))]
     queues = {
-        DRAWN: sorted(shared, key=lambda one: content_id("gallery", one)),
-        IMPROVED: sorted((one for one in gained if gain(one) > 0), key=gain, reverse=True),
-        WORSENED: sorted((one for one in gained if gain(one) < 0), key=gain),
-        LOWEST: sorted(judged, key=score),
+        DRAWN: sorted(shared, key=lambda key: content_id("gallery", key)),
+        IMPROVED: sorted((key for key in gained if gain(key) > 0), key=gain, reverse=True),
+        WORSENED: sorted((key for key in gained if gain(key) < 0), key=gain),
+        LOWEST: sorted(scored, key=score),
     }
     seen: set[str] = set()
     while any(queues.values()):
         for reason in (DRAWN, IMPROVED, DRAWN, WORSENED, DRAWN, LOWEST):
-            fresh = [one for one in queues[reason] if one not in seen]
+            fresh = [key for key in queues[reason] if key not in seen]
             queues[reason] = fresh[1:]
             if fresh:
                 seen.add(fresh[0])
                 yield fresh[0], reason
 
 
-def _keys(material: Material, subject: str) -> tuple[Callable[[str], float], Callable[[str], float]]:
-    """The judge's score of the subject's clip, and its gain over the baseline's, by prompt id (NaN where unknown)."""
+def _keys(view: EvaluationView, subject: str) -> tuple[Callable[[str], float], Callable[[str], float]]:
+    """The CLAP score of the subject's clip, and its gain over the baseline's, by prompt id (NaN where unknown)."""
 
     def score(prompt_id: str, system: str = subject) -> float:
-        heard = material.heard.get(system, {}).get(prompt_id)
-        return heard.clap if heard else math.nan
+        clip = view.clips.get(system, {}).get(prompt_id)
+        return clip.clap if clip else math.nan
 
-    return score, lambda prompt_id: score(prompt_id) - score(prompt_id, material.baseline)
+    return score, lambda prompt_id: score(prompt_id) - score(prompt_id, view.baseline)
 
 
 def _card(
-    material: Material,
-    systems: list[str],
-    subject: str,
-    prompt_id: str,
-    reason: str,
-    clips: dict[str, dict[str, bytes]],
-) -> Card:
-    prompt = material.prompts[prompt_id]
-    heard = {name: material.heard[name][prompt_id] for name in systems}
-    players = [_player(name, heard[name], prompt, clips[name]) for name in systems if heard[name].id in clips[name]]
-    score, gain = _keys(material, subject)
-    made = {heard[name].id for name in systems if name != "reference"}
-    return Card(prompt, reason, players, score(prompt_id), gain(prompt_id), asked(prompt), len(made) == 1)
+    view: EvaluationView, systems: list[str], subject: str, prompt_id: str, reason: str,
+    audio: dict[str, dict[str, bytes]],
+) -> Card:  # fmt: skip
+    prompt = view.prompts[prompt_id]
+    clips = {name: view.clips[name][prompt_id] for name in systems}
+    players = [_player(name, clips[name], prompt, audio[name]) for name in systems if clips[name].id in audio[name]]
+    score, gain = _keys(view, subject)
+    requests = {clips[name].id for name in systems if name != "reference"}
+    return Card(prompt, reason, players, score(prompt_id), gain(prompt_id), scene_labels(prompt), len(requests) == 1)
 
 
-def asked(prompt: Prompt) -> list[str]:
-    """The classes that a prompt asks for, in the order of its scene, each once."""
+def scene_labels(prompt: Prompt) -> list[str]:
+    """The classes of a prompt's scene, in its order, each once."""
     return list(dict.fromkeys(label for group in prompt.scene or () for label in group))
 
 
-def _player(system: str, heard: Heard, prompt: Prompt, clips: dict[str, bytes]) -> Player:
-    clip = from_flac(clips[heard.id])
-    verdict, good = judged(prompt, heard.events)
-    spoken = ", ".join(f"{e.label} {e.onset:.1f} to {e.offset:.1f} seconds" for e in heard.events) or "nothing"
+def _player(system: str, view: ClipView, prompt: Prompt, audio: dict[str, bytes]) -> Player:
+    clip = from_flac(audio[view.id])
+    verdict, good = faults_of(prompt, view.events)
+    spoken = ", ".join(f"{e.label} {e.onset:.1f} to {e.offset:.1f} seconds" for e in view.events) or "nothing"
     return Player(
         system=system,
-        audio=data_uri(clips[heard.id], "audio/flac"),
+        audio=data_uri(audio[view.id], "audio/flac"),
         picture=data_uri(mel_picture(clip), "image/png"),
         seconds=clip.seconds,
-        clap=f"{heard.clap:.2f}".replace("-", "−") if math.isfinite(heard.clap) else "–",
-        lanes=lanes(prompt, heard.events, clip.seconds),
+        clap=f"{view.clap:.2f}".replace("-", "−") if math.isfinite(view.clap) else "–",
+        lanes=lanes(prompt, view.events, clip.seconds),
         verdict=verdict,
         good=good,
-        spoken=f"heard: {spoken}",
+        spoken=f"detected: {spoken}",
     )
 
 
 def lanes(prompt: Prompt, events: tuple[Event, ...], seconds: float) -> list[Lane]:
-    """The timeline: a lane for each class asked for, in that order, heard or not; then one for each that is extra."""
-    wanted = asked(prompt)
+    """The timeline: a lane for each class of the caption, in that order, detected or not; then one for each extra."""
+    wanted = scene_labels(prompt)
     extra = list(dict.fromkeys(event.label for event in events if event.label not in wanted))
-    found = []
+    rows = []
     for place, label in enumerate([*wanted, *extra]):
         bars = [_bar(event, seconds) for event in events if event.label == label]
-        asked_for = label in wanted or not prompt.scene  # where nobody knows what was asked, nothing is extra
-        found.append(Lane(label, place % 6 if asked_for else -1, bars))
-    return found
+        named = label in wanted or not prompt.scene  # where the scene is not known, nothing is extra
+        rows.append(Lane(label, place % 6 if named else -1, bars))
+    return rows
 
 
 def _bar(event: Event, seconds: float) -> Bar:
@@ -184,14 +191,45 @@ def _bar(event: Event, seconds: float) -> Bar:
     )
 
 
-def judged(prompt: Prompt, events: tuple[Event, ...]) -> tuple[str, bool]:
-    """In a few words what is wrong with a clip by its events ("Bell missing"), and whether it is just as asked."""
+def faults_of(prompt: Prompt, events: tuple[Event, ...]) -> tuple[str, bool]:
+    """The faults of a clip by its events, in a few words ("Bell missing"), and whether it matches its scene exactly."""
     if not prompt.scene:
         return "", False
-    wanted, heard = asked(prompt), {event.label for event in events}
-    faults = [f"{label} missing" for label in wanted if label not in heard]
-    if order_heard(prompt.scene, events) is False:
+    wanted, detected = scene_labels(prompt), {event.label for event in events}
+    faults = [f"{label} missing" for label in wanted if label not in detected]
+    if order_accuracy_detected(prompt.scene, events) is False:
         faults.append("wrong order")
-    faults += [f"extra {label}" for label in sorted(heard - set(wanted))]
-    good = correct(prompt.scene, events)
-    return ", ".join(faults) or ("all as asked" if good else "heard too seldom"), good
+    faults += [f"extra {label}" for label in sorted(detected - set(wanted))]
+    good = exact_match(prompt.scene, events)
+    return ", ".join(faults) or ("exact match" if good else "too few repetitions"), good
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes as a `data:` URI of a media type."""
+    return f"data:{kind};base64,{b64encode(data).decode()}"
+
+
+def mel_picture(clip: Clip) -> bytes:
+    """A PNG of the clip's log-mel, low sounds at the bottom, COLUMNS × BANDS pixels, in even colours."""
+    import torch
+
+    from milonga.maths.mel import MelSettings, log_mel
+
+    settings = MelSettings(rate=clip.rate, hop=256, bands=BANDS, low=40.0, high=min(8000.0, clip.rate / 2))
+    wave = np.pad(clip.waveform, (0, max(0, 2 * settings.fft - len(clip.waveform)))).astype(np.float32)
+    mel = log_mel(torch.from_numpy(wave)[None], settings)[0].numpy()
+    groups = np.array_split(np.arange(len(mel)), min(COLUMNS, len(mel)))
+    columns = np.stack([mel[group].mean(axis=0) for group in groups], axis=1)
+    top = max(float(columns.max()), np.log(settings.floor) + RANGE)
+    scaled = np.clip((columns - (top - RANGE)) / RANGE, 0, 1)
+    return png(np.rint(scaled[::-1] * (LEVELS - 1)).astype(np.uint8))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An indexed PNG file: pixels (H, W) uint8 are places in MAGMA."""
+    from PIL import Image
+
+    image, buffer = Image.frombytes("P", pixels.shape[::-1], pixels.tobytes()), BytesIO()
+    image.putpalette(MAGMA)
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

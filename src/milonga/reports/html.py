@@ -1,7 +1,7 @@
-"""The report stage: a run folder becomes one self-contained HTML file, whatever of the run is there.
+"""The page of an evaluation, and the report of a run, which adds its pairs, training, recipe and manifest.
 
-No network, no framework: style and script are inline, audio and pictures are data URIs, and a content security policy
-allows nothing else. Text from the run is escaped everywhere. The same run gives the same bytes.
+One self-contained HTML file: style and script are inline, audio and pictures are data URIs, and a content security
+policy allows nothing else. Text from the run is escaped everywhere. The same run gives the same bytes.
 """
 
 import tomllib
@@ -12,79 +12,87 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.store import write_text
+from milonga.evaluation.formatting import OVERALL, compared, in_table_order, protocols, split_words
+from milonga.reports import tables
+from milonga.reports.claim import claim
+from milonga.reports.gallery import REASONS, gallery
+from milonga.reports.material import EvaluationView, RunMaterial, read_material
 
 
 def write_report(run_path: Path) -> Path:
-    """Writes `report.html` into a run folder and gives back its path; what the run does not hold yet is said there.
+    """Writes `report.html` into a run folder and gives back its path; the page says what the run does not hold yet.
 
     Raises StoreError when `run_path` is no run folder or a file in it is damaged.
     """
-    from milonga.reports.material import read_material
-
-    path = Path(run_path) / "report.html"
-    write_text(path, page(read_material(Path(run_path))))
+    path, material = Path(run_path) / "report.html", read_material(Path(run_path))
+    write_text(path, page(material.evaluation, material))
     return path
 
 
-def page(material: Any) -> str:
-    """The report of a run's material (`report_material.Material`) as HTML."""
+def page(view: EvaluationView, run: RunMaterial | None = None) -> str:
+    """The page of an evaluation as HTML; with `run`, the report of that run."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     loader = PackageLoader("milonga.reports", "templates/report")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    style, script = (_source(pages, name) for name in ("style.css", "script.js"))
+    style, script = (loader.get_source(pages, name)[0] for name in ("style.css", "script.js"))
     digest = b64encode(sha256(script.encode()).digest()).decode()
-    view = contents(material)
-    # Both are this package's own files, not data of the run.
-    return pages.get_template("page.html").render(style=Markup(style), script=Markup(script), digest=digest, **view)
-
-
-def contents(material: Any) -> dict[str, Any]:
-    """Everything that the page shows, by name; empty lists stand for parts that the run does not have yet."""
-    from milonga.evaluation.numbers import COLOURS, OVERALL, captions, compared, ordered, stamps
-    from milonga.reports import tables
-    from milonga.reports.claim import claim
-    from milonga.reports.gallery import REASONS, gallery
-    from milonga.reports.rounds import reward_told, rounds_shown
-
-    compared_ones = [name for row in material.comparisons for name in (row.b, row.a)]
-    systems = ordered(
-        [row.system for row in material.summaries] + compared_ones + [*material.training, *material.heard]
+    systems = in_table_order(
+        [row.system for row in view.summaries]
+        + [name for row in view.comparisons for name in (row.b, row.a)]
+        + [*(run.training if run else ()), *view.clips]
     )
-    subject = subject_of(systems, material.baseline)
-    others = [name for name in systems if name not in (material.baseline, "reference", subject)]
-    claims = [claim(compared(material.comparisons, subject, other, OVERALL)) for other in [material.baseline, *others]]
-    splits = sorted(dict.fromkeys(row.split for row in material.comparisons), key=lambda name: name != OVERALL)
-    cards = gallery(material, systems, subject)
+    content = evaluation_content(view, systems) | (run_content(run, systems) if run else {})
+    # Style and script are this package's own files, not data of the run.
+    return pages.get_template("page.html").render(
+        style=Markup(style), script=Markup(script), digest=digest, whole=run is not None, **content
+    )
+
+
+def evaluation_content(view: EvaluationView, systems: list[str]) -> dict[str, Any]:
+    """What the page shows of an evaluation, by name; empty lists stand for parts that are not there yet."""
+    subject = subject_of(systems, view.baseline)
+    others = [name for name in systems if name not in (view.baseline, "reference", subject)]
+    pairs = [compared(view.comparisons, subject, other, OVERALL) for other in [view.baseline, *others]]
+    splits = sorted(dict.fromkeys(row.split for row in view.comparisons), key=lambda name: name != OVERALL)
+    cards = gallery(view, systems, subject)
     return {
-        "name": material.name,
-        "baseline": material.baseline,
-        "whole": material.whole,
-        "warnings": material.warnings,
-        "tags": sorted({tag for card in cards for tag in card.prompt.tags}),
+        "name": view.name,
+        "baseline": view.baseline,
+        "warnings": view.warnings,
         "subject": subject,
         "systems": systems,
-        "colours": {name: place % COLOURS for place, name in enumerate(systems)},
-        "claims": [found for found in claims if found],
-        "controls": controls(material.recipe),
-        "headlines": [(captions(split), tables.headline(material, split, systems)) for split in splits],
-        "pair_rows": tables.pair_rows(material),
-        "refusals": tables.refused_by(material),
-        "figure2": tables.figure2(material),
-        "tables": tables.result_tables(material),
-        "training": [
-            (name, tables.training_curves(material.training[name])) for name in systems if name in material.training
-        ],
-        "rounds": rounds_shown(material.rounds),
-        "reward": reward_told(material.reward),
+        "colours": {name: place % tables.COLOURS for place, name in enumerate(systems)},
+        "claims": [sentence for rows in pairs if (sentence := claim(rows, view.sources))],
+        "headlines": [(split_words(split), tables.headline(view, split, systems)) for split in splits],
+        "tables": tables.result_tables(view),
         "cards": cards,
+        "clap_title": view.sources.get("clap_title", "CLAP"),
+        "tags": sorted({tag for card in cards for tag in card.prompt.tags}),
         "reasons": [reason for reason in REASONS if any(card.reason == reason for card in cards)],
         "labels": sorted({label for card in cards for label in card.labels}),
-        "prompts": len(material.prompts),
-        "recipe": material.recipe,
-        "facts": facts(material.manifest),
-        "stamps": stamps(material.summaries),
+        "prompts": len(view.prompts),
+        "protocols": protocols(view.summaries, view.sources),
+        "controls": set(),
+        "recipe": "",
+        "facts": [],
+    }
+
+
+def run_content(run: RunMaterial, systems: list[str]) -> dict[str, Any]:
+    """What the report of a run shows beside its evaluation."""
+    curves = [(name, tables.training_curves(run.training[name])) for name in systems if name in run.training]
+    return {
+        "controls": controls(run.recipe),
+        "pair_rows": tables.pair_rows(run),
+        "refusals": tables.refused_by(run),
+        "figure2": tables.figure2(run),
+        "training": curves,
+        "rounds": tables.round_tables(run.rounds),
+        "reward": tables.reward_sentence(run.reward),
+        "recipe": run.recipe,
+        "facts": facts(run.manifest),
     }
 
 
@@ -100,7 +108,7 @@ def controls(recipe: str) -> set[str]:
         systems = tomllib.loads(recipe).get("train", {}).get("systems", [])
     except tomllib.TOMLDecodeError:
         return set()
-    return {one["name"] for one in systems if all(phase["loss"] == "sft" for phase in one["phases"])}
+    return {system["name"] for system in systems if all(phase["loss"] == "sft" for phase in system["phases"])}
 
 
 def facts(manifest: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -116,7 +124,3 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         inner = isinstance(value, Mapping)
         rows += _flat(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", str(value))]
     return rows
-
-
-def _source(pages: Any, name: str) -> str:
-    return pages.loader.get_source(pages, name)[0]

@@ -1,82 +1,92 @@
-"""The leaderboard: an evaluation as what the report's page tells of; the same tables, plots, pictures and players."""
+"""`milonga.evaluate`, and the page of its result: tables, plots, pictures and players."""
 
-from collections.abc import Mapping
+from dataclasses import fields
+from math import nan
 from pathlib import Path
+from typing import Any
 
 from milonga.core.audio import flac_bytes
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import write_json, write_text
-from milonga.evaluation.evaluate import Evaluation, events_of
-from milonga.evaluation.formatting import rows
-from milonga.evaluation.inputs import REFERENCE, Gathered, Sound
-from milonga.evaluation.measure import Performance
+from milonga.evaluation import EvalConfig
+from milonga.evaluation.evaluate import Evaluation
+from milonga.evaluation.evaluate import evaluate as run_evaluation
+from milonga.evaluation.features import SystemFeatures
+from milonga.evaluation.formatting import OVERALL, plain_rows
+from milonga.evaluation.inputs import REFERENCE, AudioRef
 from milonga.reports.html import page
-from milonga.reports.material import Heard, Material
+from milonga.reports.material import ClipView, EvaluationView
 
 
-def write(found: Evaluation, folder: Path) -> Path:
-    """Writes summary.json and comparisons.json in a run's form, and the page; gives the page's path."""
-    write_json(folder / "summary.json", rows(found.summaries))
-    write_json(folder / "comparisons.json", rows(found.comparisons))
-    write_text(folder / "leaderboard.html", page(material(found)))
-    return folder / "leaderboard.html"
+class EvaluationResult(Evaluation):
+    """An evaluation's `summaries`, `comparisons` and `warnings`; prints as the command's table; can be saved."""
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes summary.json and comparisons.json in a run's form, and leaderboard.html; gives the page's path."""
+        folder = Path(folder)
+        write_json(folder / "summary.json", plain_rows(self.summaries))
+        write_json(folder / "comparisons.json", plain_rows(self.comparisons))
+        write_text(folder / "leaderboard.html", page(view_of(self)))
+        return folder / "leaderboard.html"
 
 
-def material(found: Evaluation) -> Material:
-    """What the page shows: worst clips first come from the first CLAP; without captions a clip's name stands for it."""
-    prompts = prompts_of(found.gathered, found.splits)
-    systems = list(found.gathered.systems)
+def evaluate(
+    *sources: Path | str,
+    reference: Path | str | None = None,
+    captions: Path | str | None = None,
+    out: Path | str | None = None,
+    **options: Any,
+) -> EvaluationResult:
+    """Evaluates systems' clips, as the command `milonga evaluate` does.
 
-    def clips(system: str, names: set[str]) -> dict[str, bytes]:
-        side = found.gathered.reference if system == REFERENCE else found.gathered.systems[system]
+    `sources` are a run folder, folders of audio files (`DIR` or `NAME=DIR`, the last the real clips where `reference`
+    names none), or one CSV; `captions` is a CSV with the columns clip and caption. `options` are the fields of
+    `evaluation.EvalConfig`: `weights`, `metrics` (names, or `Metric` objects), `scorers` (names, or objects with `name`
+    and `score(clips, texts)`; also `claps`), `tagger`, `panns`, `vggish`, `seed`, … With `out`, the result is saved
+    there. Raises a MilongaError in one line for what cannot be evaluated, audio without named weights among it.
+    """
+    if "claps" in options:
+        options["scorers"] = (*options.get("scorers", ()), *options.pop("claps"))
+    real, words = (None if path is None else Path(path) for path in (reference, captions))
+    evaluation = run_evaluation([str(source) for source in sources], real, words, EvalConfig.of(options))
+    result = EvaluationResult(**{one.name: getattr(evaluation, one.name) for one in fields(Evaluation)})
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def view_of(evaluation: Evaluation) -> EvaluationView:
+    """An evaluation as its page shows it; without captions a clip's name stands for its prompt."""
+    inputs, prompts = evaluation.inputs, {}
+    for key in sorted(set().union(*evaluation.splits.values())):
+        known = inputs.prompts.get(key, Prompt(id=key, text=key, source="file"))
+        tags = tuple(name for name, keys in evaluation.splits.items() if name != OVERALL and key in keys)
+        prompts[key] = known.model_copy(update={"id": key, "tags": tags})
+
+    def read_clips(system: str, names: set[str]) -> dict[str, bytes]:
+        side = inputs.reference if system == REFERENCE else inputs.systems[system]
         return {key: _flac(side[key]) for key in names}
 
-    return Material(
-        name=found.gathered.name,
-        clips=clips,
-        kept=[],
-        refused=[],
-        summaries=found.summaries,
-        comparisons=found.comparisons,
-        training={},
+    def clips(system: SystemFeatures) -> dict[str, ClipView]:
+        side = inputs.reference if system.name == REFERENCE else inputs.systems[system.name]
+        clap, events = system.columns.get("clap", {}), system.columns.get("events", {})
+        keys = (key for key in side if key in prompts)
+        return {key: ClipView(key, key, float(clap.get(key, nan)), events.get(key, ())) for key in keys}
+
+    views = {system.name: clips(system) for system in evaluation.systems}
+    return EvaluationView(
+        name=inputs.name,
+        read_clips=read_clips,
+        summaries=evaluation.summaries,
+        comparisons=evaluation.comparisons,
         prompts=prompts,
-        heard={one.name: _heard(one, prompts, found) for one in found.performances if set(prompts) & set(_keys(one))},
-        recipe="",
-        thresholds=[],
-        manifest={},
-        baseline="base" if "base" in systems else systems[0],
-        whole=False,
-        warnings=tuple(found.warnings),
+        clips={name: clips for name, clips in views.items() if clips},
+        baseline="base" if "base" in inputs.systems else next(iter(inputs.systems)),
+        warnings=tuple(evaluation.warnings),
+        sources=evaluation.sources,
     )
 
 
-def prompts_of(gathered: Gathered, splits: Mapping[str, list[str]]) -> dict[str, Prompt]:
-    """A prompt for every clip, by its key, tagged with the splits that it is in."""
-    found = {}
-    for key in splits["overall"]:
-        known = gathered.prompts.get(key, Prompt(id=key, text=key, source="file"))
-        tags = tuple(name for name, keys in splits.items() if name != "overall" and key in keys)
-        found[key] = known.model_copy(update={"id": key, "tags": tags})
-    return found
-
-
-def _keys(one: Performance) -> list[str]:
-    return list(next(iter(one.columns.values()), {}))
-
-
-def _heard(one: Performance, prompts: Mapping[str, Prompt], found: Evaluation) -> dict[str, Heard]:
-    judged = next((column for name, column in one.columns.items() if name.startswith("score ")), {})
-    events = one.columns.get("events", {})
-    return {
-        key: Heard(
-            key, key, float(judged.get(key, float("nan"))),
-            events_of(events[key], found.classes) if key in events else (),
-        )
-        for key in _keys(one)
-        if key in prompts
-    }  # fmt: skip
-
-
-def _flac(sound: Sound) -> bytes:
-    samples, rate = sound.samples()
+def _flac(audio: AudioRef) -> bytes:
+    samples, rate = audio.samples()
     return flac_bytes(Clip(samples.mean(axis=1), rate))

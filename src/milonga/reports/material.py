@@ -1,4 +1,4 @@
-"""What a run folder holds for its report: read once, with everything that is not there yet simply empty."""
+"""What the pages are made of: the view of an evaluation, and of a run whatever else its folder holds."""
 
 import json
 import math
@@ -21,8 +21,8 @@ R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What the listeners heard in one clip: the judge's similarity (may be NaN) and the events."""
+class ClipView:
+    """One clip as a page shows it: the CLAP score (may be NaN) and the detected events."""
 
     id: str
     prompt_id: str
@@ -31,70 +31,107 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a page tells of: `heard` is by system and prompt id, `training` by system, a row per step.
+class EvaluationView:
+    """An evaluation as a page shows it: the numbers, and the clips to listen to by system and prompt id.
 
-    `clips` gives a system's clips as FLAC bytes by id, of the ids that are asked for. Differences are told from
-    `baseline`. `whole` is a run with all its stages; otherwise systems were only evaluated. `rounds` are those of the
-    systems that were trained in rounds, the base first; `reward` is the reward model's report, where there is one.
+    `read_clips` gives a system's clips as FLAC bytes by id. Differences are from `baseline`. `sources` names where
+    features come from (`evaluation.metrics.metrics_named`).
     """
 
     name: str
-    clips: Callable[[str, set[str]], dict[str, bytes]]
-    kept: list[Pair]
-    refused: list[Pair]
+    read_clips: Callable[[str, set[str]], dict[str, bytes]]
     summaries: list[Summary]
     comparisons: list[Comparison]
-    training: dict[str, list[dict[str, Any]]]
     prompts: dict[str, Prompt]
-    heard: dict[str, dict[str, Heard]]
+    clips: dict[str, dict[str, ClipView]]
+    baseline: str = "base"
+    warnings: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunMaterial:
+    """A run as its report shows it; what the run does not hold yet is empty.
+
+    `training` is by system, a row per step. `rounds` are of the systems that were trained in rounds, the base first;
+    `reward` is the reward model's report.
+    """
+
+    evaluation: EvaluationView
+    kept: list[Pair]
+    refused: list[Pair]
+    training: dict[str, list[dict[str, Any]]]
     recipe: str
     thresholds: list[Threshold]
     manifest: dict[str, Any]
-    baseline: str = "base"
-    whole: bool = True
-    warnings: tuple[str, ...] = ()
-    rounds: dict[str, list[Round]] = field(default_factory=dict)
-    reward: RewardReport | None = None
+    rounds: dict[str, list[Round]]
+    reward: RewardReport | None
+
+    @property
+    def name(self) -> str:
+        """The run's name, that of its folder."""
+        return self.evaluation.name
 
 
-def clips_of_run(run: Run, system: str, names: set[str]) -> dict[str, bytes]:
-    """A run's evaluated clips of a system whose id is in `names`, by id, as FLAC of 16 bits: pages should be light."""
-    shards = run.stage(f"evaluate/{system}")
-    found = {}
-    for shard in shards.names():
-        for row in shards.read_table(shard, columns=["id", "audio"]).to_pylist():
-            if row["id"] in names:
-                found[row["id"]] = flac_bytes(from_flac(row["audio"]["bytes"]))
-    return found
-
-
-def read_material(path: Path) -> Material:
+def read_material(path: Path) -> RunMaterial:
     """Reads a run folder. Raises StoreError when `path` is no run folder or a file in it is damaged."""
     if not path.is_dir():
         raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
     run = Run(path)
-    recipe = path / "recipe.toml"
+    recipe, manifest = path / "recipe.toml", path / "manifest.json"
     text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    facts = read_json(manifest) if manifest.exists() else {}
     pairs = [*run.stage("pair").read_records(Pair), *run.stage("refused").read_records(Pair)]
     prompts = run.stage("evaluate/prompts").read_records(Prompt)
-    manifest = path / "manifest.json"
-    return Material(
-        name=path.resolve().name,
-        clips=partial(clips_of_run, run),
+    models = facts.get("recipe", {}).get("models", {})
+    sources = {"clap_title": "Judge CLAP", "clap": models.get("judge", "the judge")}
+    if "tagger" in models:
+        sources |= {"tagger": models["tagger"], "classifier": f"{models['tagger']}’s"}
+    return RunMaterial(
+        evaluation=EvaluationView(
+            name=path.resolve().name,
+            read_clips=partial(clips_of_run, run),
+            summaries=read_rows(path / "metrics" / "summary.json", Summary),
+            comparisons=read_rows(path / "metrics" / "comparisons.json", Comparison),
+            prompts={prompt.id: prompt for prompt in prompts},
+            clips={folder.name: read_clip_views(run, folder.name) for folder in sorted((path / "features").glob("*/"))},
+            sources=sources,
+        ),
         kept=[pair for pair in pairs if not pair.refused],
         refused=[pair for pair in pairs if pair.refused],
-        summaries=read_rows(path / "metrics" / "summary.json", Summary),
-        comparisons=read_rows(path / "metrics" / "comparisons.json", Comparison),
         training={file.stem: read_steps(file) for file in sorted((path / "metrics" / "training").glob("*.jsonl"))},
-        prompts={prompt.id: prompt for prompt in prompts},
-        heard={folder.name: read_heard(run, folder.name) for folder in sorted((path / "heard").glob("*/"))},
         recipe=text,
         thresholds=read_thresholds(text, recipe),
-        manifest=read_json(manifest) if manifest.exists() else {},
+        manifest=facts,
         rounds={file.stem: read_rows(file, Round) for file in sorted((path / "metrics" / "rounds").glob("*.json"))},
         reward=next(iter(read_rows(path / "metrics" / "reward.json", RewardReport)), None),
     )
+
+
+def clips_of_run(run: Run, system: str, names: set[str]) -> dict[str, bytes]:
+    """A run's evaluated clips of a system whose id is in `names`, by id, as FLAC of 16 bits: pages should be light."""
+    shards, clips = run.stage(f"evaluate/{system}"), {}
+    for shard in shards.names():
+        for row in shards.read_table(shard, columns=["id", "audio"]).to_pylist():
+            if row["id"] in names:
+                clips[row["id"]] = flac_bytes(from_flac(row["audio"]["bytes"]))
+    return clips
+
+
+def read_clip_views(run: Run, system: str) -> dict[str, ClipView]:
+    """A system's clips by prompt; of several clips of a prompt the first by id.
+
+    Ids leave the system out, so that choice is the same request, and the same seed, for every system.
+    """
+    shards = run.stage(f"features/{system}")
+    columns = ["id", "prompt_id", "clap", "events"]
+    rows = [row for shard in shards.names() for row in shards.read_table(shard, columns).to_pylist()]
+    views: dict[str, ClipView] = {}
+    for row in sorted(rows, key=lambda row: row["id"]):
+        events = tuple(Event(label=e["label"], onset=e["onset"], offset=e["offset"]) for e in row["events"])
+        clap = math.nan if row["clap"] is None else float(row["clap"])
+        views.setdefault(row["prompt_id"], ClipView(row["id"], row["prompt_id"], clap, events))
+    return views
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:
@@ -105,8 +142,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     if not path.exists():
         return []
     try:
-        found = read_json(path)
-        listed = [found] if isinstance(found, dict) else found
+        content = read_json(path)
+        listed = [content] if isinstance(content, dict) else content
         rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in listed]
         return [kind.model_validate(row) for row in rows]
     except (AttributeError, TypeError, ValidationError) as error:
@@ -117,33 +154,18 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """A training log, one row per (phase, step), the latest where a resumed run logged a step again.
 
-    A last line without its end is what a killed run leaves and is passed over; any other bad line is a StoreError.
+    A last line without its end is what a killed run leaves and is ignored; any other bad line is a StoreError.
     """
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    steps: dict[tuple[str, int], dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
         if not line.endswith("\n") or not line.strip():
             continue
         try:
             row = json.loads(line)
-            found[str(row.get("phase", "")), int(row["step"])] = row
+            steps[str(row.get("phase", "")), int(row["step"])] = row
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(f"{path}, line {number}: not a step of training: delete the line") from error
-    return list(found.values())
-
-
-def read_heard(run: Run, system: str) -> dict[str, Heard]:
-    """What was heard in a system's clips, by prompt; of several clips of a prompt the first by id.
-
-    Ids leave the system out, so that choice is the same request, and the same seed, for every system.
-    """
-    shards = run.stage(f"heard/{system}")
-    rows = [row for shard in shards.names() for row in shards.read_table(shard).to_pylist()]
-    found: dict[str, Heard] = {}
-    for row in sorted(rows, key=lambda row: row["id"]):
-        events = tuple(Event(label=e["label"], onset=e["onset"], offset=e["offset"]) for e in row["events"])
-        clap = math.nan if row["clap"] is None else float(row["clap"])
-        found.setdefault(row["prompt_id"], Heard(row["id"], row["prompt_id"], clap, events))
-    return found
+    return list(steps.values())
 
 
 def read_thresholds(recipe: str, path: Path) -> list[Threshold]:

@@ -1,20 +1,30 @@
-"""The report's tables as plain rows: the headline comparison, and the paper's Tables 2 to 5 in miniature."""
+"""The pages' tables as plain rows: headline comparison, the paper's Tables 2 to 5 in miniature, training, rounds."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from milonga.core.config import Threshold
-from milonga.core.records import Comparison, Summary
-from milonga.evaluation.numbers import COLOURS, OVERALL, Measure, Verdict, compared, measures, ordered, told, verdict
+from milonga.core.records import Comparison, RewardReport, Round, Summary
+from milonga.evaluation.formatting import (
+    OVERALL,
+    Verdict,
+    by_system_and_metric,
+    compared,
+    in_table_order,
+    verdict,
+    verdict_words,
+)
+from milonga.evaluation.metrics import Metric, get_metric, metrics_named
 from milonga.preference.pair import refusals, table2, unfiltered
-from milonga.reports.figures import Line, curves, forest, histogram
-from milonga.reports.material import Material
+from milonga.reports.figures import Line, curves, forest, histogram, rounds_figure
+from milonga.reports.material import EvaluationView, RunMaterial
 
+COLOURS = 6  # how many systems the style sheet tells apart
 # The paper's tables by the splits that they are about; splits of other names follow in a table of their own.
 TABLES = (
     ("Table 3", "all captions", (OVERALL,)),
@@ -23,12 +33,12 @@ TABLES = (
 )
 
 REASONS = {
-    "not a number": "a scorer could not judge the clip",
+    "not a number": "a scorer gave the clip no score",
     "order": "order: the loser scores as high as the winner",
     "alpha": "α: the winner scores too low",
     "beta": "β: the loser scores too low",
     "delta": "Δ: the two are too close or too far apart",
-    "worst": "another loser ranks lower, and only the worst was asked for",
+    "worst": "another loser ranks lower, and only the worst is paired",
 }
 
 
@@ -56,7 +66,7 @@ class Table:
 
     name: str
     about: str
-    measures: list[Measure]
+    metrics: list[Metric]
     groups: list[Group]
 
 
@@ -68,6 +78,7 @@ class Difference:
     text: str
     interval: str
     verdict: Verdict
+    words: str
     relative: str
     holm: str
 
@@ -76,7 +87,7 @@ class Difference:
 class Headline:
     """One metric of the headline table: the base's value, every system's difference, and their forest plot."""
 
-    measure: Measure
+    metric: Metric
     base: str
     differences: list[Difference]
     plot: Markup
@@ -94,80 +105,78 @@ class PairRow:
     delta: str
 
 
-def result_tables(material: Material) -> list[Table]:
+def result_tables(view: EvaluationView) -> list[Table]:
     """Tables 3 to 5, and one of any other splits, as far as there are summaries for them."""
-    splits = list(dict.fromkeys(row.split for row in material.summaries))
+    splits = list(dict.fromkeys(row.split for row in view.summaries))
     listed = {split for _, _, names in TABLES for split in names}
     others = tuple(split for split in splits if split not in listed)
-    wanted = [*TABLES, ("Other splits", ", ".join(others), others)]
-    made = [_table(material, name, about, [s for s in names if s in splits]) for name, about, names in wanted]
-    return [table for table in made if table.groups]
+    tables = []
+    for name, about, names in [*TABLES, ("Other splits", ", ".join(others), others)]:
+        rows = [row for row in view.summaries if row.split in names]
+        if rows:
+            columns = metrics_named([row.metric for row in rows], view.sources)
+            tables.append(Table(name, about, columns, [_group(view, s, columns) for s in names if s in splits]))
+    return tables
 
 
-def _table(material: Material, name: str, about: str, splits: Sequence[str]) -> Table:
-    rows = [row for row in material.summaries if row.split in splits]
-    columns = measures([row.metric for row in rows])
-    return Table(name, about, columns, [_group(material, split, columns) for split in splits])
-
-
-def _group(material: Material, split: str, columns: list[Measure]) -> Group:
-    values = told(material.summaries, split)
-    systems = ordered([system for system, _ in values])
+def _group(view: EvaluationView, split: str, columns: list[Metric]) -> Group:
+    values = by_system_and_metric(view.summaries, split)
     rows = []
-    for system in systems:
-        against = compared(material.comparisons, system, material.baseline, split)
+    for system in in_table_order([system for system, _ in values]):
+        against = compared(view.comparisons, system, view.baseline, split)
         rows.append((system, [_cell(values.get((system, m.name)), m, against.get(m.name)) for m in columns]))
     return Group(split, max(row.n for row in values.values()), rows)
 
 
-def _cell(row: Summary | None, measure: Measure, against: Comparison | None) -> Cell:
+def _cell(row: Summary | None, metric: Metric, against: Comparison | None) -> Cell:
     if row is None:
         return Cell("–", "", "")
-    found = verdict(against) if against else "undecided"
-    mark = "" if found == "undecided" else found
-    return Cell(measure.value(row.value), measure.interval(row.low, row.high), mark)
+    outcome = verdict(against) if against else "neither"
+    mark = "" if outcome == "neither" else outcome
+    return Cell(metric.format_value(row.value), metric.format_interval(row.low, row.high), mark)
 
 
-def headline(material: Material, split: str, systems: Sequence[str]) -> list[Headline]:
+def headline(view: EvaluationView, split: str, systems: Sequence[str]) -> list[Headline]:
     """Every system's differences from the base on a split: per metric, with a forest plot to one scale.
 
     A system's place in `systems` is its colour.
     """
-    values = told(material.summaries, split)
-    base_name = material.baseline
-    against = {name: compared(material.comparisons, name, base_name, split) for name in systems if name != base_name}
-    names = {metric for rows in against.values() for metric in rows}
+    values, base_name = by_system_and_metric(view.summaries, split), view.baseline
+    against = {name: compared(view.comparisons, name, base_name, split) for name in systems if name != base_name}
     colours = {name: place % COLOURS for place, name in enumerate(systems)}
-    found = []
-    for measure in measures(sorted(names)):
-        rows = [(colours[name], rows[measure.name]) for name, rows in against.items() if measure.name in rows]
-        base = values.get((base_name, measure.name))
-        label = "; ".join(f"{row.a}: {measure.change(row.difference)}, {verdict(row)}" for _, row in rows)
-        plot = forest(rows, measure, f"{measure.title} against {base_name}: {label}")
-        differences = [_difference(row, measure, base) for _, row in rows]
-        found.append(Headline(measure, measure.value(base.value) if base else "–", differences, plot))
-    return found
+    lines = []
+    for metric in metrics_named(sorted({name for rows in against.values() for name in rows}), view.sources):
+        rows = [(colours[name], rows[metric.name]) for name, rows in against.items() if metric.name in rows]
+        base = values.get((base_name, metric.name))
+        label = "; ".join(
+            f"{row.a}: {metric.format_change(row.difference)}, {verdict_words(verdict(row))}" for _, row in rows
+        )
+        plot = forest(rows, metric, f"{metric.title} against {base_name}: {label}")
+        differences = [_difference(row, metric, base) for _, row in rows]
+        lines.append(Headline(metric, metric.format_value(base.value) if base else "–", differences, plot))
+    return lines
 
 
-def _difference(row: Comparison, measure: Measure, base: Summary | None) -> Difference:
+def _difference(row: Comparison, metric: Metric, base: Summary | None) -> Difference:
     relative = ""
-    if base and not measure.share and math.isfinite(row.difference) and base.value > 0:
+    if base and metric.unit != "%" and math.isfinite(row.difference) and base.value > 0:
         relative = f"{100 * row.difference / base.value:+.0f} %".replace("-", "−")
-    interval = measure.interval(row.low, row.high, signed=True)
+    interval = metric.format_interval(row.low, row.high, signed=True)
     holm = "" if row.holm is None or not math.isfinite(row.holm) else f"Holm p {row.holm:.2g}"
-    return Difference(row.a, measure.change(row.difference), interval, verdict(row), relative, holm)
+    outcome, change = verdict(row), metric.format_change(row.difference)
+    return Difference(row.a, change, interval, outcome, verdict_words(outcome), relative, holm)
 
 
-def pair_rows(material: Material) -> list[PairRow]:
-    """Table 2: by strategy and overall, how many pairs were made and kept, and the kept ones' mean scores."""
-    pairs = [*material.kept, *material.refused]
+def pair_rows(run: RunMaterial) -> list[PairRow]:
+    """Table 2: by strategy and overall, how many pairs were built and kept, and the mean scores of those kept."""
+    pairs = [*run.kept, *run.refused]
     if not pairs:
         return []
-    made = Counter(pair.strategy for pair in pairs)
-    rows = table2(pairs, first_scorer(material))
+    built = Counter(pair.strategy for pair in pairs)
+    rows = table2(pairs, first_scorer(run))
     return [
         PairRow(
-            row.strategy, made.get(row.strategy, len(pairs)), row.n, *map(_score, (row.winner, row.loser, row.delta))
+            row.strategy, built.get(row.strategy, len(pairs)), row.n, *map(_score, (row.winner, row.loser, row.delta))
         )
         for row in rows
     ]
@@ -177,39 +186,39 @@ def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def first_scorer(material: Material) -> str:
+def first_scorer(run: RunMaterial) -> str:
     """The scorer that Table 2 speaks of: the first threshold's, else the first that the pairs name."""
-    named = next(iter((material.kept + material.refused)[0].chosen_scores))
-    return material.thresholds[0].scorer if material.thresholds else named
+    named = next(iter((run.kept + run.refused)[0].chosen_scores))
+    return run.thresholds[0].scorer if run.thresholds else named
 
 
-def refused_by(material: Material) -> list[tuple[str, int]]:
+def refused_by(run: RunMaterial) -> list[tuple[str, int]]:
     """How many pairs each condition refused, those that refused none left out."""
-    return [(REASONS[name], count) for name, count in refusals(material.refused).items() if count]
+    return [(REASONS[name], count) for name, count in refusals(run.refused).items() if count]
 
 
-def figure2(material: Material) -> list[tuple[str, Markup]]:
+def figure2(run: RunMaterial) -> list[tuple[str, Markup]]:
     """Figure 2: for each scorer, how winner scores and differences Δ spread over the pairs before the thresholds."""
-    pairs = [*material.kept, *material.refused]
+    pairs = [*run.kept, *run.refused]
     scorers = list(dict.fromkeys(name for pair in pairs for name in pair.chosen_scores))
-    limits = {threshold.scorer: threshold for threshold in material.thresholds}
-    return [figure for scorer in scorers for figure in _spreads(material, scorer, limits.get(scorer))]
+    limits = {threshold.scorer: threshold for threshold in run.thresholds}
+    return [figure for scorer in scorers for figure in _spreads(run, scorer, limits.get(scorer))]
 
 
-def _spreads(material: Material, scorer: str, limit: Threshold | None) -> list[tuple[str, Markup]]:
+def _spreads(run: RunMaterial, scorer: str, limit: Threshold | None) -> list[tuple[str, Markup]]:
     alpha = [(limit.alpha, f"α {limit.alpha:g}")] if limit else []
     delta = (
         [(limit.delta_low, f"Δ ≥ {limit.delta_low:g}"), (limit.delta_high, f"≤ {limit.delta_high:g}")] if limit else []
     )
-    kept, refused = (unfiltered(side, scorer) for side in (material.kept, material.refused))
-    winners = [_joined([part.winners for part in side]) for side in (kept, refused)]
-    deltas = [_joined([part.deltas for part in side]) for side in (kept, refused)]
-    found = []
+    sides = [unfiltered(pairs, scorer) for pairs in (run.kept, run.refused)]
+    winners = [_joined([part.winners for part in side]) for side in sides]
+    deltas = [_joined([part.deltas for part in side]) for side in sides]
+    figures = []
     for title, (good, bad), lines in (("winner score", winners, alpha), ("difference Δ", deltas, delta)):
         if len(good) + len(bad):
             label = f"{scorer}: {title} of {len(good)} kept and {len(bad)} refused pairs"
-            found.append((f"{scorer}: {title}", histogram(good, bad, lines, label)))
-    return found
+            figures.append((f"{scorer}: {title}", histogram(good, bad, lines, label)))
+    return figures
 
 
 def _joined(parts: Sequence[tuple[float, ...]]) -> np.ndarray:
@@ -228,21 +237,79 @@ CURVES = (
 def training_curves(rows: Sequence[dict]) -> list[tuple[str, list[tuple[str, str]], Markup]]:
     """A system's training as (title, legend of (name, style), figure), leaving out what was not logged."""
     steps = np.arange(1, len(rows) + 1, dtype=float)
-    phases = [(i + 1, str(row.get("phase", ""))) for i, row in enumerate(rows) if _begins(rows, i)]
-    found = []
+    phases = [
+        (place + 1, str(row.get("phase", "")))
+        for place, row in enumerate(rows)
+        if place == 0 or row.get("phase") != rows[place - 1].get("phase")
+    ]
+    charts = []
     for title, series in CURVES:
         lines = [Line(name, style, steps, _column(rows, key), noisy=key != "lr") for key, name, style in series]
         lines = [line for line in lines if np.isfinite(line.y).any()]
         figure = curves(lines, phases, len(rows), f"{title} over {len(rows)} steps")
         if figure is not None:
             legend = [(line.name, line.style) for line in lines] if len(lines) > 1 else []
-            found.append((title, legend, figure))
-    return found
-
-
-def _begins(rows: Sequence[dict], place: int) -> bool:
-    return place == 0 or rows[place].get("phase") != rows[place - 1].get("phase")
+            charts.append((title, legend, figure))
+    return charts
 
 
 def _column(rows: Sequence[dict], key: str) -> np.ndarray:
     return np.array([row[key] if isinstance(row.get(key), int | float) else math.nan for row in rows], dtype=float)
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round as the table shows it; `chosen` is the round whose policy the system is."""
+
+    name: str
+    clips: str
+    pairs: str
+    judge: str
+    interval: str
+    gain: str
+    gain_interval: str
+    verdict: Verdict
+    recall: str
+    order: str
+    chosen: bool
+
+
+def round_tables(systems: Mapping[str, Sequence[Round]]) -> list[tuple[str, list[RoundRow], Markup]]:
+    """(system, rows, figure) of every system that was trained in rounds."""
+    return [(name, _round_rows(rounds), rounds_figure(name, rounds)) for name, rounds in systems.items() if rounds]
+
+
+def _round_rows(rounds: Sequence[Round]) -> list[RoundRow]:
+    """The rounds of one system; the judge chose the best of those that trained, the earlier one of equals."""
+    clap, share = get_metric("clap"), get_metric("full_recall")
+    best = max(rounds[1:], key=lambda row: (row.judge, -row.number), default=None)
+    return [
+        RoundRow(
+            name=f"round {row.number}" if row.number else "base",
+            clips=f"{row.clips:,}" if row.number else "–",
+            pairs=f"{row.pairs:,}" if row.number else "–",
+            judge=clap.format_value(row.judge),
+            interval=clap.format_interval(row.low, row.high),
+            gain=clap.format_change(row.gain) if row.number else "–",
+            gain_interval=clap.format_interval(row.gain_low, row.gain_high, signed=True) if row.number else "",
+            verdict="better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "neither",
+            recall=share.format_value(row.present),
+            order=share.format_value(row.order),
+            chosen=row is best,
+        )
+        for row in rounds
+    ]
+
+
+def reward_sentence(report: RewardReport | None) -> str:
+    """A reward model's report in one sentence; empty for none."""
+    if report is None:
+        return ""
+    share = get_metric("full_recall")
+    accuracy = f"{share.format_value(report.accuracy)} {share.format_interval(report.low, report.high)}"
+    return (
+        f"The reward model on {report.scorer}’s features was trained on {report.taught:,} labels. It is right on "
+        f"{accuracy} of {report.held_out:,} held-out labels (majority class: {share.format_value(report.majority)}) "
+        f"and ranks a good clip above a bad one in {share.format_value(report.auc)} of pairs (CLAP similarity alone: "
+        f"{share.format_value(report.cosine_auc)})."
+    )

@@ -1,0 +1,178 @@
+"""Numbers: paired draws, real clips of other prompts, equal terms, and the warnings that belong to them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from milonga.core.records import Comparison, Summary
+from milonga.evaluation.compute import EvalPlan, Numbers
+from milonga.evaluation.features import SystemFeatures
+from milonga.evaluation.metrics import Metric, get_metric
+from milonga.maths.metrics import frechet_distance, inception_score, kl_softmax
+
+N = 60
+KEYS = [f"clip{n:02d}" for n in range(N)]
+METRICS = [
+    replace(get_metric(name), needs=column)
+    for name, column in (
+        ("clap", "score"), ("silent", "silent"), ("kl", "logits"), ("is", "logits"), ("fd", "features"),
+        ("fad", "rows"), ("fd_inf", "features"), ("kad", "features"),
+    )
+]  # fmt: skip
+
+
+def summaries(systems: list[SystemFeatures], metrics: list[Metric], plan: EvalPlan) -> list[Summary]:
+    return Numbers(systems, metrics, plan).summaries()
+
+
+def comparisons(systems: list[SystemFeatures], metrics: list[Metric], plan: EvalPlan) -> list[Comparison]:
+    return Numbers(systems, metrics, plan).comparisons()
+
+
+def warnings(systems: list[SystemFeatures], metrics: list[Metric], plan: EvalPlan) -> list[str]:
+    return Numbers(systems, metrics, plan).warnings()
+
+
+def system(name: str, far: float, seed: int, keys: list[str] = KEYS) -> SystemFeatures:
+    """A system whose features lie `far` from those of the real clips, and whose score falls with that."""
+    own, shared = np.random.default_rng(seed), np.random.default_rng(0)
+    real = shared.normal(size=(len(keys), 4))
+    return SystemFeatures(
+        name,
+        {
+            "score": {key: np.array(0.8 - 0.1 * far + 0.02 * own.normal()) for key in keys},
+            "silent": {key: np.array(float(n < 3 * far)) for n, key in enumerate(keys)},
+            "logits": {key: real[n] * 3 + far * own.normal(size=4) for n, key in enumerate(keys)},
+            "features": {key: real[n] + far + 0.1 * own.normal(size=4) for n, key in enumerate(keys)},
+            "rows": {key: real[n] + far + own.normal(size=(n % 3, 4)) for n, key in enumerate(keys)},
+        },
+    )
+
+
+REAL = system("reference", 0, 1)
+GOOD, BAD = system("good", 0.3, 2), system("bad", 1.5, 3)
+
+
+def plan(paired: bool = True, reference: SystemFeatures | None = REAL, **splits: list[str]) -> EvalPlan:
+    return EvalPlan({"overall": KEYS, **splits}, reference, {}, paired, 200, 0)
+
+
+def column(of: SystemFeatures, name: str) -> np.ndarray:
+    return np.stack([of.columns[name][key] for key in KEYS])
+
+
+def test_values_are_the_plain_metrics_and_lie_in_their_intervals() -> None:
+    rows = {(row.system, row.metric): row for row in summaries([BAD, GOOD], METRICS, plan())}
+    fd = frechet_distance(column(BAD, "features"), column(REAL, "features"))
+    assert rows["bad", "fd"].value == pytest.approx(fd)
+    assert rows["bad", "kl"].value == pytest.approx(kl_softmax(column(REAL, "logits"), column(BAD, "logits")).mean())
+    assert rows["bad", "is"].value == pytest.approx(inception_score(column(BAD, "logits"))[0])
+    stacked = [np.concatenate([one.columns["rows"][key] for key in KEYS]) for one in (BAD, REAL)]
+    assert rows["bad", "fad"].value == pytest.approx(frechet_distance(stacked[0], stacked[1]))
+    for row in rows.values():
+        assert row.low <= row.value <= row.high
+        assert row.n == (N * 2 // 3 if row.metric == "fad" else N)  # every third clip is too short for a row
+        assert f"N {row.n}; seed 0" in row.protocol
+    assert f"sd of the splits {inception_score(column(BAD, 'logits'))[1]:.6g}" in rows["bad", "is"].protocol
+    assert {metric for system, metric in rows if system == "reference"} == {"clap", "silent", "is"}
+
+
+def test_the_better_system_is_found_by_every_metric_and_holm_is_never_below_p() -> None:
+    rows = {row.metric: row for row in comparisons([BAD, GOOD], METRICS, plan())}
+    assert {metric: row.better for metric, row in rows.items() if metric not in ("is", "silent")} == dict.fromkeys(
+        ("clap", "kl", "fd", "fad", "fd_inf", "kad"), "good"
+    )
+    assert all(row.holm is not None and row.p <= row.holm <= 1 for row in rows.values())
+    assert rows["fd"].holm is not None
+    assert rows["fd"].holm < 0.01
+
+
+def test_progress_counts_every_number() -> None:
+    steps: list[int] = []
+    numbers = Numbers([BAD, GOOD], METRICS[:2], plan())
+    numbers.summaries(steps.append)
+    numbers.comparisons(steps.append)
+    assert sum(steps) == numbers.count
+
+
+def test_real_clips_of_other_prompts_give_distances_of_all_clips_alone() -> None:
+    other = SystemFeatures(
+        "reference", {name: {f"real{key}": v for key, v in held.items()} for name, held in REAL.columns.items()}
+    )
+    found = summaries([BAD], METRICS, plan(False, other, half=KEYS[:30]))
+    rows = {(row.split, row.metric): row for row in found if row.system == "bad"}
+    fd = frechet_distance(column(BAD, "features"), column(REAL, "features"))
+    assert rows["overall", "fd"].value == pytest.approx(fd)
+    assert ("overall", "kl") not in rows
+    assert ("half", "fd") not in rows
+    assert ("half", "clap") in rows
+    assert any("no KL" in told for told in warnings([BAD], METRICS, plan(False, other)))
+
+
+def test_few_clips_give_values_without_intervals_and_that_is_said() -> None:
+    few = KEYS[:12]
+    rows = {row.metric: row for row in summaries([BAD], METRICS, EvalPlan({"overall": few}, REAL, {}, True, 200, 0))}
+    assert np.isfinite(rows["fd"].value)
+    assert np.isnan([rows["fd"].low, rows["fd"].high]).all()
+    assert np.isfinite(rows["clap"].low)
+    told = warnings([BAD], METRICS, EvalPlan({"overall": few}, REAL, {}, True, 200, 0))
+    assert any("fewer than 20 clips" in one for one in told)
+    assert any("cannot exceed 1.2" in one for one in told)
+    assert "fd" not in {
+        r.metric for r in comparisons([BAD, GOOD], METRICS, EvalPlan({"x": few}, REAL, {}, True, 200, 0))
+    }
+
+
+def test_a_clip_that_was_not_measured_is_left_out_of_its_metric_alone() -> None:
+    spoilt = {name: dict(held) for name, held in BAD.columns.items()}
+    spoilt["score"][KEYS[0]] = np.array(np.nan)
+    rows = {
+        row.metric: row.n for row in summaries([SystemFeatures("bad", spoilt)], METRICS, plan()) if row.system == "bad"
+    }
+    assert rows["clap"] == N - 1
+    assert rows["fd"] == N
+
+
+def test_a_set_metric_that_is_not_defined_is_left_out_and_a_warning_says_why() -> None:
+    alike = dict(REAL.columns) | {"features": dict.fromkeys(KEYS, np.zeros(4))}
+    numbers = Numbers([BAD], METRICS, plan(reference=SystemFeatures("reference", alike)))
+    assert "kad" not in {row.metric for row in numbers.summaries() if row.system == "bad"}
+    assert any("KAD of bad" in one and "all alike" in one for one in numbers.failures)
+
+
+def test_a_metric_of_a_set_needs_no_draws_of_its_own() -> None:
+    spread = Metric("spread", "Spread", lambda rows, real: float(rows.values.std()), "features", "set")
+    plain = replace(
+        get_metric("is"), needs="logits", draws=None, value=lambda rows, real: get_metric("is").value(rows, real)
+    )
+    numbers = {row.metric: row for row in summaries([BAD], [spread, plain], plan()) if row.system == "bad"}
+    assert numbers["spread"].value == pytest.approx(column(BAD, "features").std())
+    assert numbers["spread"].low < numbers["spread"].value < numbers["spread"].high
+    own = {row.metric: row for row in summaries([BAD], METRICS, plan()) if row.system == "bad"}["is"]
+    assert (numbers["is"].low, numbers["is"].high) == (pytest.approx(own.low), pytest.approx(own.high))
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_a_certain_difference_among_many_systems_is_significant(count: int) -> None:
+    clips = [get_metric("clap")] + [
+        replace(get_metric("clap"), name=f"noise {n}", needs=f"noise {n}") for n in range(9)
+    ]
+    generator = np.random.default_rng(0)
+    level = generator.normal(0.5, 0.1, N)
+
+    def scored(place: int) -> SystemFeatures:
+        gain = 0.1 if place == count - 1 else 0.0
+        noise = {f"noise {n}": dict(zip(KEYS, generator.normal(size=N), strict=True)) for n in range(9)}
+        scores = level + gain + generator.normal(0, 0.05, N)
+        return SystemFeatures(f"s{place}", {"clap": dict(zip(KEYS, scores, strict=True)), **noise})
+
+    many = EvalPlan({"overall": KEYS}, None, {}, False, 100, 0)
+    rows = comparisons([scored(place) for place in range(count)], clips, many)
+    assert len(rows) == 10 * count * (count - 1) // 2
+    winners = {(row.a, row.b): row.better for row in rows if row.metric == "clap"}
+    assert all(winners[f"s{count - 1}", f"s{place}"] == f"s{count - 1}" for place in range(count - 1))
+    assert all(row.better == "neither" for row in rows if row.metric != "clap")
+    assert all(
+        (row.better != "neither") == (row.holm <= 0.05 and not row.low <= 0 <= row.high) for row in rows if row.holm
+    )
