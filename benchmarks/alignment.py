@@ -2,7 +2,7 @@
 
     python benchmarks/alignment.py RUN [RUN ...] [--split temporal] [--write docs/alignment.md] [--part sweeps]
 
-First every system's mean gain over the base, and in how many runs it was beyond chance; then, for every metric, the
+First every system's mean gain over the base, and in how many runs it was statistically significant; then, for every metric, the
 gains in each run with their 95 % intervals over captions, so that one lucky seed cannot be mistaken for a result; then
 the systems' values, what the reward models were worth, and the rounds. Of a single run there is one table of gains.
 `--write` puts all that between two markers of a page, named by `--part`, and leaves the rest.
@@ -13,18 +13,18 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tables import METRICS, kept_differences, kept_values, row, values
+from tables import METRICS, row, stored_differences, stored_values, values
 
 from milonga.core.errors import DataError
 from milonga.core.records import Comparison
 from milonga.core.store import write_text
 from milonga.reports.material import read_material
-from milonga.reports.rounds import reward_told
+from milonga.reports.tables import reward_sentence
 
 
 def against_base(run: Path, split: str) -> dict[tuple[str, str], Comparison]:
     """By system and metric, what each system of a run gained over the base."""
-    return {(one.a, one.metric): one for one in kept_differences(run, split) if one.b == "base"}
+    return {(one.a, one.metric): one for one in stored_differences(run, split) if one.b == "base"}
 
 
 Gains = list[dict[tuple[str, str], Comparison]]  # of each run, by system and metric
@@ -47,7 +47,7 @@ def at_a_glance(tables: Gains) -> Iterator[str]:
 
 
 def gains(tables: Gains, names: Sequence[str]) -> Iterator[str]:
-    """For every metric, each system's gain over the base in every run; bold where it is beyond chance."""
+    """For every metric, each system's gain over the base in every run; bold where it is statistically significant."""
     systems, metrics = known(tables)
     for metric in metrics:
         yield f"\n**{METRICS[metric]}**, gain over the base\n"
@@ -66,7 +66,7 @@ def _cell(one: Comparison | None) -> str:
 
 
 def _glance(held: Sequence[Comparison | None]) -> str:
-    """The mean over runs, and in how many of them it was better (+) or worse (−) than the base beyond chance."""
+    """The mean over runs, and in how many of them it was significantly better (+) or worse (−) than the base."""
     found = [one for one in held if one is not None]
     better = sum(one.better == one.a for one in found)
     worse = sum(one.better == one.b for one in found)
@@ -87,8 +87,8 @@ def learnt(runs: Sequence[Path]) -> Iterator[str]:
     """What the reward model of each run was worth, and its rounds."""
     for run in runs:
         material = read_material(run)
-        if told := reward_told(material.reward):
-            yield f"\n{run.name}: {told}"
+        if text := reward_sentence(material.reward):
+            yield f"\n{run.name}: {text}"
         for system, rounds in material.rounds.items():
             yield f"\n{run.name}, {system}: the judge on the captions that decide\n"
             yield row("policy", "clips", "pairs", "judge CLAP", "gain over the best before")
@@ -107,7 +107,7 @@ def page(runs: Sequence[Path], split: str) -> str:
     if len(runs) > 1:
         lines += gains(tables, [run.name for run in runs])
     for run in runs:
-        lines += [f"\n**{run.name}**, {split} captions\n", *values(kept_values(run, split))]
+        lines += [f"\n**{run.name}**, {split} captions\n", *values(stored_values(run, split))]
     return "\n".join([*lines, *learnt(runs)]).strip()
 
 

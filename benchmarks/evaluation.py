@@ -45,33 +45,34 @@ def make(folder: Path, clips: int) -> None:
 
 
 def ours(folder: Path, cached: bool) -> tuple[dict[str, float], float]:
-    """The numbers by `milonga.app`, and the seconds after the weights are loaded."""
+    """The numbers by `milonga.evaluation`, and the seconds after the weights are loaded."""
     from milonga.evaluation import features as extractors
-    from milonga.evaluation.inputs import gather
+    from milonga.evaluation.inputs import load_inputs
     from milonga.maths.metrics import frechet_distance, inception_score, kl_softmax
     from milonga.scorers.waveform import of_protocol
 
     loading, cache = of_protocol("audioldm"), folder / "cache"
-    listeners = [
-        make(str(folder / f"{make.__name__}.pth"), loading, False) for make in (extractors.panns, extractors.vggish)
+    networks = [
+        extractors.panns_extractor(str(folder / "panns.pth"), loading, False),
+        extractors.vggish_extractor(str(folder / "vggish.pth"), loading, False),
     ]
-    found = gather([str(folder / "generated"), str(folder / "real")], None, None)
+    inputs = load_inputs([str(folder / "generated"), str(folder / "real")], None, None)
 
-    def heard(side: dict, keep: Path | None) -> dict[str, np.ndarray]:
-        columns = extractors.perform("", side, listeners, keep, lambda count: None).columns
+    def features(side: dict, keep: Path | None) -> dict[str, np.ndarray]:
+        columns = extractors.extract_columns("", side, networks, keep, lambda count: None).columns
         return {
             name: np.concatenate([np.atleast_2d(column[key]) for key in sorted(column)])
             for name, column in columns.items()
         }
 
     if cached:
-        heard(found.reference, cache)
+        features(inputs.reference, cache)
     start = time.perf_counter()
-    own = heard(found.systems["generated"], None)
-    real = heard(found.reference, cache if cached else None)
+    own = features(inputs.systems["generated"], None)
+    real = features(inputs.reference, cache if cached else None)
     numbers = {
         "fad": frechet_distance(own["vggish"], real["vggish"]),
-        "fd": frechet_distance(own["panns"], real["panns"]),
+        "fd": frechet_distance(own["embedding"], real["embedding"]),
         "kl": float(kl_softmax(real["logits"], own["logits"]).mean()),
         "is": inception_score(own["logits"])[0],
     }

@@ -16,21 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from milonga.core.records import Comparison, Prompt, Summary
-from milonga.core.store import Run, read_json
-from milonga.evaluation.run_metrics import CLIP_METRICS, System, asked_of, comparisons, splits_of, summaries, values_of
-from milonga.experiment.evaluation import as_heard
-from milonga.experiment.recipe import load_recipe
+from milonga.core.store import Run
+from milonga.evaluation.compute import EvalPlan, Numbers
+from milonga.evaluation.features import SystemFeatures, load_features
+from milonga.evaluation.inputs import from_run
+from milonga.evaluation.metrics import all_metrics, clip_values, get_metric, metrics_named
 from milonga.maths.statistics import Difference, paired
+from milonga.reports.material import read_rows
 
 METRICS = {
-    "clap": "judge CLAP ↑",
-    "presence": "events present ↑",
-    "all_present": "all events present ↑",
-    "order": "order right ↑",
-    "correct": "exactly as asked ↑",
-    "fd": "FD ↓",
-    "kl": "KL ↓",
-    "is": "IS ↑",
+    row.name: f"{row.title} {row.arrow}"
+    for row in metrics_named([row.name for row in all_metrics()], {"clap_title": "Judge CLAP"})
+    if row.name in ("clap", "event_recall", "extra_events", "fd", "kl", "is") or row.headline
 }
 
 
@@ -40,41 +37,46 @@ def row(*cells: str) -> str:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a run says of one split: its captions, its systems' clips as heard, their values and differences."""
+class RunNumbers:
+    """The numbers of a run on one split: its captions, its systems' features, values and differences."""
 
     name: str
-    prompts: list[Prompt]
-    systems: dict[str, System]
+    prompts: dict[str, Prompt]
+    systems: dict[str, SystemFeatures]
     values: list[Summary]
     differences: list[Comparison]
 
 
-def told(path: Path, split: str, first: int | None) -> Told:
-    """A run's own numbers of a split, or those of its first captions alone, reckoned anew."""
-    run, recipe = Run(path), load_recipe(str(path / "recipe.toml"))
-    prompts = run.stage("evaluate/prompts").read_records(Prompt)[:first]
-    parts = splits_of(prompts, [split])
-    heard = {name: as_heard(run, name) for name in ("base", *(one.name for one in recipe.train.systems), "reference")}
+def read_run(path: Path, split: str, first: int | None) -> RunNumbers:
+    """A run's own numbers of a split, or those of its first captions alone, computed anew."""
+    run, inputs = Run(path), from_run(path)
+    prompts = dict(list(inputs.prompts.items())[:first])
+    keys = [key for key in inputs.splits()[split] if key in prompts]
+    systems = {name: load_features(run, name) for name in (*inputs.systems, "reference")}
     if first is None:
-        rows, found = kept_values(path, split), kept_differences(path, split)
+        rows, differences = stored_values(path, split), stored_differences(path, split)
     else:
-        asked, real, draws = list(heard.values())[:-1], heard["reference"], recipe.evaluate.resamples
-        rows = summaries(asked, real, parts, draws, recipe.seed, f"first {first} captions")
-        found = comparisons(asked, real, parts, draws, recipe.seed)
-    return Told(path.name, parts[split], heard, rows, found)
+        recipe = inputs.manifest["recipe"]
+        plan = EvalPlan(
+            {split: keys}, systems["reference"], prompts, True, recipe["evaluate"]["resamples"], recipe["seed"]
+        )
+        names = {one.metric for one in stored_values(path, split)}
+        metrics = [one for one in all_metrics() if one.name in names]
+        numbers = Numbers([systems[name] for name in inputs.systems], metrics, plan)
+        rows, differences = numbers.summaries(), numbers.comparisons()
+    return RunNumbers(path.name, {key: prompts[key] for key in keys}, systems, rows, differences)
 
 
-def kept_values(path: Path, split: str) -> list[Summary]:
+def stored_values(path: Path, split: str) -> list[Summary]:
     """A run's own values of a split."""
-    found = [Summary.model_validate(one) for one in read_json(path / "metrics" / "summary.json")]
-    return [one for one in found if one.split == split]
+    rows = read_rows(path / "metrics" / "summary.json", Summary)
+    return [one for one in rows if one.split == split]
 
 
-def kept_differences(path: Path, split: str) -> list[Comparison]:
+def stored_differences(path: Path, split: str) -> list[Comparison]:
     """A run's own differences of a split."""
-    found = [Comparison.model_validate(one) for one in read_json(path / "metrics" / "comparisons.json")]
-    return [one for one in found if one.split == split]
+    rows = read_rows(path / "metrics" / "comparisons.json", Comparison)
+    return [one for one in rows if one.split == split]
 
 
 def values(rows: Sequence[Summary]) -> Iterator[str]:
@@ -88,14 +90,15 @@ def values(rows: Sequence[Summary]) -> Iterator[str]:
         yield row(system, *(f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" if one else "" for one in held))
 
 
-def gains(runs: Sequence[Told], name: str | None) -> Iterator[str]:
+def gains(runs: Sequence[RunNumbers], name: str | None) -> Iterator[str]:
     """What the system `name` (None: the last) gained over those before it, a column for each run."""
     yield row("gain", *(run.name for run in runs), "mean")
     yield row("---", *["---"] * len(runs), "---")
     tables = [_differences(run, name) for run in runs]
     for a, b, metric in tables[0]:
         found = [table.get((a, b, metric)) for table in tables]
-        mean = over_runs(runs, a, b, metric) if metric in CLIP_METRICS else None
+        per_clip = get_metric(metric).feature in ("clap", "events")
+        mean = over_runs(runs, a, b, metric) if per_clip else None
         cells = (difference(one.difference, one.low, one.high) if one else "" for one in found)
         last = difference(mean.value, mean.low, mean.high) if mean else ""
         yield row(f"{a} − {b}, {METRICS[metric]}", *cells, last)
@@ -106,13 +109,13 @@ def difference(value: float, low: float, high: float) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def over_runs(runs: Sequence[Told], a: str, b: str, metric: str) -> Difference:
+def over_runs(runs: Sequence[RunNumbers], a: str, b: str, metric: str) -> Difference:
     """The mean difference over all runs, which were asked for the same captions."""
     sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for run in runs:
-        prompts = asked_of(metric, run.prompts)
+        row = get_metric(metric)
         for name, side in zip((a, b), sides, strict=True):
-            side.append(values_of(metric, run.systems[name], prompts))
+            side.append(clip_values(row, run.systems[name].columns[row.feature], run.prompts, list(run.prompts)))
     # A caption counts where the metric applies in some run; both systems are taken over the same runs.
     both = [np.isfinite(one + other) for one, other in zip(*sides, strict=True)]
     mine, theirs = ([np.where(ok, part, np.nan) for ok, part in zip(both, side, strict=True)] for side in sides)
@@ -120,7 +123,7 @@ def over_runs(runs: Sequence[Told], a: str, b: str, metric: str) -> Difference:
     return paired(np.nanmean([part[kept] for part in mine], 0), np.nanmean([part[kept] for part in theirs], 0), seed=0)
 
 
-def _differences(run: Told, name: str | None) -> dict[tuple[str, str, str], Comparison]:
+def _differences(run: RunNumbers, name: str | None) -> dict[tuple[str, str, str], Comparison]:
     """By systems and metric, those of `name` alone."""
     wanted = name or run.differences[-1].a
     return {(one.a, one.b, one.metric): one for one in run.differences if one.a == wanted and one.metric in METRICS}
@@ -134,7 +137,7 @@ def main() -> None:
     parser.add_argument("--system")
     parser.add_argument("--first", type=int, metavar="N")
     asked = parser.parse_args()
-    runs = [told(path, asked.split, asked.first) for path in asked.runs]
+    runs = [read_run(path, asked.split, asked.first) for path in asked.runs]
     for run in runs:
         print(f"\n{run.name}\n", *values(run.values), sep="\n")
     print("", *gains(runs, asked.system), sep="\n")

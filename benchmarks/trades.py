@@ -19,11 +19,10 @@ from milonga.core.ids import clip_seed
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import write_bytes
 from milonga.data.captions import reference, world_prompts
-from milonga.evaluation.hear import Heard, hear
-from milonga.evaluation.run_metrics import System as Heard_by
-from milonga.evaluation.run_metrics import asked_of, values_of
+from milonga.evaluation.compute import EvalPlan, Numbers
+from milonga.evaluation.features import ClipFeatures, SystemFeatures, extract_features, system_features
+from milonga.evaluation.metrics import get_metric
 from milonga.experiment import registry
-from milonga.maths import metrics, statistics
 
 BATCH, SEED, GUIDANCE = 20, 0, 3.0
 
@@ -69,37 +68,35 @@ def perform(way: Way, prompts: list[Prompt], folder: Path) -> None:
         latents.append(made.half().numpy())
         clips += [Clip(wave, whole.rate) for wave in whole.decode(made).numpy()]
     seconds = time.process_time() - begun
-    rows = heard_of(prompts, clips)
+    rows = features_of(prompts, clips)
     np.savez(folder / f"{way.name}.npz", latents=np.concatenate(latents))
     told = {"seconds": seconds, "heard": [row.model_dump() for row in rows]}
     write_bytes(folder / f"{way.name}.json", json.dumps(told).encode())
 
 
-def heard_of(prompts: list[Prompt], clips: list[Clip]) -> list[Heard]:
+def features_of(prompts: list[Prompt], clips: list[Clip]) -> list[ClipFeatures]:
     ids = [prompt.id for prompt in prompts]
-    return hear(ids, prompts, clips, registry.scorer("nano-judge"), registry.tagger("nano-tagger"), BATCH)
+    return extract_features(ids, prompts, clips, registry.scorer("nano-judge"), registry.tagger("nano-tagger"), BATCH)
 
 
-def row(way: Way, best: Way, prompts: list[Prompt], real: list[Heard], folder: Path) -> str:
+def row(way: Way, best: Way, prompts: list[Prompt], real: SystemFeatures, folder: Path) -> str:
     """One way's line of the table."""
-    told, last = (json.loads((folder / f"{one.name}.json").read_text()) for one in (way, best))
-    ours, theirs = (system(one["heard"]) for one in (told, last))
-    cells = [way.told, str(way.steps), f"{told['seconds'] / len(prompts):.2f}", distance(way, best, folder)]
-    for metric in ("clap", "order"):
-        asked = asked_of(metric, prompts)
-        values = values_of(metric, ours, asked), values_of(metric, theirs, asked)
-        found = statistics.paired(*values, SEED, 1000)
-        cells.append(f"{np.nanmean(values[0]):.3f} ({found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}])")
-    sides = [np.array([one.embedding for one in side]) for side in (ours.heard.values(), real, theirs.heard.values())]
-    fd = metrics.frechet_distance(sides[0], sides[1])
-    found = statistics.paired_set(metrics.frechet_distance, [sides[0], sides[1]], [sides[2], sides[1]], SEED, 200)
-    cells.append(f"{fd:.1f} ({found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}])")
+    own, last = (json.loads((folder / f"{one.name}.json").read_text()) for one in (way, best))
+    systems = [system("best", last["heard"]), system("way", own["heard"])]
+    known = {prompt.id: prompt for prompt in prompts}
+    plan = EvalPlan({"overall": list(known)}, real, known, True, 1000, SEED)
+    numbers = Numbers(systems, [get_metric(name) for name in ("clap", "order_accuracy", "fd")], plan)
+    values = {one.metric: one.value for one in numbers.summaries() if one.system == "way"}
+    cells = [way.told, str(way.steps), f"{own['seconds'] / len(prompts):.2f}", distance(way, best, folder)]
+    for one in numbers.comparisons():
+        digits = 1 if one.metric == "fd" else 3
+        interval = f"{one.difference:+.{digits}f} [{one.low:+.{digits}f}, {one.high:+.{digits}f}]"
+        cells.append(f"{values[one.metric]:.{digits}f} ({interval})")
     return "| " + " | ".join(cells) + " |"
 
 
-def system(rows: list[dict]) -> Heard_by:
-    heard = [Heard.model_validate(one) for one in rows]
-    return Heard_by("way", {one.prompt_id: one for one in heard})
+def system(name: str, rows: list[dict]) -> SystemFeatures:
+    return system_features(name, [ClipFeatures.model_validate(one) for one in rows])
 
 
 def distance(way: Way, best: Way, folder: Path) -> str:
@@ -125,7 +122,7 @@ def main() -> None:
             print(f"{way.name} …", flush=True)
             perform(way, prompts, asked.folder)
         finished.append(way)
-    real = heard_of(prompts, [reference(prompt) for prompt in prompts])
+    real = system_features("reference", features_of(prompts, [reference(prompt) for prompt in prompts]))
     best = max(finished, key=lambda one: one.steps)
     print("| way | steps | CPU s a clip | distance | judge CLAP | order | FD |\n" + "| --- " * 7 + "|")
     for way in sorted(finished, key=lambda one: (one.steps, one.told)):

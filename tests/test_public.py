@@ -98,23 +98,36 @@ def test_the_module_is_the_command():
     assert python("-m", "milonga", "--version").stdout.strip() == milonga.__version__
 
 
-def test_evaluate_measures_as_the_command_does_and_its_options_are_the_commands(tmp_path):
-    from milonga.cli.evaluate import evaluate as door
+def test_evaluate_computes_as_the_command_does_and_both_take_the_options_of_one_declaration(tmp_path):
+    from dataclasses import fields
 
-    options = set(inspect.signature(milonga.evaluate).parameters)
-    renamed = {"no_cache": "cache", "as_json": "sources"}  # a value comes back, which needs no form
-    assert options == {renamed.get(name, name) for name in inspect.signature(door).parameters}
+    from milonga.cli.evaluate import evaluate as command
+    from milonga.evaluation import EvalConfig
+
+    own = {"sources", "reference", "captions", "out", "as_json"}
+    assert {one.name for one in fields(EvalConfig)} == set(inspect.signature(command).parameters) - own
     waves = np.random.default_rng(0).normal(0, 0.1, (2, 12, 8000)).astype(np.float32)
-    for name, own in zip(("made", "real"), waves, strict=True):
-        for number, wave in enumerate(own):
+    for name, wave_set in zip(("made", "real"), waves, strict=True):
+        for number, wave in enumerate(wave_set):
             write_audio(tmp_path / name / f"{number}.wav", Clip(wave, 16000))
-    found = milonga.evaluate(
-        tmp_path / "made", reference=tmp_path / "real", resamples=100, cache=False, out=tmp_path / "out"
-    )
-    told = {row.metric: row for row in found.summaries if row.system == "made"}
-    assert {"fd", "kl", "is", "silent"} <= told.keys()
-    assert told["kl"].low < told["kl"].value < told["kl"].high
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())[0]["protocol"] == found.summaries[0].protocol
+    sides = {"reference": tmp_path / "real", "resamples": 100, "cache": False}
+    result = milonga.evaluate(tmp_path / "made", **sides, weights="nano", out=tmp_path / "out")
+    rows = {row.metric: row for row in result.summaries if row.system == "made"}
+    assert {"fd", "kl", "is", "silent"} <= rows.keys()
+    assert rows["kl"].low < rows["kl"].value < rows["kl"].high
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())[0]["protocol"] == result.summaries[0].protocol
     assert (tmp_path / "out" / "leaderboard.html").exists()
+    assert str(result).startswith("overall (N 12)")
+    with pytest.raises(RecipeError, match="no weights are named"):
+        milonga.evaluate(tmp_path / "made", **sides)
+    with pytest.raises(RecipeError, match="evaluate has no option 'weigths'"):
+        milonga.evaluate(tmp_path / "made", **sides, weigths="nano")
     with pytest.raises(StoreError, match="is not there"):
         milonga.evaluate(tmp_path / "nowhere")
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        with pytest.raises(RecipeError, match="pip install pandas"):
+            result.to_frame()
+    else:
+        assert set(result.to_frame()["metric"]) == {row.metric for row in result.summaries}

@@ -1,4 +1,4 @@
-"""`milonga evaluate`: folders, tables and runs, through its door; what is kept, what is refused, what is written."""
+"""`milonga evaluate`: folders, tables and runs; what is cached, what is refused, what is written."""
 
 import csv
 import json
@@ -15,9 +15,10 @@ from milonga.cli.main import app
 from milonga.core.audio import write_audio
 from milonga.core.errors import CheckpointError, DataError, RecipeError, StoreError
 from milonga.core.records import Clip
+from milonga.evaluation import EvalConfig
 from milonga.evaluation import features as extractors
-from milonga.evaluation.evaluate import Asked, evaluate
-from milonga.evaluation.inputs import Sound, gather
+from milonga.evaluation.evaluate import evaluate
+from milonga.evaluation.inputs import AudioRef, load_inputs
 from milonga.scorers import panns, vggish
 from milonga.scorers.waveform import of_protocol
 
@@ -54,6 +55,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def view_page(evaluation: Any) -> str:
+    from milonga.reports.html import page
+    from milonga.reports.leaderboard import view_of
+
+    return page(view_of(evaluation))
+
+
 def milonga(*words: Any):
     return CliRunner().invoke(app, ["evaluate", *map(str, words)])
 
@@ -61,7 +69,7 @@ def milonga(*words: Any):
 def test_systems_against_a_reference_as_json_and_as_one_page(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [root / "far", root / "near", root / "real", "--captions", root / "captions.csv", "--split", "kind"]
-    done = milonga(*words, "--resamples", 100, "--out", out, "--json")
+    done = milonga(*words, "--weights", "nano", "--resamples", 100, "--out", out, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     found = {(row["system"], row["split"], row["metric"]): row for row in told["summary"]}
@@ -73,7 +81,7 @@ def test_systems_against_a_reference_as_json_and_as_one_page(root: Path, tmp_pat
     stamp = found["near", "overall", "kl"]["protocol"]
     assert all(re.search(words, stamp) for words in (r"nano-tagger@[0-9a-f]{8}", "soxr HQ", "N 6", "seed 0", "torch "))
     verdicts = {(row["metric"], row["split"]): row for row in told["comparisons"]}
-    assert verdicts["kl", "overall"]["better"] == "near"
+    assert verdicts["kl", "overall"]["difference"] < 0
     assert verdicts["kl", "overall"]["holm"] >= verdicts["kl", "overall"]["p"]
     assert any("intervals" in one for one in told["warnings"])
     assert json.loads((out / "summary.json").read_text()) == told["summary"]
@@ -85,24 +93,27 @@ def test_systems_against_a_reference_as_json_and_as_one_page(root: Path, tmp_pat
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "Table 5" in page
     assert "milonga run" not in page
+    assert "Judge CLAP" not in page
+    assert "by nano-judge" in page
+    assert "on nano-tagger’s features" in page
 
 
 def test_without_a_reference_and_captions_there_are_only_metrics_of_clips_alone(root: Path) -> None:
-    done = milonga("one=" + str(root / "near"), "--resamples", 100, "--json", "--no-cache")
+    done = milonga("one=" + str(root / "near"), "--tagger", "nano-tagger", "--resamples", 100, "--json", "--no-cache")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert {(row["system"], row["metric"]) for row in told["summary"]} == {("one", "silent"), ("one", "clipped")}
-    assert any("no real clips, so none of FD, FD∞, KAD, KL" in one for one in told["warnings"])
+    assert any("no real clips, so none of FD, FD∞, KAD, KL:" in one for one in told["warnings"])
     assert not any(one.startswith(("FD:", "FD∞:")) for one in told["warnings"])
 
 
 def test_the_table_to_read_says_how_its_numbers_were_made(root: Path) -> None:
-    done = milonga(root / "near", root / "real", "--resamples", 100, "--no-cache")
+    done = milonga(root / "near", root / "real", "--tagger", "nano-tagger", "--resamples", 100, "--no-cache")
     assert done.exit_code == 0, done.output
-    made = done.stdout.partition("how they were made\n")[2]
+    made = done.stdout.partition("protocol\n")[2]
     assert re.search(r"FD: nano-tagger@[0-9a-f]{8}; mean of channels", made)
     assert "softmax, reference ‖ generated" in made
-    assert re.search(r"^all: protocol milonga; 100 resamples; milonga .*; N 6; seed 0$", made, re.M)
+    assert re.search(r"^all: protocol milonga; milonga .*; 100 resamples; N 6; seed 0$", made, re.M)
 
 
 def test_labels_split_by_their_number_and_tell_how_far_captions_agree(root: Path, tmp_path: Path) -> None:
@@ -114,6 +125,7 @@ def test_labels_split_by_their_number_and_tell_how_far_captions_agree(root: Path
         texts = [*CAPTIONS[:4], "a dog barks", "a dog barks"]
         rows.writerows([f"clip{n}.wav", text, label] for n, (text, label) in enumerate(zip(texts, labels, strict=True)))
     words = [root / "near", "--captions", path, "--labels", "audioset_labels", "--json", "--no-cache"]
+    words += ["--metric", "silent"]
     done = milonga(*words, "--resamples", 100)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -129,46 +141,46 @@ def test_a_table_names_clips_systems_and_real_clips(root: Path) -> None:
         rows.writerow(["clip", "caption", "system", "reference"])
         for name in ("far", "near"):
             rows.writerows([f"{name}/clip{n}.wav", CAPTIONS[n], name, f"real/clip{n}.flac"] for n in range(COUNT))
-    found = gather([str(path)], None, None)
+    found = load_inputs([str(path)], None, None)
     assert {name: len(own) for name, own in found.systems.items()} == {"far": COUNT, "near": COUNT}
     assert len(found.reference) == COUNT
     assert found.prompts["clip1"].tags == ("temporal", "multi-concept")
 
 
-def test_what_was_heard_is_not_heard_again_until_audio_or_listener_change(
+def test_features_are_extracted_again_only_where_audio_or_extractor_change(
     root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[int] = []
+    batches: list[int] = []
 
-    def listener(told: str) -> extractors.Extractor:
-        def listen(clips):
-            heard.append(len(clips))
+    def extractor(description: str) -> extractors.Extractor:
+        def extract(clips):
+            batches.append(len(clips))
             return {"peak": [np.array(np.abs(samples).max()) for samples, _ in clips]}
 
-        return extractors.Extractor("peak", told, listen)
+        return extractors.Extractor("peak", description, extract, ("peak",))
 
     file = tmp_path / "clip.wav"
     write_audio(file, Clip(np.full(100, 0.5, np.float32), 8000))
-    sounds = {"a": Sound("a", file)}
+    clips = {"a": AudioRef("a", file)}
 
-    def peak(told: str) -> float:
-        found = extractors.perform("x", sounds, [listener(told)], cache, lambda count: None)
+    def peak(description: str) -> float:
+        found = extractors.extract_columns("x", clips, [extractor(description)], cache, lambda count: None)
         return float(found.columns["peak"]["a"])
 
     assert peak("weights 1") == peak("weights 1") == 0.5
-    assert heard == [1]
+    assert batches == [1]
     peak("weights 2")
-    assert heard == [1, 1]
+    assert batches == [1, 1]
     write_audio(file, Clip(np.full(100, 0.25, np.float32), 8000))
     assert peak("weights 1") == 0.25
-    assert heard == [1, 1, 1]
+    assert batches == [1, 1, 1]
     for kept in cache.rglob("*.npz"):
         kept.write_bytes(kept.read_bytes()[:40])  # as a crash of the machine may leave it
     assert peak("weights 1") == 0.25
-    assert heard == [1, 1, 1, 1]
+    assert batches == [1, 1, 1, 1]
 
 
-def test_the_published_listeners_hear_by_the_protocols_rules(
+def test_published_weights_load_files_by_the_protocols_rules(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -179,13 +191,15 @@ def test_the_published_listeners_hear_by_the_protocols_rules(
     monkeypatch.setattr(panns, "load_panns", lambda path: whole[0](path, width=2))
     monkeypatch.setattr(vggish, "load_vggish", lambda path: whole[1](path, width=2))
     weights = {name: str(tmp_path / f"{name}.pth") for name in small}
-    asked = Asked(**weights, protocol="tango", sigmoid=True, reconstruction=True, resamples=100, cache=None)
-    found = evaluate([str(root / "near"), str(root / "real")], None, None, asked)
+    config = EvalConfig(**weights, protocol="tango", sigmoid=True, reconstruction=True, resamples=100, cache=False)
+    found = evaluate([str(root / "near"), str(root / "real")], None, None, config)
     names = {row.metric for row in found.summaries if row.system == "near"}
     assert {"fd", "kad", "kl", "kl_sigmoid", "psnr", "ssim", "lsd", "ssim_stft"} <= names
     told = {row.metric: row.protocol for row in found.summaries}
     assert "halved twice" in told["kl"]
     assert "panns-cnn14-16k@" in told["kl"]
+    assert found.sources["classifier"] == "PANNs"
+    assert "on PANNs features" in view_page(found)
     padded = of_protocol("milonga").panns(np.zeros((8000, 1), np.float32), 16000)
     assert len(padded) == 32000
 
@@ -197,9 +211,15 @@ def test_the_published_listeners_hear_by_the_protocols_rules(
         (["far", "near", "--reference", "NOWHERE"], "is not there, or no folder"),
         (["empty", "real"], "holds no audio files"),
         (["far", "far", "real"], "names of their own"),
-        (["near", "real", "--protocol", "fast"], "no protocol 'fast': there are milonga, audioldm, tango"),
-        (["near", "real", "--protocol", "tango"], "how PANNs, VGGish and --reconstruction are given clips"),
-        (["near", "real", "--clap", "nano-judge"], "CLAP judges by captions"),
+        (
+            ["near", "real", "--protocol", "fast", "--panns", "x"],
+            "no protocol 'fast': there are milonga, audioldm, tango",
+        ),
+        (
+            ["near", "real", "--protocol", "tango", "--weights", "nano"],
+            "how PANNs, VGGish and --reconstruction load files",
+        ),
+        (["near", "real", "--clap", "nano-judge"], "a scorer needs captions"),
         (["near", "real", "--clap", "a/b", "--captions", "captions.csv"], "a/b is not on this machine: --fetch"),
         (["near", "real", "--tagger", "a/b@v1"], "a/b is not on this machine: --fetch"),
         (
@@ -207,19 +227,34 @@ def test_the_published_listeners_hear_by_the_protocols_rules(
             "not on this machine: --fetch",
         ),
         (["near", "real", "--clap", "nowhere", "--captions", "captions.csv"], "neither a folder nor one of"),
+        (["near", "real"], "no weights are named: --weights published"),
+        (["near", "real", "--captions", "captions.csv"], "--clap nano-judge --tagger nano-tagger"),
+        (["near", "real", "--weights", "best"], "no weights 'best': there are published"),
+        (["near", "real", "--weights", "published"], "is not on this machine: --fetch would download it"),
+        (["near", "real", "--weights", "nano", "--metric", "fad"], "fad needs VGGish (--vggish)"),
+        (["near", "real", "--weights", "nano", "--metric", "fadd"], "unknown metric 'fadd': did you mean 'fad'?"),
         (["near", "--reconstruction"], "give a reference of the same names"),
         (["near", "real", "--panns", "NOWHERE.pth"], "neither a file nor OWNER/NAME:FILE"),
         (["near", "real", "--vggish", "captions.csv"], "no file of weights"),
-        (["near", "real", "--captions", "captions.csv", "--split", "loudness"], "there are caption, clip, kind"),
-        (["near", "real", "--captions", "short.csv"], "no caption for 5 clips, clip1 first"),
-        (["near", "real", "--captions", "twice.csv"], "line 3: the clip clip0 is there twice"),
-        (["near", "real", "--captions", "empty.csv"], "line 2: the caption is empty"),
-        (["lost.csv"], "line 2: clip gone.wav is not there"),
-        (["near", "few", "real"], "few has 5, reference has 6 clips, all have 5 in common: --force"),
-        (["broken", "real"], "clip0.wav: cannot be read as audio"),
+        (
+            ["near", "real", "--captions", "captions.csv", "--split", "loudness", "--weights", "nano"],
+            "there are caption, clip, kind",
+        ),
+        (["near", "real", "--captions", "short.csv", "--weights", "nano"], "no caption for 5 clips, clip1 first"),
+        (["near", "real", "--captions", "twice.csv", "--weights", "nano"], "line 3: the clip clip0 is there twice"),
+        (
+            ["near", "real", "--captions", "empty.csv", "--weights", "nano"],
+            "line 2: the caption is empty",
+        ),
+        (["lost.csv", "--weights", "nano"], "line 2: clip gone.wav is not there"),
+        (
+            ["near", "few", "real", "--weights", "nano"],
+            "few has 5, reference has 6 clips, all have 5 in common: --force",
+        ),
+        (["broken", "real", "--weights", "nano"], "clip0.wav: cannot be read as audio"),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_an_error_in_one_line(
     root: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
@@ -235,7 +270,7 @@ def test_bad_input_is_told_in_one_line(
     (root / "lost.csv").write_text("clip,caption\ngone.wav,a dog\n")
     done = milonga(*words, "--no-cache")
     assert done.exit_code == 1
-    assert done.stderr.count("\n") == 1 + done.stderr.count("listen: ")
+    assert done.stderr.count("\n") == 1 + done.stderr.count("features: ")
     assert told in done.stderr
 
 
@@ -244,8 +279,8 @@ def test_different_clips_are_compared_on_equal_terms_if_forced(root: Path, tmp_p
     few.mkdir()
     for number in range(1, COUNT):
         (few / f"clip{number}.wav").write_bytes((root / "near" / f"clip{number}.wav").read_bytes())
-    asked = Asked(tagger="nano-tagger", resamples=100, force=True, cache=None)
-    found = evaluate([str(root / "far"), str(few), str(root / "real")], None, None, asked)
+    config = EvalConfig(tagger="nano-tagger", resamples=100, force=True, cache=False)
+    found = evaluate([str(root / "far"), str(few), str(root / "real")], None, None, config)
     assert {row.n for row in found.summaries if row.metric == "kl"} == {COUNT - 1}
     assert "forced onto the clips that all have: left out are 1 of 6 of far, 1 of 6 of reference" in found.warnings
 
@@ -258,9 +293,9 @@ def test_nothing_is_fetched_unless_asked(monkeypatch: pytest.MonkeyPatch) -> Non
         extractors.weights_file("weights.pth", fetch=True)
 
 
-def test_what_cannot_be_gathered_is_an_error_of_its_kind(root: Path, tmp_path: Path) -> None:
+def test_inputs_that_cannot_be_read_are_an_error_of_their_kind(root: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError):
-        gather([str(tmp_path / "none")], None, None)
+        load_inputs([str(tmp_path / "none")], None, None)
     (tmp_path / "bare.csv").write_text("file,text\n")
     with pytest.raises(DataError, match="columns clip and caption"):
-        gather([str(tmp_path / "bare.csv")], None, None)
+        load_inputs([str(tmp_path / "bare.csv")], None, None)

@@ -1,6 +1,8 @@
 """The whole vertical on tiny untrained networks: every step runs, all systems start from one noise, numbers add up."""
 
 import importlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,10 @@ from tiny_parts import parts_folder
 
 from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
-from milonga.core.records import Comparison, Pair, Prompt, Request, Summary
+from milonga.core.records import Clip, Comparison, Pair, Prompt, Request, Summary
 from milonga.core.store import Run, read_json
-from milonga.evaluation.hear import Heard
+from milonga.evaluation.features import ClipFeatures
+from milonga.evaluation.metrics import Metric
 from milonga.experiment import registry
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
@@ -54,8 +57,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return pipeline.run(parse_recipe(RECIPE.format(folder=folder), "tiny.toml"), folder / "run")
 
 
-def heard(run: Run, name: str) -> dict[str, Heard]:
-    return {row.prompt_id: row for row in run.stage(f"heard/{name}").read_records(Heard)}
+def features(run: Run, name: str) -> dict[str, ClipFeatures]:
+    return {row.prompt_id: row for row in run.stage(f"features/{name}").read_records(ClipFeatures)}
 
 
 def clips(run: Run, name: str) -> dict[str, np.ndarray]:
@@ -79,12 +82,12 @@ def test_the_held_out_captions_are_those_of_all_sources_each_once(run: Run) -> N
     assert not {one.id for one in found} & {one.id for one in run.stage("prompts").read_records(Prompt)}
 
 
-def test_every_system_performs_every_caption_and_the_world_too(run: Run) -> None:
+def test_every_system_has_a_clip_of_every_caption_and_the_world_too(run: Run) -> None:
     prompts = {one.id: one for one in run.stage("evaluate/prompts").read_records(Prompt)}
     ids = {Request.of(5, one, one.text, 2, 3.0).id for one in prompts.values()}
     for name in (*SYSTEMS, "reference"):
         assert set(clips(run, name)) == ids
-        rows = heard(run, name)
+        rows = features(run, name)
         assert set(rows) == set(prompts)
         assert {row.id for row in rows.values()} == ids
         assert all(len(row.logits) == 3 for row in rows.values())
@@ -108,23 +111,74 @@ def test_references_are_the_worlds_clips_of_the_captions(run: Run) -> None:
         np.testing.assert_allclose(real[Request.of(5, one, one.text, 2, 3.0).id], wave, atol=1e-4)
 
 
-def test_the_numbers_are_those_of_what_was_heard(run: Run) -> None:
+def test_the_numbers_are_those_of_the_features(run: Run) -> None:
     rows = [Summary.model_validate(row) for row in read_json(run.path / "metrics" / "summary.json")]
     for name in (*SYSTEMS, "reference"):
         (clap,) = [row for row in rows if (row.system, row.split, row.metric) == (name, "overall", "clap")]
         assert clap.n == 9
-        assert clap.value == pytest.approx(np.mean([row.clap for row in heard(run, name).values()]))
+        assert clap.value == pytest.approx(np.mean([row.clap for row in features(run, name).values()]))
     assert {row.split for row in rows} == {"overall", "temporal", "multi-concept"}
     found = [Comparison.model_validate(row) for row in read_json(run.path / "metrics" / "comparisons.json")]
     assert {(row.a, row.b) for row in found} == {("sft", "base"), ("aligned", "base"), ("aligned", "sft")}
 
 
-def test_every_number_is_stamped_with_who_listened_and_how_the_clips_were_made(run: Run) -> None:
-    (stamp,) = {row["protocol"] for row in read_json(run.path / "metrics" / "summary.json")}
+def test_every_number_has_the_weights_and_the_sampling_in_its_protocol(run: Run) -> None:
+    stamps = {row["metric"]: row["protocol"] for row in read_json(run.path / "metrics" / "summary.json")}
     recipe = parse_recipe((run.path / "recipe.toml").read_text(), "x")
-    for name in (recipe.models.judge, recipe.models.tagger):
-        assert f"{name}@{registry.fingerprint(name)[:8]}" in stamp
-    assert "steps 2, guidance 3, seed 5, one clip a prompt" in stamp
+    for name, metric in ((recipe.models.judge, "clap"), (recipe.models.tagger, "exact_match")):
+        assert f"{name}@{registry.fingerprint(name)[:8]}" in stamps[metric]
+    assert all("steps 2, guidance 3, seed 5, one clip a prompt" in stamp for stamp in stamps.values())
+
+
+def test_the_command_prints_the_runs_own_numbers_and_pages_agree_on_every_verdict(run: Run, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from milonga.cli.main import app
+    from milonga.evaluation.formatting import run_outcome
+
+    done = CliRunner().invoke(app, ["evaluate", str(run.path), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    for name in ("summary.json", "comparisons.json"):
+        assert (tmp_path / name).read_bytes() == (run.path / "metrics" / name).read_bytes()
+    report, board = (run.path / "report.html").read_text(), (tmp_path / "leaderboard.html").read_text()
+    words = [
+        re.findall(r'<span class="word (?:better|worse|neither)">.*?Holm p [^<]*', page) for page in (report, board)
+    ]
+    assert words[0] == words[1]
+    assert words[0]
+    assert re.findall(r"<h1>.*?</h1>", report) == re.findall(r"<h1>.*?</h1>", board)
+    outcome = run_outcome(run.path)
+    assert outcome is not None
+    assert "Order accuracy (detected)" in outcome
+
+
+def test_further_weights_beside_a_run_add_columns_and_keep_the_judge(run: Run) -> None:
+    import milonga
+
+    result = milonga.evaluate(run.path, metrics=["clap", Loudness], resamples=50, cache=False)
+    assert {row.metric for row in result.summaries} == {"clap", "peak"}
+    result = milonga.evaluate(run.path, scorers=[Constant()], resamples=50, cache=False)
+    own = {row.metric: row.value for row in result.summaries if (row.system, row.split) == ("base", "overall")}
+    assert own["score constant"] == 0.25
+    stored = {
+        row["metric"]: row["value"]
+        for row in read_json(run.path / "metrics" / "summary.json")
+        if row["system"] == "base" and row["split"] == "overall"
+    }
+    assert own["clap"] == stored["clap"]
+    assert "constant" in str(result)
+
+
+class Constant:
+    """A scorer without embeddings."""
+
+    name = "constant"
+
+    def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
+        return np.full(len(clips), 0.25)
+
+
+Loudness = Metric("peak", "Peak", lambda clip, reference, prompt: float(np.abs(clip.waveform).max()), needs="audio")
 
 
 def test_running_again_measures_nothing_again(run: Run) -> None:
@@ -134,21 +188,21 @@ def test_running_again_measures_nothing_again(run: Run) -> None:
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
-def test_lost_numbers_are_made_again_the_same_from_what_was_heard(run: Run) -> None:
+def test_lost_numbers_are_made_again_the_same_from_the_features(run: Run) -> None:
     files = [run.path / "metrics" / name for name in ("summary.json", "comparisons.json")]
     before = [file.read_bytes() for file in files]
-    stamp = [file.stat().st_mtime_ns for file in sorted((run.path / "heard").rglob("*.parquet"))]
+    stamp = [file.stat().st_mtime_ns for file in sorted((run.path / "features").rglob("*.parquet"))]
     files[0].unlink()
     pipeline.run(parse_recipe((run.path / "recipe.toml").read_text(), "recipe.toml"), run.path)
     assert [file.read_bytes() for file in files] == before
-    assert [file.stat().st_mtime_ns for file in sorted((run.path / "heard").rglob("*.parquet"))] == stamp
+    assert [file.stat().st_mtime_ns for file in sorted((run.path / "features").rglob("*.parquet"))] == stamp
 
 
 def test_nothing_to_evaluate_on_says_so(run: Run, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(run.path, tmp_path / "copy")
-    for name in ("evaluate", "heard", "metrics"):
+    for name in ("evaluate", "features", "metrics"):
         shutil.rmtree(tmp_path / "copy" / name)
     recipe = parse_recipe((run.path / "recipe.toml").read_text(), "recipe.toml", ["evaluate.prompts=[]"])
     with pytest.raises(DataError, match=r"evaluate\.prompts names no captions"):
@@ -160,8 +214,9 @@ def test_tables_of_all_captions_are_the_runs_and_of_the_first_are_reckoned_anew(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     tables = importlib.import_module("tables")
-    kept, same, few = (tables.told(run.path, "overall", first) for first in (None, 9, 4))
-    assert same.values == [one.model_copy(update={"protocol": "first 9 captions"}) for one in kept.values]
-    assert same.differences == kept.differences
+    stored, same, few = (tables.read_run(run.path, "overall", first) for first in (None, 9, 4))
+    numbers = [[(one.system, one.metric, one.value, one.n) for one in each.values] for each in (stored, same)]
+    assert numbers[0] == numbers[1]
+    assert same.differences == stored.differences
     assert {one.n for one in few.values if one.metric == "clap"} == {4}
-    assert "| aligned − base, judge CLAP ↑ |" in "\n".join(tables.gains([kept, kept], "aligned"))
+    assert "| aligned − base, Judge CLAP ↑ |" in "\n".join(tables.gains([stored, stored], "aligned"))

@@ -143,7 +143,7 @@ def test_a_changed_system_is_done_again_alone(tmp_path):
     run = Run(tmp_path)
     outputs = [
         "checkpoints/{}/model/x", "metrics/training/{}.jsonl", "rounds/{}/01/x", "metrics/rounds/{}.json",
-        "evaluate/{}/x", "heard/{}/x", "refused/evaluate/{}/x",
+        "evaluate/{}/x", "features/{}/x", "refused/evaluate/{}/x",
     ]  # fmt: skip
     files = [tmp_path / one.format(name) for name in ("kept", "new", "gone") for one in outputs]
     files += [tmp_path / one for one in ("rounds/base/x", "evaluate/base/x", "metrics/summary.json", "report.html")]

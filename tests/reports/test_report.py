@@ -21,12 +21,12 @@ def page(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-def test_the_claim_names_what_got_better_worse_and_undecided(page: str) -> None:
+def test_the_claim_names_what_got_better_worse_or_neither(page: str) -> None:
     headline = re.search(r"<h1>(.*?)</h1>", page, re.S)
     assert headline is not None
     assert headline[1].startswith("On 400 captions, aligned fits its captions better than base: judge CLAP +0.029")
     assert headline[1].endswith("worse: FD +0.30 [+0.06, +0.54].")
-    assert re.search(r'<section class="finding undecided">(?:(?!</section>).)*<li>KL', page, re.S)
+    assert re.search(r'<section class="finding neither">(?:(?!</section>).)*<li>KL', page, re.S)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_same_run_gives_the_same_bytes(run: Path, page: str) -> None:
 
 def test_a_run_until_pair_has_its_pairs_and_says_what_is_missing(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path / "half", until="pair")).read_text(encoding="utf-8")
-    assert "No claim yet" in page
+    assert "No result yet" in page
     assert "Table 2" in page
     assert "ranker-a: winner score" in page
     assert page.count("Not there yet.") == 5
@@ -88,7 +88,7 @@ def test_an_interval_over_zero_is_never_claimed(tmp_path: Path) -> None:
     row |= {"high": 0.05, "p": 0.2, "n": 60, "better": "aligned"}
     write_json(tmp_path / "metrics" / "comparisons.json", [row])
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "it is undecided whether aligned fits its captions better than base" in page
+    assert "aligned fits its captions neither significantly better nor worse than base" in page
     assert 'class="word better"' not in page
 
 

@@ -1,21 +1,21 @@
 """Figures: well-formed SVG whose marks stand where the numbers say."""
 
 import re
-import struct
 import xml.etree.ElementTree as ElementTree
-import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
+from PIL import Image
 
 from milonga.core.records import Clip, Comparison
-from milonga.evaluation.numbers import measures
+from milonga.evaluation.metrics import metrics_named
 from milonga.preference.sweep import ticks
 from milonga.reports.figures import Line, curves, forest, histogram, smoothed
-from milonga.reports.pictures import BANDS, COLUMNS, data_uri, mel_picture, palette
+from milonga.reports.gallery import BANDS, COLUMNS, MAGMA, data_uri, mel_picture
 
 
 def parts(figure: Markup, name: str, style: str) -> list[ElementTree.Element]:
@@ -40,14 +40,14 @@ def comparison(metric: str, low: float, high: float, better: str) -> Comparison:
 
 def test_right_of_the_line_is_better_for_every_metric() -> None:
     for metric, low, high in (("clap", 0.1, 0.2), ("fd", -0.2, -0.1)):
-        figure = forest([(1, comparison(metric, low, high, "aligned"))], measures([metric])[0], "x")
+        figure = forest([(1, comparison(metric, low, high, "aligned"))], metrics_named([metric])[0], "x")
         (mark,) = parts(figure, "circle", "mark")
         assert float(mark.get("cx", "0")) > 100
         assert "open" not in mark.get("class", "")
 
 
-def test_an_undecided_difference_is_hollow_and_a_missing_one_is_not_drawn() -> None:
-    clap = measures(["clap"])[0]
+def test_an_insignificant_difference_is_hollow_and_a_missing_one_is_not_drawn() -> None:
+    clap = metrics_named(["clap"])[0]
     assert parts(forest([(1, comparison("clap", -0.1, 0.2, "neither"))], clap, "x"), "circle", "open")
     assert not parts(forest([(1, comparison("clap", float("nan"), 0.2, "neither"))], clap, "x"), "circle", "mark")
 
@@ -110,13 +110,9 @@ def test_a_mel_picture_shows_a_high_sound_above_a_low_one() -> None:
 
 def place_of_light(wave: np.ndarray) -> int:
     """The brightest row of a wave's picture, 0 at the top."""
-    data = mel_picture(Clip(wave.astype(np.float32), 16000))
-    width, height = struct.unpack(">II", data[16:24])
-    assert (height, width <= COLUMNS) == (BANDS, True)
-    place = data.index(b"IDAT")
-    size = struct.unpack(">I", data[place - 4 : place])[0]
-    rows = np.frombuffer(zlib.decompress(data[place + 4 : place + 4 + size]), np.uint8).reshape(height, width + 1)
-    return int(rows[:, 1:].mean(axis=1).argmax())
+    picture = Image.open(BytesIO(mel_picture(Clip(wave.astype(np.float32), 16000))))
+    assert (picture.height, picture.width <= COLUMNS) == (BANDS, True)
+    return int(np.asarray(picture).mean(axis=1).argmax())
 
 
 def test_silence_and_very_short_clips_have_a_picture() -> None:
@@ -124,7 +120,7 @@ def test_silence_and_very_short_clips_have_a_picture() -> None:
 
 
 def test_colours_grow_evenly_lighter() -> None:
-    light = palette().astype(float) @ np.array([0.2126, 0.7152, 0.0722])
+    light = np.frombuffer(MAGMA, np.uint8).reshape(-1, 3).astype(float) @ np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(light) > 0).all()
 
 

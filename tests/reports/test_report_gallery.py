@@ -8,8 +8,8 @@ from synthetic_run import make_run
 from milonga.core.errors import StoreError
 from milonga.core.records import Event, Prompt, RewardReport, Summary
 from milonga.reports import gallery as report_gallery
-from milonga.reports.gallery import DRAWN, IMPROVED, LOWEST, WORSENED, Card, gallery, judged, lanes
-from milonga.reports.material import Material, read_material, read_rows, read_steps, read_thresholds
+from milonga.reports.gallery import DRAWN, IMPROVED, LOWEST, WORSENED, Card, faults_of, gallery, lanes
+from milonga.reports.material import RunMaterial, read_material, read_rows, read_steps, read_thresholds
 
 SYSTEMS = ["base", "sft", "aligned", "reference"]
 PROMPT = Prompt.of("a dog, then a bell while it rains", "test", (), (("Dog",), ("Bell", "Rain")))
@@ -20,16 +20,16 @@ def event(label: str, onset: float, offset: float = 3.0) -> Event:
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+def material(tmp_path_factory: pytest.TempPathFactory) -> RunMaterial:
     return read_material(make_run(tmp_path_factory.mktemp("gallery") / "run", prompts=60))
 
 
 @pytest.fixture(scope="module")
-def cards(material: Material) -> list[Card]:
-    return gallery(material, SYSTEMS, "aligned")
+def cards(material: RunMaterial) -> list[Card]:
+    return gallery(material.evaluation, SYSTEMS, "aligned")
 
 
-def test_half_of_the_prompts_are_drawn_by_chance_and_the_extremes_say_so(cards: list[Card]) -> None:
+def test_half_of_the_prompts_are_drawn_at_random_and_the_extremes_say_so(cards: list[Card]) -> None:
     reasons = [card.reason for card in cards]
     assert [reasons.count(name) for name in (DRAWN, IMPROVED, WORSENED, LOWEST)] == [12, 4, 4, 4]
     assert len({card.prompt.id for card in cards}) == 24
@@ -42,9 +42,11 @@ def test_every_card_has_every_system_base_first_and_from_one_seed(cards: list[Ca
     assert all(card.same_seed for card in cards)
 
 
-def test_long_clips_mean_fewer_prompts(material: Material, cards: list[Card], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_clips_mean_fewer_prompts(
+    material: RunMaterial, cards: list[Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report_gallery, "BUDGET", 3 * max(card.size for card in cards))
-    fewer = gallery(material, SYSTEMS, "aligned")
+    fewer = gallery(material.evaluation, SYSTEMS, "aligned")
     assert 3 <= len(fewer) < 24
     assert sum(card.size for card in fewer) <= 3 * max(card.size for card in cards)
 
@@ -64,17 +66,17 @@ def test_a_timeline_keeps_a_lane_for_what_was_asked_and_not_heard() -> None:
 @pytest.mark.parametrize(
     ("events", "words", "good"),
     [
-        ((event("Dog", 0.1), event("Bell", 1.0), event("Rain", 1.2)), "all as asked", True),
+        ((event("Dog", 0.1), event("Bell", 1.0), event("Rain", 1.2)), "exact match", True),
         ((event("Dog", 1.1), event("Bell", 1.0), event("Rain", 1.2)), "wrong order", False),
         ((event("Dog", 0.1), event("Rain", 1.2), event("Cat", 2.0)), "Bell missing, extra Cat", False),
     ],
 )
 def test_a_clip_is_judged_in_words(events: tuple[Event, ...], words: str, good: bool) -> None:
-    assert judged(PROMPT, events) == (words, good)
+    assert faults_of(PROMPT, events) == (words, good)
 
 
 def test_a_prompt_without_a_scene_is_not_judged() -> None:
-    assert judged(Prompt.of("music", "test"), (event("Dog", 0.1),)) == ("", False)
+    assert faults_of(Prompt.of("music", "test"), (event("Dog", 0.1),)) == ("", False)
 
 
 def test_a_log_keeps_the_latest_of_a_step_and_passes_over_a_torn_end(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_report_that_lacks_a_number_is_refused_and_not_half_told(tmp_path: Pat
         read_rows(path, RewardReport)
 
 
-def test_thresholds_come_from_the_recipe_and_a_broken_recipe_is_an_error(material: Material) -> None:
+def test_thresholds_come_from_the_recipe_and_a_broken_recipe_is_an_error(material: RunMaterial) -> None:
     assert [(one.scorer, one.alpha) for one in material.thresholds] == [("ranker-a", 0.45), ("ranker-b", 0.4)]
     with pytest.raises(StoreError, match="is not TOML"):
         read_thresholds("[pair", Path("recipe.toml"))

@@ -54,16 +54,16 @@ SPLITS = ("overall", "multi-concept", "single-concept", "temporal", "non-tempora
 # value for base, sft, aligned, reference; then half the width of a difference's interval
 LEVELS = {
     "clap": ((0.612, 0.618, 0.641, 0.802), 0.011),
-    "all_present": ((0.812, 0.823, 0.868, 0.991), 0.024),
-    "presence": ((0.902, 0.908, 0.931, 0.997), 0.014),
-    "extra": ((0.341, 0.322, 0.262, 0.021), 0.041),
-    "order": ((0.781, 0.779, 0.861, 0.998), 0.035),
-    "correct": ((0.582, 0.597, 0.681, 0.975), 0.031),
+    "full_recall": ((0.812, 0.823, 0.868, 0.991), 0.024),
+    "event_recall": ((0.902, 0.908, 0.931, 0.997), 0.014),
+    "extra_events": ((0.341, 0.322, 0.262, 0.021), 0.041),
+    "order_accuracy": ((0.781, 0.779, 0.861, 0.998), 0.035),
+    "exact_match": ((0.582, 0.597, 0.681, 0.975), 0.031),
     "fd": ((4.41, 4.62, 4.71, 0.0), 0.24),
     "kl": ((0.912, 0.905, 0.894, 0.0), 0.031),
     "is": ((8.41, 8.52, 8.94, 10.2), 0.33),
 }
-LOWER = ("extra", "fd", "kl")
+LOWER = ("extra_events", "fd", "kl")
 
 
 def make_run(root: Path, until: str = "evaluate", prompts: int = 40) -> Path:
@@ -113,7 +113,7 @@ def write_pairs(run: Run, count: int) -> None:
 def refusal(winner: float, delta: float) -> str:
     """The reason to refuse a pair, empty when there is none."""
     if delta <= 0:
-        return "order"
+        return "order_accuracy"
     if winner < 0.45:
         return f"alpha: ranker-a {winner:.2f} < 0.45"
     return f"delta: ranker-a {delta:.2f} < 0.05" if delta < 0.05 else ""
@@ -187,7 +187,7 @@ def write_evaluation(run: Run, prompts: list[Prompt]) -> None:
         run.stage(f"evaluate/{system}").write_table("part-0", clip_table(ids, clips, [None] * len(ids)))
         event = pa.struct([("label", pa.string()), ("onset", pa.float64()), ("offset", pa.float64())])
         kinds = [("id", pa.string()), ("prompt_id", pa.string()), ("clap", pa.float64()), ("events", pa.list_(event))]
-        run.stage(f"heard/{system}").write_table("part-0", pa.Table.from_pylist(heard, schema=pa.schema(kinds)))
+        run.stage(f"features/{system}").write_table("part-0", pa.Table.from_pylist(heard, schema=pa.schema(kinds)))
 
 
 def perform(prompt: Prompt, skill: float, rng: np.random.Generator) -> list[Event]:
@@ -230,14 +230,14 @@ def write_numbers(root: Path) -> None:
             split
         ]
         for metric, (levels, width) in LEVELS.items():
-            if metric == "order" and split in ("single-concept", "non-temporal"):
+            if metric == "order_accuracy" and split in ("single-concept", "non-temporal"):
                 continue
             rng = np.random.default_rng(derive_seed(8, split, metric))
             wide = width * (400 / count) ** 0.5
             values = [level * rng.uniform(0.97, 1.0) for level in levels] if split != "overall" else list(levels)
             for system, value in zip(SYSTEMS, values, strict=True):
-                stamp = f"{metric}: nano listeners sha256 4be1…, 16 kHz, bootstrap 2000, seed 7"
-                bounded = metric not in ("fd", "kl", "is", "extra")
+                stamp = f"{metric}: nano scorers sha256 4be1…, 16 kHz, bootstrap 2000, seed 7"
+                bounded = metric not in ("fd", "kl", "is", "extra_events")
                 low, high = max(0.0, value - 1.4 * wide), min(value + 1.4 * wide, 1.0 if bounded else 99.0)
                 summaries.append(
                     Summary(

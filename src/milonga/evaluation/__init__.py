@@ -37,7 +37,9 @@ class EvalConfig:
         None, "Class labels, divided by commas: split by their number, and report the agreement.", metavar="COLUMN"
     )
     sigmoid: bool = _option(False, "The toolkit's sigmoid KL as well.", "--kl-sigmoid")
-    reconstruction: bool = _option(False, "PSNR, SSIM and LSD against the reference of the same name.", "--reconstruction")
+    reconstruction: bool = _option(
+        False, "PSNR, SSIM and LSD against the reference of the same name.", "--reconstruction"
+    )
     resamples: int | None = _option(None, "Draws of the bootstrap.", min=100, show_default="the run's, else 1000")
     seed: int | None = _option(None, "Seed of the bootstrap.", min=0, show_default="the run's, else 0")
     force: bool = _option(False, "Where systems have different clips, evaluate those that all have.", "--force")
