@@ -2,7 +2,7 @@
 
     python benchmarks/alignment.py RUN [RUN ...] [--split temporal] [--write docs/alignment.md] [--part sweeps]
 
-First every system's mean gain over the base, and in how many runs it was statistically significant; then, for every metric, the
+First every system's mean gain over the base, and in how many runs it was significant; then, for every metric, the
 gains in each run with their 95 % intervals over captions, so that one lucky seed cannot be mistaken for a result; then
 the systems' values, what the reward models were worth, and the rounds. Of a single run there is one table of gains.
 `--write` puts all that between two markers of a page, named by `--part`, and leaves the rest.

@@ -53,7 +53,7 @@ resamples = 50
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = parts_folder(tmp_path_factory.mktemp("tiny"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("milonga.experiment.stages.ANCHORS", 4)
+        patch.setattr("milonga.experiment.stages.PRIOR_CLIPS", 4)
         return pipeline.run(parse_recipe(RECIPE.format(folder=folder), "tiny.toml"), folder / "run")
 
 

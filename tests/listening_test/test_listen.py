@@ -177,7 +177,7 @@ def test_people_prefer_and_training_learns_it(run, tmp_path):
     )  # fmt: skip
     recipe = test_evaluation.RECIPE.format(folder=run.path.parent).replace('"sft", phases', '"people", phases')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("milonga.experiment.stages.ANCHORS", 4)
+        patch.setattr("milonga.experiment.stages.PRIOR_CLIPS", 4)
         learnt = parse_recipe(recipe, "people.toml", [f'train.pairs=["{out}"]'])
         trained = pipeline.run(learnt, tmp_path / "people", until="train")
     assert not (trained.path / "generate").exists()

@@ -79,7 +79,7 @@ def test_what_is_kept_is_exported_and_trains(run, studio, tmp_path):
     assert len((tmp_path / "takes.csv").read_text().splitlines()) == 5
     recipe = test_evaluation.RECIPE.format(folder=run.path.parent).replace('"sft", phases', '"people", phases')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("milonga.experiment.stages.ANCHORS", 4)
+        patch.setattr("milonga.experiment.stages.PRIOR_CLIPS", 4)
         trained = pipeline.run(parse_recipe(recipe, "people.toml"), tmp_path / "pairs", only="train")
     rows = (trained.path / "metrics/training/aligned.jsonl").read_text().splitlines()
     assert np.isfinite([json.loads(one)["loss"] for one in rows]).all()
