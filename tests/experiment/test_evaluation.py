@@ -18,6 +18,7 @@ from milonga.evaluation.metrics import Metric
 from milonga.experiment import registry
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
+from milonga.reports.material import read_rows
 
 SYSTEMS = ("base", "sft", "aligned")
 RECIPE = """
@@ -112,13 +113,13 @@ def test_references_are_the_worlds_clips_of_the_captions(run: Run) -> None:
 
 
 def test_the_numbers_are_those_of_the_features(run: Run) -> None:
-    rows = [Summary.model_validate(row) for row in read_json(run.path / "metrics" / "summary.json")]
+    rows = read_rows(run.path / "metrics" / "summary.json", Summary)
     for name in (*SYSTEMS, "reference"):
         (clap,) = [row for row in rows if (row.system, row.split, row.metric) == (name, "overall", "clap")]
         assert clap.n == 9
         assert clap.value == pytest.approx(np.mean([row.clap for row in features(run, name).values()]))
     assert {row.split for row in rows} == {"overall", "temporal", "multi-concept"}
-    found = [Comparison.model_validate(row) for row in read_json(run.path / "metrics" / "comparisons.json")]
+    found = read_rows(run.path / "metrics" / "comparisons.json", Comparison)
     assert {(row.a, row.b) for row in found} == {("sft", "base"), ("aligned", "base"), ("aligned", "sft")}
 
 

@@ -15,6 +15,7 @@ from milonga.core.errors import RecipeError, StoreError
 from milonga.core.records import Comparison, Summary
 from milonga.core.store import Run, read_json
 from milonga.models.load import pipeline
+from milonga.reports.material import read_rows
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 WORDS = "a dog barks"
@@ -54,12 +55,12 @@ def test_the_card_has_recipe_data_numbers_and_licences(run: Run, exported: Path)
     head, body = text.split("\n---\n", 1)
     assert "library_name: diffusers" in head
     assert "license:" not in head  # whoever publishes chooses it
-    for title in ("## Results", "## Training", "## Data", "## What made it", "## Licences", "## Limits"):
+    for title in ("## Results", "## Training", "## Data", "## Provenance", "## Licences", "## Limits"):
         assert title in body
-    rows = [Summary.model_validate(row) for row in read_json(run.path / "metrics" / "summary.json")]
+    rows = read_rows(run.path / "metrics" / "summary.json", Summary)
     (clap,) = [r for r in rows if (r.system, r.split, r.metric) == ("aligned", "overall", "clap")]
     assert f"{clap.value:.3f} \\[{clap.low:.3f}, {clap.high:.3f}\\]".replace("-", "−") in body
-    found = [Comparison.model_validate(row) for row in read_json(run.path / "metrics" / "comparisons.json")]
+    found = read_rows(run.path / "metrics" / "comparisons.json", Comparison)
     (gain,) = [r for r in found if (r.a, r.b, r.split, r.metric) == ("aligned", "base", "overall", "clap")]
     assert f"{gain.difference:+.3f}".replace("-", "−") in body
     assert clap.protocol in body

@@ -113,7 +113,7 @@ def write_pairs(run: Run, count: int) -> None:
 def refusal(winner: float, delta: float) -> str:
     """The reason to refuse a pair, empty when there is none."""
     if delta <= 0:
-        return "order_accuracy"
+        return "order"
     if winner < 0.45:
         return f"alpha: ranker-a {winner:.2f} < 0.45"
     return f"delta: ranker-a {delta:.2f} < 0.05" if delta < 0.05 else ""
