@@ -21,8 +21,8 @@ OUT = typer.Option(metavar="DIR", help="Write summary, comparisons and leaderboa
 JSON = typer.Option("--json", help="For programs.")
 
 
-from milonga.cli.errors import handle_errors, say
-from milonga.evaluation import EvalConfig
+def _evaluate(
+    sources: list[str], reference: Path | None, captions: Path | None, out: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Evaluate systems' clips: Tables 3 to 5 with 95 % intervals, paired differences, and their protocol."""
     from milonga.evaluation import formatting
