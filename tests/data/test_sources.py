@@ -55,7 +55,7 @@ def test_a_scene_whose_few_captions_are_all_anothers_is_passed_over(monkeypatch:
     """800 captions of `tune` meet one dog that barks once: a scene with no caption there."""
     monkeypatch.setattr("milonga.nano.captions.TRIES", 200)
     assert len(registry.prompt_source("world:tune:800")) == 800
-    with pytest.raises(DataError, match=r"of 200 captions of \(\('Dog',\),\) none is in tune"):
+    with pytest.raises(DataError, match=r"none of 200 captions of \(\('Dog',\),\) is in tune"):
         caption_in("tune", (("Dog",),), {"Dog": 1}, np.random.default_rng(0))
 
 

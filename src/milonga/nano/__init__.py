@@ -1,1 +1,1 @@
-"""The small world: synthesised, captioned sound events with known ground truth, and small weights."""
+"""Nano: a small world of synthesised, captioned sound events with known ground truth, and small weights."""

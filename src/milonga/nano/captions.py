@@ -1,9 +1,9 @@
 """The caption grammar: English in the manner of AudioCaps for a scene of known sounds.
 
-A scene is groups in order of time, the sounds of one group overlapping. A sound is said as a clause ("a dog barks") or
-as a noun phrase ("a dog barking", "the barking of a dog"); templates then join sounds to groups and groups to captions.
-In a template `{c0}` asks for part 0 as a clause, `{n0}` for it as a noun phrase. Departure from AudioCaps: no sound
-outside `lexicon.CLASSES`, no misspellings.
+A scene is a sequence of groups in order of time; the sounds of one group overlap. A sound becomes a clause ("a dog
+barks") or a noun phrase ("a dog barking", "the barking of a dog"); templates join sounds to groups and groups to
+captions. In a template `{c0}` is part 0 as a clause, `{n0}` is part 0 as a noun phrase. Difference from AudioCaps: no
+sound outside `lexicon.CLASSES`, no misspellings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from milonga.nano.lexicon import VOICES, Form, Voice, participle, third_person
 
 T = TypeVar("T")
 Say = Callable[[str], str]
-TRIES = 1000  # captions drawn of one scene before its split is said to have none
+TRIES = 1000  # captions drawn for one scene before the search for its split fails
 
 _NUMBERS = ("", "a single", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TIMES = ("", "once", "twice", *(f"{word} times" for word in _NUMBERS[3:]))
@@ -62,7 +62,7 @@ _TOGETHER_NOUN = {
     ),
     3: ("{n0}, {n1} and {n2}", "{n0} and {n1} with {n2} in the background", "{n0} with {n1} and {n2}"),
 }
-# A group inside a sequence is said with the tighter connectives only, so that "before" never binds to half of it.
+# A group inside a sequence uses the tighter connectives only, so that "before" never binds to half of it.
 _TIGHT_CLAUSE = {2: ("{c0} and {c1}", "{c0} while {c1}", "{c0} as {c1}", "{c0} with {n1}")}
 _TIGHT_NOUN = {2: ("{n0} and {n1}", "{n0} with {n1}", "{n0} while {c1}")}
 
@@ -123,7 +123,7 @@ _THEN_MIXED = {
 
 
 def caption(scene: Scene, counts: Mapping[str, int] | None, rng: np.random.Generator) -> str:
-    """A caption of `scene`, any of many paraphrases; `counts` says how often a countable sound is heard.
+    """A random caption of `scene` among many paraphrases; `counts` gives the number of a countable sound.
 
     Scenes hold one to three sounds in any grouping. KeyError for a class outside `lexicon.CLASSES`, ValueError for more
     sounds than three.
@@ -141,19 +141,19 @@ def caption(scene: Scene, counts: Mapping[str, int] | None, rng: np.random.Gener
 
 
 def caption_in(split: str, scene: Scene, counts: Mapping[str, int] | None, rng: np.random.Generator) -> str:
-    """A caption of `scene` that belongs to `split` ("train", "tune" or "test"): drawn anew until one does.
+    """A caption of `scene` that belongs to `split` ("train", "tune" or "test"), by repeated draws.
 
-    Raises DataError where none of many does: a scene of one sound has few captions, which may all be another split's.
+    Raises DataError after TRIES draws: a scene of one sound has few captions, which may all belong to another split.
     """
     for _ in range(TRIES):
         text = caption(scene, counts, rng)
         if split_of(text) == split:
             return text
-    raise DataError(f"of {TRIES} captions of {scene} none is in {split}: take another scene")
+    raise DataError(f"none of {TRIES} captions of {scene} is in {split}: use another scene")
 
 
 def split_of(text: str) -> str:
-    """ "train" (80 %), "tune" (10 %) or "test" (10 %), by the text's hash: no caption is ever in two splits.
+    """ "train" (80 %), "tune" (10 %) or "test" (10 %), by the text's hash, so no caption is in two splits.
 
     Case, spacing and a closing full stop do not count, so near-copies share their split.
     """
@@ -166,7 +166,7 @@ def _one_of(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def _fill(template: str, parts: Sequence[Say]) -> str:
-    """Each slot `{c0}` or `{n0}` of the template, said by its part in the way the letter asks for."""
+    """The template with each slot `{c0}` or `{n0}` filled by its part, as a clause or a noun phrase."""
     slots = [name for _, name, _, _ in Formatter().parse(template) if name]
     return template.format_map({slot: parts[int(slot[1:])](slot[0]) for slot in slots})
 
@@ -232,7 +232,7 @@ def _participial(voice: Voice, rng: np.random.Generator) -> str:
 
 
 def _form(voice: Voice, rng: np.random.Generator) -> Form:
-    """Any form of the voice, the first and most usual one half of the time."""
+    """A form of the voice: the first and most common one half of the time, else any."""
     return voice.forms[0] if rng.random() < 0.5 else _one_of(rng, voice.forms)
 
 

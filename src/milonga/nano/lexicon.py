@@ -1,8 +1,8 @@
-"""The sounds that the small world knows, and how English speaks of each.
+"""The sounds of the small world and the English words for each.
 
-`CLASSES` names them as AudioSet does. `VOICES` gives each class its subjects with their verbs ("a dog" + "bark"), its
+`CLASSES` has AudioSet's names. `VOICES` gives each class its subjects with their verbs ("a dog" + "bark"), its
 noun phrases ("the barking of a dog") and, where its sounds can be counted, a counted noun ("gunshot", "gunshots").
-Alternatives are separated by `|` so that the table reads like a dictionary.
+Alternatives are separated by `|` to keep the table readable.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ _DOUBLING = {"hum", "run", "yap", "tap", "clap", "spin", "chop", "hit", "whir", 
 
 @dataclass(frozen=True)
 class Form:
-    """Subjects and the verbs that any of them can do."""
+    """Subjects and the verbs that fit any of them."""
 
     subjects: tuple[str, ...]
     verbs: tuple[str, ...]
@@ -50,7 +50,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Voice:
-    """How English speaks of one class of sound."""
+    """The English words for one class of sound."""
 
     forms: tuple[Form, ...]
     nouns: tuple[str, ...]
@@ -59,12 +59,12 @@ class Voice:
 
     @property
     def countable(self) -> bool:
-        """Whether "twice" makes sense for this sound."""
+        """Whether the sound can be counted ("twice")."""
         return self.counted is not None
 
 
 def third_person(verb: str) -> str:
-    """The verb as "it ..." does it: bark -> barks, pass by -> passes by, fly -> flies."""
+    """The verb in the third person singular: bark -> barks, pass by -> passes by, fly -> flies."""
     head, _, rest = verb.partition(" ")
     if head.endswith("y") and head[-2] not in "aeiou":
         head = head[:-1] + "ies"

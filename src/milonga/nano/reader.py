@@ -1,9 +1,9 @@
-"""Reads captions that people wrote: the scene they ask for, where the small world knows all their sounds.
+"""Reader of human captions: the scene that a caption describes, where the small world has all its sounds.
 
 A caption is cut at its connectives into segments; each segment must be exactly one known sound (`vocabulary`), and the
-connectives say which sounds overlap and which follow each other. Whatever does not fit this is not read at all:
-precision comes before recall. Limits: a sound that comes twice is not read, nor more than three sounds; "a barks while
-b sings, then c" is read as it stands, though a listener of the clip might say that b goes on.
+connectives determine which sounds overlap and which follow each other. A caption that does not fit is not read at all:
+precision comes before recall. Limits: captions with a repeated sound or more than three sounds are not read; "a barks
+while b sings, then c" is read literally, although b may continue during c.
 """
 
 import re
@@ -32,12 +32,13 @@ Segment = tuple[str, list[str]]
 
 
 def read_scene(text: str) -> Scene | None:
-    """The scene that a caption asks for, or None where a sound is unknown or the order is not plain."""
+    """The scene of a caption, or None where a sound is unknown or the order is ambiguous."""
     plain = re.sub(r"'s\b|['\".!]", "", text.lower()).strip()
-    found = _PREFIX.match(plain)
-    prefix = found[1] if found else ""
-    segments = _segments(plain[found.end() :] if found else plain)
-    if segments is None or _bare_horn_of_a_train(plain):
+    match = _PREFIX.match(plain)
+    prefix = match[1] if match else ""
+    segments = _segments(plain[match.end() :] if match else plain)
+    # A horn beside a train is most likely the train's, which this world does not have.
+    if segments is None or ("train" in plain and re.search(r"(?<!car )(?<!vehicle )\bhorn", plain)):
         return None
     ordered = _in_order(segments, prefix, background="background" in plain)
     if ordered is None:
@@ -50,7 +51,7 @@ def read_scene(text: str) -> Scene | None:
 
 
 def read_captions(texts: Iterable[str], source: str) -> list[Prompt]:
-    """Those of some captions whose scenes are known, each once, in order, as prompts of `source`."""
+    """The captions whose scenes can be read, each once, in order, as prompts of `source`."""
     first: dict[str, Prompt] = {}
     for text in texts:
         scene = read_scene(text)
@@ -60,13 +61,8 @@ def read_captions(texts: Iterable[str], source: str) -> list[Prompt]:
     return list(first.values())
 
 
-def _bare_horn_of_a_train(plain: str) -> bool:
-    """A horn beside a train is most likely the train's, which this world does not have."""
-    return "train" in plain and re.search(r"(?<!car )(?<!vehicle )\bhorn", plain) is not None
-
-
 def _segments(plain: str) -> list[Segment] | None:
-    """(connective before it, its content words) for each segment; None where a word is not known at all."""
+    """(preceding connective, content words) of each segment; None where a word is unknown."""
     for pattern, sign in _REWRITE:
         plain = re.sub(pattern, sign, plain)
     segments: list[Segment] = []
@@ -85,11 +81,11 @@ def _segments(plain: str) -> list[Segment] | None:
 
 
 def _in_order(segments: list[Segment], prefix: str, background: bool) -> list[list[Segment]] | None:
-    """The segments as groups in order of time; None where the order is not plain."""
+    """The segments as groups in order of time; None where the order is ambiguous."""
     signs = [sign for sign, _ in segments[1:]]
     sequence = prefix in ("first", "after", "before") or "<" in signs or ">" in signs
     if sequence and background:
-        return None  # what is in the background may go on throughout
+        return None  # a background sound may continue throughout
     if prefix in ("after", "before"):
         return _inverted(segments, prefix)
     if prefix in ("as", "while", "with"):
@@ -103,7 +99,7 @@ def _in_order(segments: list[Segment], prefix: str, background: bool) -> list[li
 
 
 def _inverted(segments: list[Segment], prefix: str) -> list[list[Segment]] | None:
-    """ "After a, b then c" is a b c; "before c, a then b" is a b c; both need their one comma to be plain."""
+    """ "After a, b then c" is a b c; "before c, a then b" is a b c; both need exactly one comma."""
     signs = [sign for sign, _ in segments]
     if signs.count(",") != 1 or "<" in signs or ">" in signs[: signs.index(",")]:
         return None
@@ -112,7 +108,7 @@ def _inverted(segments: list[Segment], prefix: str) -> list[list[Segment]] | Non
 
 
 def _cut(segments: list[Segment], signs: str) -> list[list[Segment]]:
-    """Groups of segments, a new one at each of `signs`."""
+    """The segments, split into groups at each of `signs`."""
     groups: list[list[Segment]] = []
     for segment in segments:
         if not groups or segment[0] in signs:
@@ -122,7 +118,7 @@ def _cut(segments: list[Segment], signs: str) -> list[list[Segment]]:
 
 
 def _labels(group: list[Segment]) -> tuple[str, ...]:
-    """The sounds of segments that overlap; empty where one of them is not exactly one known sound."""
+    """The sounds of overlapping segments; empty where one of them is not exactly one known sound."""
     labels: list[str] = []
     for place, (sign, words) in enumerate(group):
         if place and labels and sign == "+" and _same_subject(labels[-1], words):
@@ -136,13 +132,13 @@ def _labels(group: list[Segment]) -> tuple[str, ...]:
 
 
 def _same_subject(label: str, words: list[str]) -> bool:
-    """Whether these are only verbs that go on with the sound before: "birds chirp and tweet"."""
+    """Whether these are only further verbs of the previous sound: "birds chirp and tweet"."""
     followers = {word for need in KNOWN[label].needs for part in need[1:] for word in part}
     return bool(followers) and set(words) <= followers
 
 
 def _fits(label: str, words: list[str], borrowed: list[str]) -> bool:
-    """Whether the words are this sound, if need be with the verb of the next segment: "a man and a woman talk"."""
+    """Whether the words are this sound, possibly with the verb of the next segment: "a man and a woman talk"."""
     known, own = KNOWN[label], set(words)
     if not own <= known.allowed:
         return False

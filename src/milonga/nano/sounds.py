@@ -1,13 +1,104 @@
 """The sounds of the world: one function per AudioSet-like class, each different every time it is called.
 
-Every function has the signature `(rng, samples, count) -> wave`: it fills `samples` samples at 16 kHz; `count` asks for
-that many strikes, barks or honks of a countable sound, and None leaves the number to chance and to the room there is.
+Every function has the signature `(rng, samples, count) -> wave` and fills `samples` samples at 16 kHz. `count` is the
+number of strikes, barks or honks of a countable sound; None leaves the number to chance and to the space available.
 """
 
 import numpy as np
 
-from milonga.nano.creatures import Sound, bird, cat, dog, frog, repeat, rooster, speech
-from milonga.nano.synthesis import buzz, decay, fade, glide, noise, place, resonate, scatter, seconds, tone
+from milonga.nano.synthesis import (
+    Sound,
+    buzz,
+    decay,
+    fade,
+    glide,
+    noise,
+    place,
+    repeat,
+    resonate,
+    scatter,
+    seconds,
+    speech,
+    tone,
+)  # fmt: skip
+
+
+def dog(rng: np.random.Generator, samples: int, count: int | None = None) -> np.ndarray:
+    """Barks: short, hoarse, rising and falling."""
+    pitch, body = rng.uniform(260, 520), rng.uniform(700, 1300)
+
+    def bark() -> np.ndarray:
+        length = seconds(rng.uniform(0.13, 0.22))
+        voice = buzz(rng, glide([pitch * 0.8, pitch * 1.5, pitch * 0.7], length), length)
+        voice = voice + 0.35 * rng.standard_normal(length)
+        return fade(resonate(voice, body, 250) + 0.5 * resonate(voice, body * 2.1, 400), 0.008, 0.08)
+
+    return repeat(rng, samples, count, (0.28, 0.5), bark)
+
+
+def cat(rng: np.random.Generator, samples: int, count: int | None = None) -> np.ndarray:
+    """Meows: a long nasal glide whose vowel opens and closes."""
+    pitch = rng.uniform(480, 720)
+
+    def meow() -> np.ndarray:
+        length = seconds(rng.uniform(0.5, 0.8))
+        contour = glide([pitch * 0.85, pitch * 1.2, pitch * 1.1, pitch * 0.75], length)
+        voice = tone(contour, length, (0.5, 1.0, 0.9, 0.6, 0.5, 0.3, 0.2, 0.1))
+        closed, opened = resonate(voice, 900, 300), resonate(voice, 2300, 500)
+        blend = np.sin(np.pi * np.linspace(0, 1, length)) ** 2
+        return fade((1 - blend) * closed + 1.4 * blend * opened, 0.06, 0.15)
+
+    return repeat(rng, samples, count, (0.85, 1.15), meow)
+
+
+def bird(rng: np.random.Generator, samples: int, count: int | None = None) -> np.ndarray:
+    """Chirps: quick pure sweeps high up, in little phrases."""
+    base, canvas, start = rng.uniform(2800, 4600), np.zeros(samples), 0
+    shape = rng.uniform(0.7, 1.4, 3)
+    while start < samples:
+        for _ in range(rng.integers(2, 6)):
+            length = seconds(rng.uniform(0.04, 0.1))
+            chirp = fade(
+                tone(glide(list(base * shape * rng.uniform(0.95, 1.05)), length), length, (1.0, 0.1)), 0.01, 0.02
+            )
+            place(canvas, chirp * rng.uniform(0.6, 1.0), start)
+            start += length + seconds(rng.uniform(0.02, 0.05))
+        start += seconds(rng.uniform(0.1, 0.3))
+    return canvas
+
+
+def rooster(rng: np.random.Generator, samples: int, count: int | None = None) -> np.ndarray:
+    """A crow: two short calls, then a long shrill one that sinks at the end."""
+    pitch = rng.uniform(620, 840)
+
+    def crow() -> np.ndarray:
+        calls = []
+        for length, points in (
+            (0.12, [0.8, 1.0]),
+            (0.14, [0.9, 1.1]),
+            (rng.uniform(0.45, 0.65), [1.1, 1.35, 1.3, 0.8]),
+        ):
+            size = seconds(length)
+            voice = tone(glide([pitch * point for point in points], size), size, (0.6, 1.0, 0.9, 0.7, 0.5, 0.3))
+            calls.append(fade(voice + 0.25 * noise(rng, size, 1500, 4500), 0.015, 0.04))
+            calls.append(np.zeros(seconds(0.03)))
+        return np.concatenate(calls)
+
+    return repeat(rng, samples, count, (1.05, 1.4), crow)
+
+
+def frog(rng: np.random.Generator, samples: int, count: int | None = None) -> np.ndarray:
+    """Croaks: a low, dry rattle of pulses."""
+    pulses, body = rng.uniform(28, 48), rng.uniform(380, 650)
+
+    def croak() -> np.ndarray:
+        length = seconds(rng.uniform(0.2, 0.34))
+        clicks = np.zeros(length)
+        clicks[:: seconds(1 / pulses)] = 1.0
+        rattle = resonate(clicks, body, 120) + 0.6 * resonate(clicks, body * 2.4, 200)
+        return fade(rattle, 0.03, 0.05)
+
+    return repeat(rng, samples, count, (0.42, 0.6), croak)
 
 
 def rain(rng: np.random.Generator, samples: int, count: int | None = None) -> np.ndarray:

@@ -1,15 +1,27 @@
-"""The few gestures from which every sound of the world is made: noises, tones, strikes, and where they repeat.
+"""Building blocks of the world's sounds: noises, tones, resonances, envelopes, repetition and speech.
 
 All functions take a `numpy.random.Generator` where chance is involved, work at `RATE`, and return float64 arrays.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.signal import lfilter, oaconvolve
 
+Sound = Callable[[np.random.Generator, int, int | None], np.ndarray]
+
 RATE = 16000
+# Formants in Hz of the vowels of `speech`.
+VOWELS = (
+    (730, 1090, 2440),
+    (270, 2290, 3010),
+    (300, 870, 2240),
+    (530, 1840, 2480),
+    (570, 840, 2410),
+    (440, 1020, 2240),
+)
 
 
 def seconds(length: float) -> int:
@@ -83,5 +95,55 @@ def scatter(rng: np.random.Generator, samples: int, rate: float, grain: np.ndarr
     impulses = np.zeros(samples)
     count = max(1, rng.poisson(rate * samples / RATE))
     impulses[rng.integers(0, samples, count)] = rng.uniform(1 - spread, 1, count) * rng.choice([-1.0, 1.0], count)
-    struck: Any = lfilter(grain, [1.0], impulses) if len(grain) < 100 else oaconvolve(impulses, grain)[:samples]
-    return struck
+    wave: Any = lfilter(grain, [1.0], impulses) if len(grain) < 100 else oaconvolve(impulses, grain)[:samples]
+    return wave
+
+
+def repeat(
+    rng: np.random.Generator,
+    samples: int,
+    count: int | None,
+    gap: tuple[float, float],
+    single: Callable[[], np.ndarray],
+) -> np.ndarray:
+    """Places `single()` repeatedly, `gap` seconds from start to start, `count` times or until `samples` are filled.
+
+    A count that does not fit shrinks the gap, so that every repetition is audible.
+    """
+    canvas = np.zeros(samples)
+    step = seconds(rng.uniform(*gap))
+    if count is not None:
+        step = min(step, samples // count)
+    limit = count if count is not None else 1 + max(0, samples - seconds(gap[0])) // step
+    for number in range(limit):
+        place(canvas, single() * rng.uniform(0.75, 1.0), int(number * step * rng.uniform(0.96, 1.04)))
+    return canvas
+
+
+def speech(low: float, high: float, scale: float) -> Sound:
+    """Babble of voiced syllables with moving formants: pitch between `low` and `high` Hz, formants times `scale`."""
+
+    def syllable(rng: np.random.Generator, pitch: float) -> np.ndarray:
+        length = seconds(rng.uniform(0.11, 0.24))
+        source = buzz(
+            rng, glide([pitch, pitch * rng.uniform(0.9, 1.25), pitch * rng.uniform(0.8, 1.0)], length), length
+        )
+        vowel = VOWELS[rng.integers(len(VOWELS))]
+        voice = sum(
+            (resonate(source, hertz * scale, 60 + 40 * place_) / (1 + place_) for place_, hertz in enumerate(vowel)),
+            np.zeros(length),
+        )
+        return fade(voice, 0.02, 0.05)
+
+    def speak(rng: np.random.Generator, samples: int, count: int | None = None) -> np.ndarray:
+        canvas, start, pitch = np.zeros(samples), 0, rng.uniform(low, high)
+        while start < samples:
+            sound = syllable(rng, pitch * rng.uniform(0.92, 1.12))
+            place(canvas, sound / (np.abs(sound).max() + 1e-9) * rng.uniform(0.5, 1.0), start)
+            if rng.random() < 0.35:
+                hiss = fade(noise(rng, seconds(0.05), 2800 * scale**0.5, 6500)) * 0.12
+                place(canvas, hiss, start + len(sound))
+            start += len(sound) + seconds(rng.uniform(0.01, 0.05) if rng.random() < 0.8 else rng.uniform(0.1, 0.2))
+        return canvas
+
+    return speak

@@ -1,9 +1,9 @@
-"""The words by which the reader knows a sound in captions that people wrote.
+"""The words by which the reader recognises a sound in human captions.
 
-`needs` lists alternatives: "car|vehicle & honk|beep" asks for one word of each set, in any order and inflection, and
-"thunder" for nothing else. `also` lists words that may stand beside them without making it another sound. A segment is
-a class when its words meet one need of that class and hold nothing that is neither in its needs, nor in `also`, nor in
-`FILLERS`. So "a man laughs" or "a train horn" is no sound of this world: precision comes before recall.
+`needs` lists alternatives: "car|vehicle & honk|beep" requires one word of each set, in any order and inflection, and
+"thunder" requires nothing else. `also` lists words that may occur beside them without making it another sound. A
+segment is a class when its words meet one need of that class and every word is in its needs, in `also` or in `FILLERS`.
+So "a man laughs" or "a train horn" is not a sound of this world: precision comes before recall.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ _IRREGULAR = {
 
 @dataclass(frozen=True)
 class Known:
-    """How one class is recognised: alternatives of word sets that must each be met, and all words it may hold."""
+    """The words of one class: alternatives of word sets that must all be met, and all words that may occur."""
 
     needs: tuple[tuple[frozenset[str], ...], ...]
     allowed: frozenset[str]
@@ -130,7 +130,7 @@ KNOWN: dict[str, Known] = {
 
 @cache
 def lemmas() -> dict[str, str]:
-    """Every form of every known word, to its dictionary form: "barking", "barks" and "barked" to "bark"."""
+    """A map from every form of every known word to its dictionary form: "barking", "barks" and "barked" to "bark"."""
     forms = dict(_IRREGULAR)
     for word in sorted(frozenset[str]().union(*(KNOWN[label].allowed for label in CLASSES))):
         past = participle(word).removesuffix("ing") + "ed"

@@ -1,7 +1,7 @@
-"""The world: scenes drawn by chance, rendered to 4.096 s clips at 16 kHz with ground truth of what sounds when.
+"""The world: random scenes, rendered to 4.096 s clips at 16 kHz with ground truth of events and times.
 
 A scene is a `Scene` (groups of classes in order of time). A clip has one to three events: one alone, two or three in
-sequence, or two together, also beside a third. Loudness, place, length and every sound's own details vary by chance.
+sequence, or two together, also beside a third. Loudness, position, length and the details of every sound are random.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ CLASSES = tuple(SOUNDS)
 SAMPLES = 65536
 SECONDS = SAMPLES / RATE
 
-# How often each shape of scene is drawn: group sizes in order of time. Half are sequences, as NANO's first study had.
+# Probabilities of scene shapes: group sizes in order of time. About half are sequences.
 SHAPES: dict[tuple[int, ...], float] = {
     (1,): 0.24,
     (1, 1): 0.38,
@@ -30,7 +30,7 @@ SHAPES: dict[tuple[int, ...], float] = {
 
 @dataclass(frozen=True)
 class Sounding:
-    """A rendered scene: the clip, its events with onset and offset in seconds, and how often countable ones sound."""
+    """A rendered scene: the clip, its events with onset and offset in seconds, and the counts of countable sounds."""
 
     scene: Scene
     clip: Clip
@@ -39,7 +39,7 @@ class Sounding:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene of one to three different classes, shaped by the frequencies of `SHAPES`."""
+    """A random scene of one to three different classes, its shape drawn from `SHAPES`."""
     shapes = list(SHAPES)
     shape = shapes[rng.choice(len(shapes), p=np.array(list(SHAPES.values())))]
     names = iter(rng.permutation(len(CLASSES)))
@@ -47,13 +47,13 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def draw_counts(scene: Scene, rng: np.random.Generator) -> dict[str, int]:
-    """For some countable sounds of a scene, how often they sound (1 to 3); the others are left to chance."""
+    """Counts (1 to 3) of some countable sounds of a scene; the others are left to chance."""
     labels = [label for group in scene for label in group if label in COUNTABLE]
     return {label: int(rng.integers(1, 4)) for label in labels if rng.random() < 0.3}
 
 
 def slots(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """For each group, when it begins and ends (seconds); groups follow each other with a short gap between."""
+    """Start and end of each group in seconds; groups follow each other with a short gap."""
     lengths = rng.uniform(0.8, 1.2, len(scene))
     lead, tail = rng.uniform(0.0, 0.25), rng.uniform(0.0, 0.3)
     edges = lead + np.concatenate([[0.0], np.cumsum(lengths / lengths.sum())]) * (SECONDS - lead - tail)
@@ -62,7 +62,7 @@ def slots(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
 
 
 def level(wave: np.ndarray, loudness: float) -> np.ndarray:
-    """Brings a wave to an RMS of `loudness` where it sounds, with its peaks rounded off so that none towers."""
+    """Scales a wave to an RMS of `loudness` in its active part and compresses its peaks."""
     active = wave[np.abs(wave) > 0.02 * (np.abs(wave).max() + 1e-9)]
     wave = wave * (loudness / (np.sqrt(np.mean(active**2)) + 1e-9))
     return 0.8 * np.tanh(wave / 0.8)
@@ -71,7 +71,7 @@ def level(wave: np.ndarray, loudness: float) -> np.ndarray:
 def render(scene: Scene, seed: int, counts: dict[str, int] | None = None) -> Sounding:
     """Renders a scene; the same (scene, seed, counts) gives the same samples.
 
-    Raises KeyError for a class that the world does not know.
+    Raises KeyError for a class that the world does not have.
     """
     rng = np.random.default_rng(derive_seed(seed, "render", scene))
     counts = counts or {}
