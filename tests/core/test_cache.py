@@ -1,4 +1,4 @@
-"""Rows kept by key: whole or not at all, shared, and begun anew where the file is damaged."""
+"""Arrays by key: atomic, shared, and started anew where the file is damaged."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,43 +6,50 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from milonga.core.cache import RowCache, cache_folder
+from milonga.core.cache import ArrayCache, cache_folder, feature_cache
 from milonga.core.errors import StoreError
 
 
-def row(value: float) -> np.ndarray:
-    return np.full(5, value, np.float32)
+def row(value: float) -> dict[str, np.ndarray]:
+    return {"rows": np.full((2, 5), value, np.float32), "silent": np.array(value)}
+
+
+def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    """Whether names, shapes, types and values are the same."""
+    return first.keys() == second.keys() and all(
+        one.dtype == second[name].dtype and np.array_equal(one, second[name]) for name, one in first.items()
+    )
 
 
 def test_rows_come_back_as_they_were_put(tmp_path: Path) -> None:
-    cache = RowCache(tmp_path / "deep" / "rows.sqlite")
+    cache = ArrayCache(tmp_path / "deep" / "rows.sqlite")
     cache.put({f"k{n}": row(n) for n in range(1200)})
-    found = RowCache(tmp_path / "deep" / "rows.sqlite").get([f"k{n}" for n in range(1300)])
+    found = ArrayCache(tmp_path / "deep" / "rows.sqlite").get([f"k{n}" for n in range(1300)])
     assert len(found) == 1200
-    assert all(np.array_equal(found[f"k{n}"], row(n)) for n in (0, 499, 500, 1199))
+    assert all(equal(found[f"k{n}"], row(n)) for n in (0, 499, 500, 1199))
     cache.put({"k0": row(9)})
-    assert np.array_equal(cache.get(["k0"])["k0"], row(0))
+    assert equal(cache.get(["k0"])["k0"], row(0))
     assert cache.get([]) == {}
 
 
 def test_threads_may_share_it(tmp_path: Path) -> None:
-    cache = RowCache(tmp_path / "rows.sqlite")
+    cache = ArrayCache(tmp_path / "rows.sqlite")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: RowCache(cache.path).put({f"k{n % 20}": row(n % 20)}), range(100)))
+        list(pool.map(lambda n: ArrayCache(cache.path).put({f"k{n % 20}": row(n % 20)}), range(100)))
     assert len(cache.get([f"k{n}" for n in range(20)])) == 20
 
 
 def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "rows.sqlite"
     path.write_bytes(b"no database at all" * 100)
-    cache = RowCache(path)
+    cache = ArrayCache(path)
     cache.put({"a": row(1)})
-    assert np.array_equal(RowCache(path).get(["a"])["a"], row(1))
+    assert equal(ArrayCache(path).get(["a"])["a"], row(1))
     assert (tmp_path / "rows.damaged").read_bytes().startswith(b"no database")
     held = path.read_bytes()
     path.write_bytes(held[:200] + b"\xff" * (len(held) - 200))
     with pytest.raises(StoreError, match=r"rows\.sqlite cannot be used .*delete it"):
-        RowCache(path).get(["a"])
+        ArrayCache(path).get(["a"])
 
 
 def test_where_things_are_kept_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +58,4 @@ def test_where_things_are_kept_can_be_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("MILONGA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert cache_folder("clap") == tmp_path / "x" / "milonga" / "clap"
+    assert feature_cache().path == tmp_path / "x" / "milonga" / "features.sqlite"

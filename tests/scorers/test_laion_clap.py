@@ -13,7 +13,7 @@ import torch
 from small_networks import WORDS, tokenizer
 from transformers import ClapFeatureExtractor
 
-from milonga.core.cache import RowCache
+from milonga.core.cache import ArrayCache
 from milonga.core.errors import AudioError, CheckpointError, RecipeError
 from milonga.core.records import Clip
 from milonga.core.weights import read_weights
@@ -131,7 +131,7 @@ def test_short_clips_are_repeated_whole_and_then_padded() -> None:
 
 
 def test_what_was_heard_is_not_heard_again(folders: dict[bool, Path], tmp_path: Path) -> None:
-    cache, clips = RowCache(tmp_path / "rows.sqlite"), [noise(n) for n in range(3)]
+    cache, clips = ArrayCache(tmp_path / "rows.sqlite"), [noise(n) for n in range(3)]
     first = load_laion(folders[False], "a", cache=cache, identity="one").embed_clips(clips)
     again = load_laion(folders[False], "b", cache=cache, identity="one")
     heard: list[int] = []

@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
 from milonga.core.audio import resample
-from milonga.core.cache import RowCache
+from milonga.core.cache import ArrayCache
 from milonga.core.errors import AudioError, CheckpointError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.records import Clip
@@ -82,7 +82,7 @@ class LaionClap(ClapScorer):
         mel: MelSettings,
         seconds: float = 10.0,
         windows: Windows | None = None,
-        cache: RowCache | None = None,
+        cache: ArrayCache | None = None,
         identity: str = "",
     ) -> None:
         self.samples = round(seconds * mel.rate)
@@ -101,15 +101,16 @@ class LaionClap(ClapScorer):
         """
         hashes = [_hash(clip) for clip in clips]
         keys = [f"{self.identity}/{self.windows.kind}:{self.windows.seed}/{one}" for one in hashes]
-        found = self.cache.get(keys) if self.cache else {}
-        left = {key: place for place, key in enumerate(keys) if key not in found}
-        made = self._heard([(clips[place], hashes[place]) for place in left.values()])
-        new = dict(zip(left, made, strict=True))
+        cached = self.cache.get(keys) if self.cache else {}
+        rows = {key: entry["clap"] for key, entry in cached.items()}
+        missing = {key: place for place, key in enumerate(keys) if key not in rows}
+        computed = self._mean_rows([(clips[place], hashes[place]) for place in missing.values()])
+        new = dict(zip(missing, computed, strict=True))
         if self.cache and new:
-            self.cache.put(new)
-        return np.stack([(found | new)[key] for key in keys])
+            self.cache.put({key: {"clap": row} for key, row in new.items()})
+        return np.stack([(rows | new)[key] for key in keys])
 
-    def _heard(self, clips: Sequence[tuple[Clip, str]]) -> list[np.ndarray]:
+    def _mean_rows(self, clips: Sequence[tuple[Clip, str]]) -> list[np.ndarray]:
         """Rows of clips, by the mean of their windows' rows; windows of all clips share batches."""
         inputs = [self._inputs(clip, name) for clip, name in clips]
         flat = [one for windows in inputs for one in windows]
@@ -191,7 +192,7 @@ def convert_laion(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
 
 
 def load_laion(
-    folder: Path, name: str, windows: Windows | None = None, cache: RowCache | None = None, identity: str = ""
+    folder: Path, name: str, windows: Windows | None = None, cache: ArrayCache | None = None, identity: str = ""
 ) -> LaionClap:
     """The scorer of a CLAP in transformers' layout, as `convert_laion` writes it or as the Hub has it.
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milonga.core.cache import RowCache, cache_folder, once
+from milonga.core.cache import cache_folder, feature_cache, once
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository, is_offline
 from milonga.core.ids import content_id, file_hash
@@ -101,7 +101,7 @@ def laion_scorer(name: str) -> "LaionClap":
     path, windows = parsed(name)
     identity = _identity(path)
     folder = _converted(path, identity) if path.is_file() else path
-    return load_laion(folder, name, Windows.of(windows), RowCache(cache_folder("clap") / "clips.sqlite"), identity)
+    return load_laion(folder, name, Windows.of(windows), feature_cache(), identity)
 
 
 def _identity(path: Path) -> str:
