@@ -1,5 +1,6 @@
 """Repositories of the hub, from a server of the test's own: what is fetched, what goes on, and what is refused."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,8 +14,8 @@ import pytest
 from hub_server import Hub, Repository
 
 from milonga.core import hub as milonga_hub
-from milonga.core.errors import CheckpointError
-from milonga.core.hub import as_repository, fetch
+from milonga.core.errors import CheckpointError, RecipeError
+from milonga.core.hub import as_repository, fetch, fetch_file, offline
 
 NAME = "someone/sounds"
 DATA = os.urandom(3_000_000)
@@ -106,7 +107,7 @@ def test_a_kept_connection_that_the_hub_has_closed_is_no_failure(hub: Hub, monke
 
 def test_a_connection_that_never_comes_back_costs_nothing_that_is_there(hub: Hub) -> None:
     hub.breaks["model.bin"] = [1_200_000] + [0] * 20
-    with pytest.raises(CheckpointError, match=r"model\.bin stopped at \d+ of 3000000 bytes .* goes on from there"):
+    with pytest.raises(CheckpointError, match=r"model\.bin stopped at \d+ of 3000000 bytes .* re-run the same command"):
         fetch(NAME, None, choose, quiet)
     hub.breaks.clear()
     hub.asked.clear()
@@ -145,7 +146,7 @@ def test_a_download_that_was_killed_goes_on_in_the_next_process(hub: Hub, tmp_pa
 def test_what_has_another_hash_never_enters_the_cache(hub: Hub, tmp_path: Path) -> None:
     hub.hashes["model.bin"] = "0" * 64
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"came as model\.bin has not the SHA-256 that the hub states"):
+        with pytest.raises(CheckpointError, match=r"came as model\.bin has not the SHA-256 that is stated"):
             fetch(NAME, None, choose, quiet)
         assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size > 1000]
     hub.hashes.clear()
@@ -166,9 +167,45 @@ def test_a_part_that_was_spoilt_is_thrown_away(hub: Hub, tmp_path: Path) -> None
 
 def test_a_server_that_only_sends_whole_files_is_asked_for_a_whole_one(hub: Hub) -> None:
     hub.breaks["model.bin"], hub.ranges = [1_200_000], False
-    with pytest.raises(CheckpointError, match="cannot go on in the middle: the same command begins anew"):
+    with pytest.raises(CheckpointError, match="cannot resume a download: re-run to begin anew"):
         fetch(NAME, None, choose, quiet)
     assert (fetch(NAME, None, choose, quiet) / "model.bin").read_bytes() == DATA
+
+
+def test_one_file_of_a_repository(hub: Hub, tmp_path: Path) -> None:
+    source = f"{NAME}:model.bin"
+    with offline(), pytest.raises(CheckpointError, match="not on this machine: --fetch"):
+        fetch_file(source, tmp_path)
+    path = fetch_file(source, tmp_path)
+    assert path.read_bytes() == DATA
+    with offline():
+        assert fetch_file(source, tmp_path) == path
+        with pytest.raises(CheckpointError, match=r"other\.bin is not on this machine"):
+            fetch_file(f"{NAME}:other.bin", tmp_path)
+    with pytest.raises(CheckpointError, match=r"has no file nothing\.bin"):
+        fetch_file(f"{NAME}:nothing.bin", tmp_path)
+    assert fetch_file(str(path), tmp_path) == path
+    for name in ("model.bin", "/a/b:model.bin"):
+        with pytest.raises(RecipeError, match="neither a file nor OWNER/NAME:FILE"):
+            fetch_file(name, tmp_path)
+
+
+def test_a_published_file_is_resumed_and_checked(hub: Hub, tmp_path: Path) -> None:
+    address, digest = f"{hub.url}/{NAME}/resolve/main/model.bin", hashlib.sha256(DATA).hexdigest()
+    hub.breaks["model.bin"] = [1_000_000]
+    with offline(), pytest.raises(CheckpointError, match="not on this machine"):
+        fetch_file(address, tmp_path / "weights", digest)
+    path = fetch_file(address, tmp_path / "weights", digest)
+    assert path == tmp_path / "weights" / "model.bin"
+    assert path.read_bytes() == DATA
+    sent = hub.got()
+    assert len(sent) == 2
+    assert fetch_file(address, tmp_path / "weights", digest) == path
+    assert hub.got() == sent
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        fetch_file(address, tmp_path / "others", "0" * 64)
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        fetch_file(f"{hub.url}/{NAME}/resolve/main/nothing.bin", tmp_path / "others", digest)
 
 
 @pytest.mark.parametrize("revision", [None, "main"])
@@ -204,7 +241,7 @@ def test_what_is_not_there_is_told_in_one_line(hub: Hub) -> None:
     hub.repositories["a/closed"] = Repository(hub.repositories[NAME].folder, gated=True)
     cases: list[tuple[str, str]] = [
         ("a/closed", "asks for its terms to be accepted"),
-        ("a/missing", "is not there, or is private"),
+        ("a/missing", "does not exist, or is private"),
         ("a/b--c", "HFValidationError"),
     ]
     for name, told in cases:

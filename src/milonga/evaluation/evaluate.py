@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from milonga.core.cache import cache_folder
+from milonga.core.cache import feature_cache
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.hub import offline
 from milonga.core.progress import tracked
@@ -267,7 +267,7 @@ class Features:
                 self.sources["classifier"] = f"{config.tagger}’s"
         if not extractors:
             return
-        cache = cache_folder("features") if config.cache else None
+        cache = feature_cache() if config.cache else None
         with tracked("features", sum(map(len, self.sides.values()))) as advance:
             for name, clips in self.sides.items():
                 self.columns[name].update(extract.extract_columns(name, clips, extractors, cache, advance).columns)
@@ -285,7 +285,7 @@ class Features:
         if extract.is_clap(scorer):
             column = column or f"clap {scorer.name}"
             extractor = extract.clap_extractor(scorer)
-            cache = cache_folder("features") if self.config.cache else None
+            cache = feature_cache() if self.config.cache else None
             with tracked(f"features {scorer.name}", sum(map(len, self.sides.values()))) as advance:
                 for name, clips in self.sides.items():
                     rows = extract.extract_columns(name, clips, [extractor], cache, advance).columns.get("rows", {})

@@ -4,24 +4,22 @@ An `Extractor` turns decoded clips into named columns. Extracted features are ca
 of everything that made them: the extractor, its weights, how files are loaded. A run stores its own as `ClipFeatures`.
 """
 
-import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from milonga.core.cache import cache_folder
-from milonga.core.errors import CheckpointError, DataError, RecipeError
+from milonga.core.cache import ArrayCache, cache_folder
+from milonga.core.errors import DataError, RecipeError
+from milonga.core.hub import fetch_file, offline
 from milonga.core.ids import content_id, file_hash
 from milonga.core.progress import Advance
 from milonga.core.protocols import Embedder, Scorer, Tagger
 from milonga.core.records import Clip, Event, Prompt, Record
-from milonga.core.store import Run, write_bytes
+from milonga.core.store import Run
 from milonga.evaluation.inputs import AudioRef
 from milonga.maths import reconstruction
 from milonga.scorers import load as scorers
@@ -233,7 +231,11 @@ def is_clap(scorer: Any) -> bool:
 
 
 def extract_columns(
-    name: str, clips: Mapping[str, AudioRef], extractors: Sequence[Extractor], cache: Path | None, advance: Advance
+    name: str,
+    clips: Mapping[str, AudioRef],
+    extractors: Sequence[Extractor],
+    cache: ArrayCache | None,
+    advance: Advance,
 ) -> SystemFeatures:
     """All extractors' columns of a system's clips; each clip is decoded at most once, and only where no cache helps.
 
@@ -246,38 +248,19 @@ def extract_columns(
         hashes = {key: clips[key].hash() for key in part} if cache else {}
         decoded: dict[str, Decoded] = {}
         for extractor in extractors:
-            stored = {key: _read(cache, extractor, hashes[key]) for key in part} if cache else {}
-            fresh = [key for key in part if stored.get(key) is None]
+            names = {key: f"{extractor.key}/{hashes[key]}" for key in part} if cache else {}
+            cached = cache.get(list(names.values())) if cache else {}
+            rows = {key: cached[name] for key, name in names.items() if name in cached}
+            fresh = [key for key in part if key not in rows]
             decoded |= {key: clips[key].samples() for key in fresh if key not in decoded}
             extracted = extractor.extract([decoded[key] for key in fresh]) if fresh else {}
-            for place, key in enumerate(fresh):
-                row = stored[key] = {column: cells[place] for column, cells in extracted.items()}
-                if cache:
-                    _write(cache, extractor, hashes[key], row)
+            rows |= {key: {name: cells[n] for name, cells in extracted.items()} for n, key in enumerate(fresh)}
+            if cache and fresh:
+                cache.put({names[key]: rows[key] for key in fresh})
             for column in extractor.columns:
-                columns.setdefault(column, {}).update((key, (stored[key] or {})[column]) for key in part)
+                columns.setdefault(column, {}).update((key, rows[key][column]) for key in part)
         advance(len(part))
     return SystemFeatures(name, columns)
-
-
-def _file(cache: Path, extractor: Extractor, audio: str) -> Path:
-    return cache / extractor.key / audio[:2] / f"{audio}.npz"
-
-
-def _read(cache: Path | None, extractor: Extractor, audio: str) -> dict[str, np.ndarray] | None:
-    """A clip's columns from the cache; None where there are none, or a torn file."""
-    assert cache is not None
-    try:
-        with np.load(_file(cache, extractor, audio)) as stored:
-            return dict(stored)
-    except (OSError, ValueError, EOFError, BadZipFile):
-        return None
-
-
-def _write(cache: Path, extractor: Extractor, audio: str, columns: Mapping[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns)  # pyright: ignore[reportArgumentType]
-    write_bytes(_file(cache, extractor, audio), buffer.getvalue())
 
 
 def named_events(places: np.ndarray, classes: Sequence[str]) -> tuple[Event, ...]:
@@ -313,39 +296,5 @@ def weights_file(source: str, fetch: bool) -> Path:
     Nothing is downloaded unless `fetch` allows it. Raises CheckpointError where it is not on this machine, RecipeError
     for what is none of these.
     """
-    if Path(source).is_file():
-        return Path(source)
-    if source in DIGESTS:
-        return _published_file(source, fetch)
-    owner, mark, file = source.partition(":")
-    if not mark or owner.count("/") != 1 or owner.startswith((".", "/")):
-        raise RecipeError(f"{source!r} is neither a file nor OWNER/NAME:FILE of the Hub")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(owner, file, local_files_only=not fetch))
-    except LocalEntryNotFoundError:
-        raise CheckpointError(f"{source} is not on this machine: --fetch would download it") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{source} cannot be had from the Hub: {type(error).__name__}") from None
-
-
-def _published_file(address: str, fetch: bool) -> Path:
-    """A published file in the cache, downloaded once and only stored if its SHA-256 is the one that is known."""
-    from urllib.request import urlopen
-
-    path = cache_folder("weights") / address.rpartition("/")[2]
-    if path.is_file():
-        return path
-    if not fetch:
-        raise CheckpointError(f"{address} is not on this machine: --fetch would download it")
-    try:
-        with urlopen(address, timeout=60) as response:
-            data = response.read()
-    except OSError as error:
-        raise CheckpointError(f"{address} cannot be downloaded: {type(error).__name__}") from None
-    if hashlib.sha256(data).hexdigest() != DIGESTS[address]:
-        raise CheckpointError(f"{address} is not the published file (its SHA-256 differs): try again later")
-    write_bytes(path, data)
-    return path
+    with offline(not fetch):
+        return fetch_file(source, cache_folder("weights"), DIGESTS.get(source, ""))
