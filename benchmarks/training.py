@@ -28,12 +28,16 @@ from typing import Any
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "copy": {},
-    "cached": {"reference": "cached", "fixed_draws": 1},
+    "cached": {"reference": "cached", "noise_samples_per_pair": 1},
     "lora": {"lora_rank": 8},
-    "lora-cached": {"lora_rank": 8, "reference": "cached", "fixed_draws": 1},
-    "cached-bf16": {"reference": "cached", "fixed_draws": 1, "precision": "bf16"},
-    "lora-cached-bf16": {"lora_rank": 8, "reference": "cached", "fixed_draws": 1, "precision": "bf16"},
-    "small": {"reference": "cached", "fixed_draws": 1, "gradient_checkpointing": True},  # for memory, not for speed
+    "lora-cached": {"lora_rank": 8, "reference": "cached", "noise_samples_per_pair": 1},
+    "cached-bf16": {"reference": "cached", "noise_samples_per_pair": 1, "precision": "bf16"},
+    "lora-cached-bf16": {"lora_rank": 8, "reference": "cached", "noise_samples_per_pair": 1, "precision": "bf16"},
+    "small": {
+        "reference": "cached",
+        "noise_samples_per_pair": 1,
+        "gradient_checkpointing": True,
+    },  # for memory, not for speed
 }
 NUMBERS = {"pairs": 64, "step": 32, "batch": 4, "own": 32, "steps": 4, "rounds": 3, "threads": 1}
 EPOCHS = 4  # of DPO in the paper's recipe: what encoding and a table of errors are shared out over
@@ -227,7 +231,7 @@ def cheap(
     encoding, _ = timed(encode)
     filling = spied_on(Cached)
     marks: list[tuple[float, float]] = []
-    shape = {"batch_size": asked.own, "accumulation": asked.step // asked.own}
+    shape = {"batch_size": asked.own, "gradient_accumulation_steps": asked.step // asked.own}
     settings = Settings(learning_rate=1e-6, **shape, **WAYS[asked.way])
     epochs = -(-(asked.steps + 2) * asked.step // len(files))
 

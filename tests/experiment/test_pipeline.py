@@ -228,7 +228,7 @@ def test_other_weights_of_the_same_name_are_noticed(tmp_path):
 def test_batch_size_may_change_at_any_time(tmp_path):
     run = go(tmp_path)
     before = {stage: times(run, stage) for stage in ("generate", "score", "pair")}
-    go(tmp_path, "generate.batch=5", "train.keep=9")
+    go(tmp_path, "generate.batch=5", "train.save_total_limit=9")
     assert {stage: times(run, stage) for stage in before} == before
 
 

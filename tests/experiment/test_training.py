@@ -17,7 +17,7 @@ from milonga.experiment import registry, training
 from milonga.experiment.recipe import parse_as
 from milonga.experiment.training import Training, shipped_trainings
 from milonga.models.load import pipeline
-from milonga.training.schedule import count_steps, rate_factor
+from milonga.training.schedule import count_steps, lr_factor
 
 PAIRS = 15_025  # of the published set
 
@@ -106,14 +106,14 @@ def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model,
     assert not any(part.training for part in pipeline(model).text_encoder.modules())
 
 
-def test_own_pairs_are_aligned_to_with_clips_as_anchors_and_captions_held_out(model, pairs, clips, tmp_path, capsys):
-    settings = 'anchor = 0.5\nheldout = 0.25\nphases = [{ loss = "dpo", epochs = 1, beta = 100.0 }]'
+def test_own_pairs_are_aligned_to_with_clips_as_prior_clips_and_captions_held_out(model, pairs, clips, tmp_path, capsys):
+    settings = 'prior_weight = 0.5\nheldout = 0.25\nphases = [{ loss = "dpo", epochs = 1, beta = 100.0 }]'
     file = recipe(tmp_path, model, f'pairs = "{pairs}"\nclips = "clips:{clips}"', settings)
     training.train(file, tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "own.jsonl").read_text().splitlines()]
-    assert all(row["anchor_error"] > 0 for row in rows)
-    assert set(rows[-1]["heldout_by_group"]) <= {"1.1", "2"}
-    assert rows[-1]["heldout_accuracy"] is not None
+    assert all(row["prior_error"] > 0 for row in rows)
+    assert set(rows[-1]["val_by_strategy"]) <= {"1.1", "2"}
+    assert rows[-1]["val_accuracy"] is not None
     assert "dpo: β 100 on means =" in capsys.readouterr().err
 
 
@@ -152,7 +152,7 @@ def test_every_recipe_that_ships_is_read(name):
 )
 def test_presets_take_the_steps_of_their_sources(name, per_step, steps):
     train = preset(name).train
-    assert train.batch_size * train.accumulation == per_step
+    assert train.batch_size * train.gradient_accumulation_steps == per_step
     assert count_steps(train.phases, PAIRS, train.settings()) == steps
     assert [(one.loss, one.epochs) for one in train.phases] == [("sft", 1), ("dpo", 4)]
     assert train.phases[1].beta == 2000
@@ -162,13 +162,11 @@ def test_presets_take_the_steps_of_their_sources(name, per_step, steps):
 @pytest.mark.parametrize(("name", "ranks"), [("tango2-released", 1), ("tango2-released-2", 2)])
 def test_the_released_rate_is_the_scripts_tick_by_tick(name, ranks):
     train = preset(name).train
-    per_epoch = ceil(ceil(PAIRS / 4) / 4)  # updates an epoch, by the un-sharded loader
+    per_epoch = ceil(ceil(PAIRS / 4) / 4)  # updates an epoch, by the un-fsdp loader
     horizon, warm = per_epoch * 4 * (5 + 1), 200 * 4
     total = count_steps(train.phases, PAIRS, train.settings())
     for step in (warm // ranks, total // 2, total):
         tick = step * ranks
-        assert rate_factor(step, total, train.settings()) == pytest.approx(
-            (horizon - tick) / (horizon - warm), rel=1e-3
-        )
+        assert lr_factor(step, total, train.settings()) == pytest.approx((horizon - tick) / (horizon - warm), rel=1e-3)
     assert train.released_ranks == ranks
     assert train.warmup_steps == warm // ranks

@@ -12,7 +12,7 @@ import torch
 from milonga.core.config import Phase, Settings
 from milonga.maths.losses import LOSSES, Errors
 from milonga.training.noising import add_noise, draw
-from milonga.training.schedule import count_steps, learning_rate, rate_factor, steps
+from milonga.training.schedule import count_steps, learning_rate, lr_factor, steps
 from milonga.training.trainer import train
 
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=100.0))
@@ -46,11 +46,11 @@ def test_the_change_of_phase_is_no_counter_that_one_rank_could_keep_to_itself() 
 
 
 def test_resuming_begins_neither_epoch_nor_phase_anew_and_what_is_judged_are_preferences(tmp_path: Path) -> None:
-    heldout = tiny.pairs(5, 1, prior=False)
-    run(tmp_path, stop=4, heldout=heldout)
-    rest = run(tmp_path, heldout=heldout)
+    val = tiny.pairs(5, 1, prior=False)
+    run(tmp_path, stop=4, val=val)
+    rest = run(tmp_path, val=val)
     assert [(row["step"], row["epoch"], row["phase"]) for row in rest] == [(5, 3, "dpo"), (6, 3, "dpo")]
-    assert 0 <= rest[-1]["heldout_accuracy"] <= 1
+    assert 0 <= rest[-1]["val_accuracy"] <= 1
 
 
 def test_a_dropped_caption_is_the_one_of_inference_and_dropped_for_winner_and_loser_alike() -> None:
@@ -67,11 +67,11 @@ def test_a_dropped_caption_is_the_one_of_inference_and_dropped_for_winner_and_lo
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_there_is_one_beta_and_a_rate_that_ends_at_zero_whatever_is_accumulated(accumulation: int) -> None:
     assert [name for name in Phase.model_fields if "beta" in name] == ["beta"]
-    settings = Settings(batch_size=1, accumulation=accumulation, warmup_steps=2)
+    settings = Settings(batch_size=1, gradient_accumulation_steps=accumulation, warmup_steps=2)
     total = count_steps(PHASES, 16, settings)
     assert total == 48 // accumulation
-    assert rate_factor(2, total, settings) == 1.0
-    assert rate_factor(total, total, settings) == 0.0
+    assert lr_factor(2, total, settings) == 1.0
+    assert lr_factor(total, total, settings) == 0.0
     rates = [learning_rate(step, settings) for step in steps(PHASES, 16, settings, 3, 0)]
     assert len(rates) == total
     assert rates[-2] - rates[-1] == pytest.approx(rates[-1])  # one more of these steps down is zero

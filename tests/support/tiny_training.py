@@ -29,18 +29,18 @@ PAIRS, SHAPE = 10, (2, 8, 4)
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=200.0, learning_rate=2e-3))
 SETTINGS = Settings(
     batch_size=2,
-    accumulation=2,
+    gradient_accumulation_steps=2,
     learning_rate=1e-3,
     warmup_steps=2,
     timesteps="high-noise",
     ema=0.9,
     caption_dropout=0.3,
-    anchor=0.5,
+    prior_weight=0.5,
     checkpoint_every=3,
 )
 VARIANTS = {
     "plain": SETTINGS,
-    "cached": SETTINGS.model_copy(update={"reference": "cached", "fixed_draws": 2}),
+    "cached": SETTINGS.model_copy(update={"reference": "cached", "noise_samples_per_pair": 2}),
     "lora": SETTINGS.model_copy(update={"lora_rank": 2}),
 }
 
@@ -89,24 +89,24 @@ def main(folder: Path, kill_at: int, where: str, variant: str = "plain") -> None
         if where == "step" and row["step"] == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    describe = checkpoints._describe
+    describe = checkpoints._write_description
 
-    def die_writing(part: Path, state: checkpoints.State, note: dict) -> None:
+    def die_writing(part: Path, state: checkpoints.TrainState, note: dict) -> None:
         if where == "checkpoint" and state.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         describe(part, state, note)
 
-    checkpoints._describe = die_writing
+    checkpoints._write_description = die_writing
     if where == "table":
-        write = reference.Cached._write
+        write = reference.CachedReference._write
 
-        def die_filling(table: reference.Cached, name: str, errors: torch.Tensor) -> None:
+        def die_filling(table: reference.CachedReference, name: str, errors: torch.Tensor) -> None:
             write(table, name, errors)
             if len(list((folder / "reference").glob("*.parquet"))) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        reference.Cached._write = die_filling
-    train(model(), pairs(), PHASES, VARIANTS[variant], 7, folder, on_step, heldout=pairs(5, 1))
+        reference.CachedReference._write = die_filling
+    train(model(), pairs(), PHASES, VARIANTS[variant], 7, folder, on_step, val=pairs(5, 1))
 
 
 if __name__ == "__main__":

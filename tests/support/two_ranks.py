@@ -19,16 +19,22 @@ PAIRS, SEED = 7, 3  # an odd number: the last step of an epoch cannot be shared 
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=100.0))
 GUARDED = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=2, beta=100.0))
 PLAIN = Settings(
-    batch_size=2, accumulation=2, learning_rate=1e-3, warmup_steps=1, ema=0.5, anchor=0.5, caption_dropout=0.2
+    batch_size=2,
+    gradient_accumulation_steps=2,
+    learning_rate=1e-3,
+    warmup_steps=1,
+    ema=0.5,
+    prior_weight=0.5,
+    caption_dropout=0.2,
 )
 TRAININGS = {
     "plain": PLAIN,
     "resumed": PLAIN.model_copy(update={"checkpoint_every": 2}),
-    "cached": PLAIN.model_copy(update={"reference": "cached", "fixed_draws": 2}),
-    "sharded": PLAIN.model_copy(update={"sharded": True, "checkpoint_every": 2}),
+    "cached": PLAIN.model_copy(update={"reference": "cached", "noise_samples_per_pair": 2}),
+    "fsdp": PLAIN.model_copy(update={"fsdp": True, "checkpoint_every": 2}),
     "released": PLAIN.model_copy(update={"released_ranks": 2}),
-    "guarded": PLAIN.model_copy(update={"guard_by": "weights", "winner_guard": 0.9}),
-    "guarded, sharded": PLAIN.model_copy(update={"guard_by": "weights", "winner_guard": 0.9, "sharded": True}),
+    "guarded": PLAIN.model_copy(update={"safeguard": "parameters", "sdpo_mu": 0.9}),
+    "guarded, fsdp": PLAIN.model_copy(update={"safeguard": "parameters", "sdpo_mu": 0.9, "fsdp": True}),
 }
 
 
@@ -47,27 +53,28 @@ def main(folder: Path) -> None:
 def run(folder: Path, settings: Settings) -> list[dict]:
     """One training from its last checkpoint; its rows, on the first rank."""
     rows: list[dict] = []
-    phases = GUARDED if settings.guard_by == "weights" else PHASES
+    phases = GUARDED if settings.safeguard == "parameters" else PHASES
     trainer.train(tiny.model(), tiny.pairs(PAIRS), phases, settings, SEED, folder, rows.append)
     return rows
 
 
 def stop(folder: Path, settings: Settings) -> None:
     """Breaks off in the third step, on all ranks."""
-    guard = trainer._Training._guard
+    monitor = trainer.Trainer._monitor
 
-    def breaks(training, row: dict, step: Step) -> None:
-        guard(training, row, step)
+    def breaks(training, row: dict, *rest) -> str | None:
+        text = monitor(training, row, *rest)
         if row["step"] == 3:
             raise KeyboardInterrupt
+        return text
 
-    trainer._Training._guard = breaks
+    trainer.Trainer._monitor = breaks
     try:
         run(folder, settings)
     except KeyboardInterrupt:
         pass
     finally:
-        trainer._Training._guard = guard
+        trainer.Trainer._monitor = monitor
 
 
 def noted(file):

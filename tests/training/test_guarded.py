@@ -9,9 +9,9 @@ import torch
 from milonga.core.config import Phase, Settings
 from milonga.data.examples import Batch, PairExamples
 from milonga.training.distributed import Ranks
-from milonga.training.reference import Copy
+from milonga.training.reference import FrozenCopy
 from milonga.training.schedule import Step
-from milonga.training.step import Found, Passes
+from milonga.training.step import StepOutput, TrainStep
 
 BETA, STEP = 100.0, 2e-6  # a step in weights so short that first order is all there is
 
@@ -30,18 +30,18 @@ class Greedy:
         return replace(one, loser=3 * one.winner.roll(3, 2))
 
 
-def passes(model, settings: Settings) -> Passes:
+def train_step(model, settings: Settings) -> TrainStep:
     model.module.eval()
     phase = Phase(loss="sft", epochs=1)
-    return Passes(model, model.module, Copy(model.module), Greedy(), settings, 3, Ranks(), phase)
+    return TrainStep(model, model.module, FrozenCopy(model.module), Greedy(), settings, 3, Ranks(), phase)
 
 
-def stepped(loss: str, settings: Settings) -> tuple[float, float, Found]:
+def stepped(loss: str, settings: Settings) -> tuple[float, float, StepOutput]:
     """What a plain step down the gradient does to the winner's error and to the loser's, on the same noise."""
     model = tiny.model()
-    one = passes(model, settings)
-    found = one.gradient(Step(0, 1, Phase(loss=loss, epochs=1, beta=BETA), 0, (0,), True, True), BETA, 0.0)
-    noisy = one.noisy(0, [0], losers=True)
+    one = train_step(model, settings)
+    found = one.run(Step(0, 1, Phase(loss=loss, epochs=1, beta=BETA), 0, (0,), True, True), BETA, 0.0)
+    noisy = one.noisy_batch(0, [0], losers=True)
     with torch.no_grad():
         before = noisy.errors()
         for parameter in model.module.parameters():
@@ -65,7 +65,7 @@ def test_guarded_by_answers_nothing_is_held_back_where_only_weights_tie_the_two_
 
 def test_guarded_by_weights_the_winners_error_does_not_rise_to_first_order() -> None:
     given_up, lost, _ = stepped("dpo", Settings())
-    winner, loser, found = stepped("sdpo", Settings(guard_by="weights"))
+    winner, loser, found = stepped("sdpo", Settings(safeguard="parameters"))
     assert found.errors.safeguard is not None
     assert 0 < found.errors.safeguard.item() < 1
     assert winner == pytest.approx(0, abs=0.02 * given_up)
@@ -73,6 +73,6 @@ def test_guarded_by_weights_the_winners_error_does_not_rise_to_first_order() -> 
 
 
 def test_the_guards_share_of_the_winners_own_descent_is_kept() -> None:
-    winner, _, _ = stepped("sdpo", Settings(guard_by="weights", winner_guard=0.5))
+    winner, _, _ = stepped("sdpo", Settings(safeguard="parameters", sdpo_mu=0.5))
     alone, _, _ = stepped("sft", Settings())
     assert winner == pytest.approx(0.5 * alone * BETA / 4, rel=0.05)  # where policy and reference agree, DPO's factor

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import RecipeError
 from milonga.data.examples import PairExamples
-from milonga.training.monitor import REACH, SPAN, alarm, beta_of, ends_early, forget, remember
+from milonga.training.monitor import BETA_RANGE, SPAN, alert, auto_beta, reset, should_stop, update_running_means
 from milonga.training.trainer import train
 
 DPO = Phase(loss="dpo", epochs=1, beta=100.0)
@@ -20,12 +20,12 @@ GOOD = {"delta_winner": -0.01, "winner_worse": 0.2, "margin": 0.02, "saturation"
 
 
 def row(step: int = 1, **values) -> dict:
-    return {"step": step, "skipped": False, "heard": None, "heldout_accuracy": None} | GOOD | values
+    return {"step": step, "skipped": False, "samples": None, "val_accuracy": None} | GOOD | values
 
 
 def told(rows: list[dict], memory: dict | None = None) -> list[str | None]:
     memory = {} if memory is None else memory
-    return [(remember(memory, one), alarm(memory, one))[1] for one in rows]
+    return [(update_running_means(memory, one), alert(memory, one))[1] for one in rows]
 
 
 def test_a_healthy_training_raises_no_alarm() -> None:
@@ -50,13 +50,13 @@ def test_winners_may_get_worse_where_losers_get_better_still() -> None:
 
 
 def test_pairs_that_teach_nothing_more_and_lost_steps_are_told_of() -> None:
-    assert "told apart already" in str(told([row(saturation=0.01)] * SPAN)[-1])
+    assert "already separates the pairs" in str(told([row(saturation=0.01)] * SPAN)[-1])
     assert "step 7: the step was skipped" in str(told([row(7, skipped=True, margin=None)])[0])
 
 
 def test_a_scorer_that_rises_while_the_judge_falls_is_over_optimisation() -> None:
     heard = [(0.5, 0.6), (0.55, 0.61), (0.6, 0.55), (0.65, 0.5)]
-    found = told([row(heard={"scorer": scorer, "judge": judge}) for scorer, judge in heard])
+    found = told([row(samples={"scorer": scorer, "judge": judge}) for scorer, judge in heard])
     assert found[:2] == [None, None]
     assert "scorer rose by 0.100" in str(found[2])
     assert "judge fell by 0.050" in str(found[2])
@@ -67,19 +67,19 @@ def test_a_rise_of_the_winners_error_ends_training_only_when_asked_and_only_by_i
     memory: dict[str, float] = {}
     one = row(delta_winner=0.04)
     for _ in range(SPAN - 1):
-        remember(memory, one)
-        assert ends_early(memory, one, Settings(stop_rise=0.03)) is None
-    remember(memory, one)
-    assert ends_early(memory, one, Settings()) is None
-    assert "0.04 above the reference's" in str(ends_early(memory, one, Settings(stop_rise=0.03)))
-    assert ends_early(memory, one, Settings(stop_rise=0.05)) is None
+        update_running_means(memory, one)
+        assert should_stop(memory, one, Settings(early_stop_winner_error=0.03)) is None
+    update_running_means(memory, one)
+    assert should_stop(memory, one, Settings()) is None
+    assert "0.04 above the reference's" in str(should_stop(memory, one, Settings(early_stop_winner_error=0.03)))
+    assert should_stop(memory, one, Settings(early_stop_winner_error=0.05)) is None
 
 
 def test_patience_counts_epochs_without_a_better_accuracy() -> None:
     memory: dict[str, float] = {}
     found = []
     for accuracy in (0.6, None, 0.7, 0.7, None, 0.65):
-        found.append(ends_early(memory, row(heldout_accuracy=accuracy), Settings(patience=2)))
+        found.append(should_stop(memory, row(val_accuracy=accuracy), Settings(patience=2)))
     assert found[:5] == [None] * 5
     assert "best 0.700" in str(found[5])
 
@@ -87,24 +87,24 @@ def test_patience_counts_epochs_without_a_better_accuracy() -> None:
 def test_a_new_phase_begins_its_running_means_anew() -> None:
     memory: dict[str, float] = {}
     told([row(delta_winner=9.0)] * 30, memory)
-    forget(memory)
-    remember(memory, row())
+    reset(memory)
+    update_running_means(memory, row())
     assert memory["delta_winner"] == GOOD["delta_winner"]
 
 
 @given(st.floats(1e-6, 10.0), st.floats(0.01, 0.49))
 def test_auto_beta_puts_the_gradient_factor_of_a_typical_pair_where_it_is_asked(margin: float, wanted: float) -> None:
-    beta = beta_of(DPO, Settings(auto_beta=wanted), {"margin": margin})
+    beta = auto_beta(DPO, Settings(auto_beta=wanted), {"margin": margin})
     factor = 1 / (1 + math.exp(0.5 * beta * margin))
-    assert DPO.beta / REACH <= beta <= DPO.beta * REACH
-    if DPO.beta / REACH < beta < DPO.beta * REACH:
+    assert DPO.beta / BETA_RANGE <= beta <= DPO.beta * BETA_RANGE
+    if DPO.beta / BETA_RANGE < beta < DPO.beta * BETA_RANGE:
         assert factor == pytest.approx(wanted)
 
 
 def test_beta_is_the_phases_where_none_is_asked_or_nothing_is_known() -> None:
-    assert beta_of(DPO, Settings(), {"margin": 0.3}) == 100.0
-    assert beta_of(DPO, Settings(auto_beta=0.3), {}) == 100.0
-    assert beta_of(DPO, Settings(auto_beta=0.3), {"margin": -0.1}) == 100.0
+    assert auto_beta(DPO, Settings(), {"margin": 0.3}) == 100.0
+    assert auto_beta(DPO, Settings(auto_beta=0.3), {}) == 100.0
+    assert auto_beta(DPO, Settings(auto_beta=0.3), {"margin": -0.1}) == 100.0
 
 
 def run(folder: Path, settings: Settings, epochs: int = 30, until: int | None = None, **more) -> list[dict]:
@@ -125,35 +125,40 @@ def same() -> PairExamples:
 
 
 def test_a_training_that_ends_early_says_why_and_ships_its_weights(tmp_path: Path, caplog) -> None:
-    settings = Settings(batch_size=4, learning_rate=3e-2, schedule="constant", stop_rise=1e-4)
+    settings = Settings(batch_size=4, learning_rate=3e-2, schedule="constant", early_stop_winner_error=1e-4)
     with caplog.at_level(logging.WARNING):
         rows = run(tmp_path, settings)
     assert len(rows) < 60
     assert len(rows) >= SPAN
-    assert "ends early: the winners' error is" in caplog.text
+    assert "stops early: the winners' error is" in caplog.text
     assert (tmp_path / "model").is_dir()
 
 
 def test_auto_beta_alarms_and_an_early_end_are_resumed_exactly(tmp_path: Path) -> None:
     settings = Settings(
-        batch_size=4, learning_rate=3e-2, schedule="constant", stop_rise=1e-4, auto_beta=0.3, checkpoint_every=4
+        batch_size=4,
+        learning_rate=3e-2,
+        schedule="constant",
+        early_stop_winner_error=1e-4,
+        auto_beta=0.3,
+        checkpoint_every=4,
     )
     whole = run(tmp_path / "whole", settings)
     assert len({one["beta"] for one in whole}) > 2
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", settings, until=14)
     rest = run(tmp_path / "cut", settings)
-    assert [(one["loss"], one["beta"], one["alarm"]) for one in rest] == [
-        (one["loss"], one["beta"], one["alarm"]) for one in whole[12:]
+    assert [(one["loss"], one["beta"], one["alert"]) for one in rest] == [
+        (one["loss"], one["beta"], one["alert"]) for one in whole[12:]
     ]
 
 
 def test_patience_needs_held_out_pairs_and_ends_when_they_are_not_judged_better(tmp_path: Path) -> None:
     settings = Settings(batch_size=4, learning_rate=1e-3, patience=1)
-    with pytest.raises(RecipeError, match="hold some out"):
+    with pytest.raises(RecipeError, match="val_fraction"):
         run(tmp_path / "none", settings)
-    rows = run(tmp_path / "some", settings, heldout=tiny.pairs(6, 2, prior=False))
-    accuracies = [one["heldout_accuracy"] for one in rows if one["heldout_accuracy"] is not None]
+    rows = run(tmp_path / "some", settings, val=tiny.pairs(6, 2, prior=False))
+    accuracies = [one["val_accuracy"] for one in rows if one["val_accuracy"] is not None]
     assert len(rows) < 60
     assert accuracies[-1] <= max(accuracies[:-1])
 
@@ -166,20 +171,20 @@ def test_what_is_heard_stands_in_the_row_of_its_step_with_the_weights_that_would
         return {"scorer": 0.5, "judge": 0.5}
 
     rows: list[dict] = []
-    settings = Settings(batch_size=4, learning_rate=1e-2, ema=0.99, listen_every=2)
+    settings = Settings(batch_size=4, learning_rate=1e-2, ema=0.99, sample_every=2)
     phases = [Phase(loss="sft", epochs=2)]
-    train(model, same(), phases, settings, 3, tmp_path, rows.append, listen=listen)
+    train(model, same(), phases, settings, 3, tmp_path, rows.append, sample=listen)
     assert [step for step, _ in heard] == [2, 4]
-    assert [one["heard"] for one in rows] == [None, {"scorer": 0.5, "judge": 0.5}] * 2
+    assert [one["samples"] for one in rows] == [None, {"scorer": 0.5, "judge": 0.5}] * 2
     assert (heard[-1][1] == model.module.conv_in.weight).all()  # the average, which is what was saved
 
 
 def test_held_out_pairs_are_judged_by_strategy_and_by_timestep(tmp_path: Path) -> None:
     pairs = tiny.pairs(6, 2, prior=False)
     named = PairExamples(pairs.winners, pairs.losers, pairs.conditioning, groups=["1.1", "2", "2"] * 2)
-    rows = run(tmp_path, Settings(batch_size=4, learning_rate=1e-3), epochs=1, heldout=named)
-    by_group, by_step = rows[-1]["heldout_by_group"], rows[-1]["heldout_by_timestep"]
+    rows = run(tmp_path, Settings(batch_size=4, learning_rate=1e-3), epochs=1, val=named)
+    by_group, by_step = rows[-1]["val_by_strategy"], rows[-1]["val_by_timestep"]
     assert set(by_group) == {"1.1", "2"}
     assert set(by_step) <= {"0-24", "25-49", "50-74", "75-99"}
     assert all(0 <= value <= 1 for value in (*by_group.values(), *by_step.values()))
-    assert rows[0]["heldout_by_group"] is None
+    assert rows[0]["val_by_strategy"] is None

@@ -41,19 +41,19 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.parametrize(("rank", "other"), [(0, "Copy"), (2, "Unadapted")])
+@pytest.mark.parametrize(("rank", "other"), [(0, "FrozenCopy"), (2, "AdapterDisabled")])
 def test_kept_reference_errors_give_the_losses_of_a_live_reference_bit_for_bit(
     rank: int, other: str, tmp_path: Path, monkeypatch
 ) -> None:
     if rank:
         pytest.importorskip("peft")
     phases = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=3, beta=100.0))
-    settings = but(fixed_draws=2, caption_dropout=0.3, lora_rank=rank)
-    live = run(tmp_path / "live", settings, phases, heldout=tiny.pairs(5, 1))
+    settings = but(noise_samples_per_pair=2, caption_dropout=0.3, lora_rank=rank)
+    live = run(tmp_path / "live", settings, phases, val=tiny.pairs(5, 1))
     monkeypatch.delattr(f"milonga.training.trainer.{other}")  # no second pass
     settings = settings.model_copy(update={"reference": "cached"})
-    kept = run(tmp_path / "kept", settings, phases, heldout=tiny.pairs(5, 1))
-    for name in ("loss", "margin", "grad_norm", "heldout_margin", "heldout_accuracy"):
+    kept = run(tmp_path / "kept", settings, phases, val=tiny.pairs(5, 1))
+    for name in ("loss", "margin", "grad_norm", "val_margin", "val_accuracy"):
         assert [row[name] for row in kept] == [row[name] for row in live], name
     assert live[-1]["distance"] > 0
     assert kept[-1]["distance"] is None
@@ -69,7 +69,7 @@ def test_fixed_draws_come_again_and_fresh_ones_do_not(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("milonga.training.step.draw", noted)
     phases = (Phase(loss="dpo", epochs=4, beta=100.0),)
-    run(tmp_path / "fixed", but(batch_size=8, fixed_draws=2), phases)
+    run(tmp_path / "fixed", but(batch_size=8, noise_samples_per_pair=2), phases)
     assert len(seen) == 4
     assert seen[0] == seen[2] != seen[1] == seen[3]
     seen.clear()
@@ -78,7 +78,7 @@ def test_fixed_draws_come_again_and_fresh_ones_do_not(tmp_path: Path, monkeypatc
 
 
 def test_a_table_of_errors_that_was_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch) -> None:
-    settings, made = but(fixed_draws=3, reference="cached"), []
+    settings, made = but(noise_samples_per_pair=3, reference="cached"), []
     errors = NoisyBatch.errors
 
     def stops(noisy: NoisyBatch, *rest) -> torch.Tensor:
@@ -100,11 +100,11 @@ def test_an_adapter_begins_as_the_base_and_only_it_is_trained(tmp_path: Path) ->
     model = tiny.model()
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     settings = but(lora_rank=2, ema=0.5, learning_rate=1e-2)
-    rows = run(tmp_path, settings, (Phase(loss="dpo", epochs=3, beta=100.0),), model=model, heldout=tiny.pairs(5, 1))
+    rows = run(tmp_path, settings, (Phase(loss="dpo", epochs=3, beta=100.0),), model=model, val=tiny.pairs(5, 1))
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert rows[0]["distance"] == 0.0
     assert rows[-1]["distance"] > 0
-    assert rows[-1]["heldout_margin"] > 0
+    assert rows[-1]["val_margin"] > 0
     merged = weights(tmp_path)
     assert merged.keys() == before.keys()
     changed = {name for name in before if not torch.equal(before[name], merged[name])}
@@ -116,7 +116,12 @@ def test_an_adapter_begins_as_the_base_and_only_it_is_trained(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lora_rank": 2}, {"reference": "cached", "fixed_draws": 1}, {"precision": "bf16"}, {"released_ranks": 2}],
+    [
+        {"lora_rank": 2},
+        {"reference": "cached", "noise_samples_per_pair": 1},
+        {"precision": "bf16"},
+        {"released_ranks": 2},
+    ],
     ids=["adapter", "table", "bf16", "released ranks"],
 )
 def test_what_is_stopped_with_an_option_on_is_resumed_to_the_same_losses_and_weights(
@@ -124,7 +129,7 @@ def test_what_is_stopped_with_an_option_on_is_resumed_to_the_same_losses_and_wei
 ) -> None:
     if "lora_rank" in changes:
         pytest.importorskip("peft")
-    settings = but(batch_size=2, accumulation=2, ema=0.5, checkpoint_every=1, **changes)
+    settings = but(batch_size=2, gradient_accumulation_steps=2, ema=0.5, checkpoint_every=1, **changes)
     whole = run(tmp_path / "whole", settings)
     with pytest.raises(KeyboardInterrupt):
         train(tiny.model(), tiny.pairs(8, prior=False), DPO, settings, 3, tmp_path / "cut", stop_at(2))
@@ -238,7 +243,7 @@ def test_an_independent_timestep_is_the_losers_own() -> None:
 
 @pytest.mark.parametrize("loss", ["sdpo", "kto", "mapo", "crpo"])
 def test_every_loss_trains_and_lowers_itself(loss: str, tmp_path: Path) -> None:
-    rows = run(tmp_path, but(fixed_draws=1), (Phase(loss=loss, epochs=10, beta=30.0),))
+    rows = run(tmp_path, but(noise_samples_per_pair=1), (Phase(loss=loss, epochs=10, beta=30.0),))
     assert sum(losses(rows)[-2:]) < sum(losses(rows)[:2])
     if loss == "kto":
         assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-6)
@@ -247,7 +252,7 @@ def test_every_loss_trains_and_lowers_itself(loss: str, tmp_path: Path) -> None:
 def test_the_guarded_loss_keeps_winners_where_plain_dpo_lets_them_go(tmp_path: Path) -> None:
     phase = {"epochs": 12, "beta": 200.0}
     plain = run(tmp_path / "dpo", PLAIN, (Phase(loss="dpo", **phase),))
-    safe = run(tmp_path / "sdpo", but(winner_guard=0.5), (Phase(loss="sdpo", **phase),))
+    safe = run(tmp_path / "sdpo", but(sdpo_mu=0.5), (Phase(loss="sdpo", **phase),))
     assert plain[0]["loss"] == safe[0]["loss"]
     assert safe[-1]["delta_winner"] < plain[-1]["delta_winner"]
 
@@ -261,7 +266,7 @@ def labelled(count: int = 8) -> PairExamples:
 
 
 def test_kto_learns_from_clips_that_are_labelled_one_by_one(tmp_path: Path) -> None:
-    rows = run(tmp_path, but(fixed_draws=1), (Phase(loss="kto", epochs=12, beta=100.0),), labelled())
+    rows = run(tmp_path, but(noise_samples_per_pair=1), (Phase(loss="kto", epochs=12, beta=100.0),), labelled())
     assert rows[-1]["delta_winner"] < 0 < rows[-1]["delta_loser"]
     assert rows[-1]["margin"] is None
     with pytest.raises(DataError, match="no losers"):
@@ -279,10 +284,10 @@ def test_rewards_weigh_fine_tuning_and_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"omega": "released"}, "snr_gamma"),
-        ({"omega": "epsilon", "snr_gamma": 5.0}, "two weights"),
-        ({"reference": "cached"}, "fixed_draws"),
-        ({"sharded": True, "lora_rank": 4}, "no LoRA"),
+        ({"loss_weighting": "released"}, "snr_gamma"),
+        ({"loss_weighting": "epsilon", "snr_gamma": 5.0}, "two weights"),
+        ({"reference": "cached"}, "noise_samples_per_pair"),
+        ({"fsdp": True, "lora_rank": 4}, "no LoRA"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(changes: dict, words: str) -> None:

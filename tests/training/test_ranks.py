@@ -60,7 +60,7 @@ def test_two_ranks_take_the_steps_of_one_to_its_losses_and_weights(name: str, to
     for ours, theirs in zip(found, rows, strict=True):
         assert ours["lr"] == theirs["lr"]
         assert ours["phase"] == theirs["phase"]
-        for field in ("loss", "winner_error", "anchor_error", "margin", "grad_norm"):
+        for field in ("loss", "winner_error", "prior_error", "margin", "grad_norm"):
             wanted = None if theirs[field] is None else pytest.approx(theirs[field], rel=2e-3, abs=2e-5)
             assert ours[field] == wanted, (field, ours["step"])
     shipped = load_file(together / name / "model" / "diffusion_pytorch_model.safetensors")

@@ -26,7 +26,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, on_step=None) -> Path:
-    return train(tiny.model(), tiny.pairs(), tiny.PHASES, tiny.SETTINGS, 7, folder, on_step, tiny.pairs(5, 1))
+    return train(tiny.model(), tiny.pairs(), tiny.PHASES, tiny.SETTINGS, 7, folder, on_step, val=tiny.pairs(5, 1))
 
 
 def rows(folder: Path) -> list[dict]:
@@ -75,7 +75,7 @@ def test_killed_with_a_table_of_errors_or_an_adapter_it_reaches_the_same_losses_
                 kill(folder, 1, "table", variant)
             kill(folder, 5, "step", variant)
             kill(folder, 6, "checkpoint", variant)
-        train(tiny.model(), tiny.pairs(), tiny.PHASES, settings, 7, folder, None, tiny.pairs(5, 1))
+        train(tiny.model(), tiny.pairs(), tiny.PHASES, settings, 7, folder, None, val=tiny.pairs(5, 1))
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -168,7 +168,7 @@ def test_another_training_in_the_same_folder_is_refused_by_name(uninterrupted: P
 
 
 def test_how_often_checkpoints_are_written_changes_no_number(tmp_path: Path, uninterrupted: Path) -> None:
-    often = tiny.SETTINGS.model_copy(update={"checkpoint_every": 1, "keep": 1})
-    train(tiny.model(), tiny.pairs(), tiny.PHASES, often, 7, tmp_path, None, tiny.pairs(5, 1))
+    often = tiny.SETTINGS.model_copy(update={"checkpoint_every": 1, "save_total_limit": 1})
+    train(tiny.model(), tiny.pairs(), tiny.PHASES, often, 7, tmp_path, None, val=tiny.pairs(5, 1))
     assert_same(tmp_path, uninterrupted)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000009"]

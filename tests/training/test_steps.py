@@ -6,7 +6,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from milonga.core.config import Phase, Settings
-from milonga.training.schedule import count_steps, learning_rate, rate_factor, steps
+from milonga.training.schedule import count_steps, learning_rate, lr_factor, steps
 
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=1.0, learning_rate=3e-4))
 
@@ -16,7 +16,7 @@ PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=1.0, lea
 def test_each_epoch_takes_every_example_once_and_any_start_gives_the_same_rest(
     examples: int, batch: int, accumulation: int, data: st.DataObject
 ) -> None:
-    settings = Settings(batch_size=batch, accumulation=accumulation)
+    settings = Settings(batch_size=batch, gradient_accumulation_steps=accumulation)
     whole = list(steps(PHASES, examples, settings, seed=5, start=0))
     assert [step.number for step in whole] == list(range(count_steps(PHASES, examples, settings)))
     for epoch in range(3):
@@ -38,18 +38,18 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 @given(st.integers(1, 200), st.integers(0, 250))
 def test_the_linear_rate_rises_falls_and_is_exactly_zero_after_the_last_step(total: int, warmup: int) -> None:
     settings = Settings(warmup_steps=warmup)
-    factors = [rate_factor(number, total, settings) for number in range(total)]
+    factors = [lr_factor(number, total, settings) for number in range(total)]
     assert all(0 < factor <= 1 for factor in factors)
     assert factors[:warmup] == sorted(factors[:warmup])
     assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
     if warmup < total:
         assert factors[warmup] == 1
-        assert rate_factor(total, total, settings) == 0
+        assert lr_factor(total, total, settings) == 0
 
 
 def test_a_constant_rate_stays_after_its_warm_up() -> None:
     settings = Settings(schedule="constant", warmup_steps=3)
-    assert [rate_factor(number, 6, settings) for number in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [lr_factor(number, 6, settings) for number in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
 def test_a_phase_may_have_a_rate_of_its_own() -> None:

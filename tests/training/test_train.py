@@ -50,14 +50,14 @@ class Counting:
 
 def test_dpo_begins_at_ln_two_and_learns_to_prefer_winners(tmp_path: Path) -> None:
     phase = Phase(loss="dpo", epochs=10, beta=100.0)
-    rows = run(tmp_path, [phase], heldout=tiny.pairs(6, 5))
+    rows = run(tmp_path, [phase], val=tiny.pairs(6, 5))
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert (rows[0]["accuracy"], rows[0]["margin"], rows[0]["saturation"]) == (0.5, 0.0, 0.5)
     assert rows[-1]["loss"] < 0.3
     assert rows[-1]["margin"] > 0.01
-    assert rows[-1]["heldout_accuracy"] == 1.0
-    assert rows[-1]["heldout_margin"] > 0.005
-    assert rows[0]["heldout_accuracy"] is None
+    assert rows[-1]["val_accuracy"] == 1.0
+    assert rows[-1]["val_margin"] > 0.005
+    assert rows[0]["val_accuracy"] is None
 
 
 def test_the_rows_hang_together(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_ldm_pretrains_on_clips_without_losers(tmp_path: Path) -> None:
 
 def test_the_rate_warms_up_and_ends_at_zero_whatever_the_accumulation(tmp_path: Path) -> None:
     for accumulation in (1, 2):
-        settings = Settings(batch_size=2, accumulation=accumulation, learning_rate=1e-3, warmup_steps=1)
+        settings = Settings(batch_size=2, gradient_accumulation_steps=accumulation, learning_rate=1e-3, warmup_steps=1)
         phases = [SFT, Phase(loss="dpo", epochs=1, beta=10.0, learning_rate=2e-3)]
         rates = [row["lr"] for row in run(tmp_path / str(accumulation), phases, settings)]
         total = 8 // accumulation
@@ -107,16 +107,18 @@ def test_the_rate_warms_up_and_ends_at_zero_whatever_the_accumulation(tmp_path: 
 
 def test_accumulation_gives_the_same_training_as_one_large_batch(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", [SFT, DPO], Settings(batch_size=4, learning_rate=1e-3))
-    parts = run(tmp_path / "parts", [SFT, DPO], Settings(batch_size=1, accumulation=4, learning_rate=1e-3))
+    parts = run(
+        tmp_path / "parts", [SFT, DPO], Settings(batch_size=1, gradient_accumulation_steps=4, learning_rate=1e-3)
+    )
     for one, other in zip(whole, parts, strict=True):
         for name in ("loss", "winner_error", "grad_norm"):
             assert one[name] == pytest.approx(other[name], rel=1e-3)
 
 
 def test_the_anchor_term_adds_the_error_on_real_clips(tmp_path: Path) -> None:
-    rows = run(tmp_path, [SFT], PLAIN.model_copy(update={"anchor": 0.5}))
+    rows = run(tmp_path, [SFT], PLAIN.model_copy(update={"prior_weight": 0.5}))
     for row in rows:
-        assert row["loss"] == pytest.approx(row["winner_error"] + 0.5 * row["anchor_error"], rel=1e-5)
+        assert row["loss"] == pytest.approx(row["winner_error"] + 0.5 * row["prior_error"], rel=1e-5)
 
 
 def test_the_finished_unet_loads_with_diffusers_and_holds_the_average_where_there_is_one(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_three_in_a_row_stop_the_training_and_name_the_last_good_checkpoint(tmp_
         ([Phase(loss="dpo", epochs=1)], PLAIN, None, RecipeError, "beta above zero"),
         ([SFT, DPO], PLAIN, clips(), DataError, "no losers"),
         ([SFT], PLAIN, clips(0), DataError, "no pair was kept"),
-        ([SFT], Settings(anchor=1.0), clips(), DataError, "real clips"),
+        ([SFT], Settings(prior_weight=1.0), clips(), DataError, "real clips"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_first_step(
@@ -193,7 +195,7 @@ def test_training_leaves_the_global_random_stream_alone(tmp_path: Path) -> None:
 
 def test_watching_held_out_pairs_changes_no_number(tmp_path: Path) -> None:
     settings = PLAIN.model_copy(update={"ema": 0.9})
-    watched = run(tmp_path / "watched", [SFT, DPO], settings, heldout=tiny.pairs(5, 9))
+    watched = run(tmp_path / "watched", [SFT, DPO], settings, val=tiny.pairs(5, 9))
     alone = run(tmp_path / "alone", [SFT, DPO], settings)
     assert [row["loss"] for row in watched] == [row["loss"] for row in alone]
-    assert [row["heldout_margin"] is None for row in watched] == [True, False, True, False]
+    assert [row["val_margin"] is None for row in watched] == [True, False, True, False]

@@ -95,55 +95,78 @@ class Phase(Record):
     learning_rate: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
 
 
-class Settings(Record):
-    """How the trainer steps, whatever the loss; docs/recipes.md says what each key does, and what turns it off.
+# Keys of `Settings` in the first edition and their names now: a recipe's old keys are read for one version.
+RENAMED_SETTINGS = {
+    "accumulation": "gradient_accumulation_steps",
+    "omega": "loss_weighting",
+    "winner_guard": "sdpo_mu",
+    "guard_by": "safeguard",
+    "anchor": "prior_weight",
+    "fixed_draws": "noise_samples_per_pair",
+    "sharded": "fsdp",
+    "stop_rise": "early_stop_winner_error",
+    "listen_every": "sample_every",
+    "keep": "save_total_limit",
+    "final_rate": "min_lr_ratio",
+}
 
-    `ema` is a decay; `anchor` weighs the plain denoising loss on real clips beside the preference loss; `final_rate` is
-    the linear schedule's end as a share of its peak; `fixed_draws` is how many (timestep, noise) a pair has in all.
+
+class Settings(Record):
+    """How the trainer steps, whatever the loss; the recipe reference says what each key does, and what turns it off.
+
+    `ema` is a decay; `prior_weight` weighs the plain denoising loss on real clips (prior preservation) beside the
+    preference loss; `min_lr_ratio` is the linear schedule's end as a share of its peak; `noise_samples_per_pair` is the
+    number of (timestep, noise) that a pair has in all (0: new ones each epoch); `sdpo_mu` is SDPO's μ.
     """
 
     batch_size: int = Field(default=16, ge=1)
-    accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0.0, allow_inf_nan=False)
     warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["linear", "constant"] = "linear"
-    final_rate: float = Field(default=0.0, ge=0.0, le=1.0)
+    min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
     released_ranks: int = Field(default=1, ge=1)
     weight_decay: float = Field(default=1e-2, ge=0.0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     timesteps: Literal["uniform", "biased", "high-noise"] = "uniform"
     shared_noise: bool = True
     shared_timestep: bool = True
-    omega: Literal["prediction", "released", "epsilon", "sigmoid"] = "prediction"
-    winner_guard: float = Field(default=0.0, ge=0.0, lt=1.0)
-    guard_by: Literal["answers", "weights"] = "answers"
+    loss_weighting: Literal["prediction", "released", "epsilon", "sigmoid"] = "prediction"
+    sdpo_mu: float = Field(default=0.0, ge=0.0, lt=1.0)
+    safeguard: Literal["output", "parameters"] = "output"
     auto_beta: float | None = Field(default=None, gt=0.0, lt=0.5)
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)
     caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
-    anchor: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    prior_weight: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     snr_gamma: float | None = Field(default=None, gt=0.0)
     reference: Literal["copy", "cached"] = "copy"
-    fixed_draws: int = Field(default=0, ge=0)
+    noise_samples_per_pair: int = Field(default=0, ge=0)
     lora_rank: int = Field(default=0, ge=0)
     lora_alpha: int | None = Field(default=None, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    sharded: bool = False
-    stop_rise: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    fsdp: bool = False
+    early_stop_winner_error: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     patience: int = Field(default=0, ge=0)
-    listen_every: int = Field(default=0, ge=0)
+    sample_every: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=100, ge=1)
-    keep: int = Field(default=2, ge=1)
+    save_total_limit: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.omega == "released" and self.snr_gamma is None:
-            raise ValueError('omega = "released" is a Min-SNR weight: set snr_gamma too (5 in the released code)')
-        if self.omega in ("epsilon", "sigmoid") and self.snr_gamma is not None:
-            raise ValueError(f'omega = "{self.omega}" and snr_gamma are two weights: keep one of them')
-        if self.reference == "cached" and self.fixed_draws == 0:
-            raise ValueError('reference = "cached" needs fixed_draws: how many draws of timestep and noise a pair has')
-        if self.sharded and self.lora_rank:
-            raise ValueError("sharded training has no LoRA: set lora_rank = 0 or sharded = false")
+        if self.loss_weighting == "released" and self.snr_gamma is None:
+            raise ValueError(
+                'loss_weighting = "released" is a Min-SNR weight: set snr_gamma too (5 in the released code)'
+            )
+        if self.loss_weighting in ("epsilon", "sigmoid") and self.snr_gamma is not None:
+            raise ValueError(
+                f'loss_weighting = "{self.loss_weighting}" and snr_gamma are two weights: keep one of them'
+            )
+        if self.reference == "cached" and self.noise_samples_per_pair == 0:
+            raise ValueError(
+                'reference = "cached" needs noise_samples_per_pair: how many noises and timesteps a pair has'
+            )
+        if self.fsdp and self.lora_rank:
+            raise ValueError("fsdp has no LoRA: set lora_rank = 0 or fsdp = false")
         return self

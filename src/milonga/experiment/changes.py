@@ -33,9 +33,9 @@ FIRST_CHANGED = {
     "rounds": "train",
     "train": "train",
     "train.checkpoint_every": "",
-    "train.keep": "",
-    "train.listen_every": "",
-    "train.sharded": "",
+    "train.save_total_limit": "",
+    "train.sample_every": "",
+    "train.fsdp": "",
     "train.trackers": "",
     "evaluate": "evaluate",
 }

@@ -91,8 +91,8 @@ class Recipe(Record):
             )
         if (self.makes_clips or (rounds and not self.rounds.strategies)) and not self.plan.strategies:
             raise ValueError("plan.strategies is missing: say how the clips are made that this run learns from")
-        if any(self.train.settings(one).listen_every for one in self.train.systems) and not self.prompts.sources:
-            raise ValueError("prompts.sources is missing: train.listen_every makes clips of the first of them")
+        if any(self.train.settings(one).sample_every for one in self.train.systems) and not self.prompts.sources:
+            raise ValueError("prompts.sources is missing: train.sample_every makes clips of the first of them")
         if rounds and not self.rounds.prompts:
             raise ValueError("rounds.prompts is missing: name held-out captions on which the judge decides to go on")
 

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
@@ -13,6 +15,9 @@ from milonga.experiment.context import Context, needed
 from milonga.experiment.recipe_tables import System
 from milonga.experiment.reward import label, reward
 from milonga.preference.produce import make_clips
+
+if TYPE_CHECKING:
+    from milonga.models.denoiser import Denoiser
 
 ONE = shard_name(0, 1)
 PRIOR_CLIPS = 1000  # real clips for the prior-preservation term, where it is on
@@ -186,25 +191,43 @@ def _train(context: Context, system: System) -> None:
     from milonga.data.examples import train_val_split
     from milonga.experiment.examples import examples_of
     from milonga.training.distributed import Ranks
-    from milonga.training.trackers import Watch, tell_betas
-    from milonga.training.trainer import train as trained
+    from milonga.training.trackers import print_betas, show_training
+    from milonga.training.trainer import train as train_model
 
-    lead = Ranks().is_main
-    recipe, path, settings = context.recipe, context.run.path, context.recipe.train.settings(system)
-    examples = examples_of(context, system, PRIOR_CLIPS if settings.anchor > 0 else 0)
-    model = context.parts.load_denoiser(recipe.models.model)
-    folder, curves = path / "checkpoints" / system.name, path / "metrics" / "training" / f"{system.name}.jsonl"
-    curves.parent.mkdir(parents=True, exist_ok=True)
-    watch = Watch(f"train {system.name}", path / "metrics" / "training", system.name)
-    share = recipe.train.heldout
-    if system.data != "pairs":  # only pairs can be held out and judged by their order
-        settings, share = settings.model_copy(update={"patience": 0}), 0.0
-    examples, heldout = train_val_split(examples, share, recipe.seed)
-    if lead:
-        tell_betas(system.phases, examples)
-    listen = watch.listener(context.parts, recipe, model, settings)
-    with watch.shown(recipe.train.trackers if lead else (), recipe.model_dump(mode="json")["train"]) as on_step:
-        trained(model, examples, system.phases, settings, recipe.seed, folder, on_step, heldout, curves, listen)
+    main, recipe, path = Ranks().is_main, context.recipe, context.run.path
+    settings, fraction = recipe.train.settings(system), recipe.train.heldout
+    examples = examples_of(context, system, PRIOR_CLIPS if settings.prior_weight > 0 else 0)
+    denoiser = context.parts.load_denoiser(recipe.models.model)
+    folder, logs = path / "checkpoints" / system.name, path / "metrics" / "training"
+    if system.data != "pairs":  # only pairs can be validated by their order
+        settings, fraction = settings.model_copy(update={"patience": 0}), 0.0
+    examples, val = train_val_split(examples, fraction, recipe.seed)
+    if main:
+        print_betas(system.phases, examples)
+    trackers, config = recipe.train.trackers if main else (), recipe.model_dump(mode="json")["train"]
+    with show_training(f"train {system.name}", system.name, logs, trackers, config) as on_step:
+        train_model(
+            denoiser, examples, system.phases, settings, recipe.seed, folder, on_step, val=val,
+            log_path=logs / f"{system.name}.jsonl", sample=_sampler(context, system, denoiser, logs / system.name),
+        )  # fmt: skip
+
+
+def _sampler(
+    context: Context, system: System, denoiser: "Denoiser", folder: Path
+) -> "Callable[[int], dict[str, float]] | None":
+    """Makes clips of a few fixed prompts every `sample_every` steps; the first of the recipe's scorers stands for what
+    trains, its judge for what does not. None where `sample_every` is 0.
+    """
+    from milonga.training.trackers import SAMPLED_PROMPTS, sample_prompts
+
+    recipe, parts = context.recipe, context.parts
+    if not recipe.train.settings(system).sample_every:
+        return None
+    prompts = sorted(parts.prompt_source(recipe.prompts.sources[0])[:SAMPLED_PROMPTS], key=lambda prompt: prompt.id)
+    model = parts.generator_of(recipe.models.model, denoiser)
+    scorer, judge = parts.scorer(recipe.models.scorers[0]), parts.scorer(recipe.models.judge)
+    sampling = recipe.evaluate.steps, recipe.evaluate.guidance
+    return lambda step: sample_prompts(model, prompts, sampling, recipe.seed, scorer, judge, folder / f"{step:08d}")
 
 
 STEPS: dict[str, Callable[[Context], None]] = {

@@ -124,7 +124,7 @@ def _own(recipe: Training, out: Path, ranks: "Ranks") -> Path:
     """Trains on own data in `out`; gives the finished model's folder, which `milonga.load` and diffusers read."""
     from milonga.data.examples import train_val_split
     from milonga.experiment import registry
-    from milonga.training.trackers import Watch, tell_betas
+    from milonga.training.trackers import print_betas, show_training
     from milonga.training.trainer import train as trained
 
     finished, settings = out / "model", recipe.train.settings()
@@ -132,14 +132,15 @@ def _own(recipe: Training, out: Path, ranks: "Ranks") -> Path:
         all_examples = ranks.main_process_first(lambda: _examples(recipe, out))
         examples, heldout = train_val_split(all_examples, recipe.train.heldout, recipe.seed)
         if ranks.is_main:
-            tell_betas(recipe.train.phases, examples)
-        watch = Watch(f"train {recipe.name}", out / "metrics", recipe.name)
-        with watch.shown(recipe.train.trackers if ranks.is_main else (), recipe.model_dump(mode="json")) as on_step:
+            print_betas(recipe.train.phases, examples)
+        logs, trackers = out / "metrics", recipe.train.trackers if ranks.is_main else ()
+        config = recipe.model_dump(mode="json")
+        with show_training(f"train {recipe.name}", recipe.name, logs, trackers, config) as on_step:
             model = registry.load_denoiser(recipe.model)
-            curves = out / "metrics" / f"{recipe.name}.jsonl"
             trained(
-                model, examples, recipe.train.phases, settings, recipe.seed, out / TRAINING, on_step, heldout, curves
-            )
+                model, examples, recipe.train.phases, settings, recipe.seed, out / TRAINING, on_step, val=heldout,
+                log_path=logs / f"{recipe.name}.jsonl",
+            )  # fmt: skip
         if ranks.is_main:
             _ship(recipe, out, finished)
         ranks.wait()

@@ -180,9 +180,9 @@ def own_model_card(recipe: Mapping[str, Any], last: Mapping[str, Any], provenanc
 
 MEASURED = {
     "loss": "loss of the last step",
-    "heldout_accuracy": "preference accuracy on held-out pairs",
-    "heldout_margin": "their margin",
-    "heldout_delta_winner": "their winners' error against the reference",
+    "val_accuracy": "preference accuracy on validation pairs",
+    "val_margin": "their margin",
+    "val_delta_winner": "their winners' error against the reference",
 }
 
 

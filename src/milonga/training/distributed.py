@@ -1,8 +1,8 @@
-"""This process among those that train together, over Accelerate; alone, it is no more than itself.
+"""The processes that train together, over Accelerate; a single process is a group of one.
 
-`torchrun` and `accelerate launch` tell a process of its peers by the environment. A step's examples are dealt out over
-all ranks and its gradient is averaged, so the effective batch, the number of steps and the learning rate are the same
-whatever the number of ranks; phase and epoch are functions of the step's number, on which ranks cannot disagree.
+`torchrun` and `accelerate launch` describe the group in the environment. A step's examples are sharded over all ranks
+and its gradient is averaged, so the effective batch, the number of steps and the learning rate are the same whatever
+the number of ranks; phase and epoch are functions of the step's number, on which ranks cannot disagree.
 """
 
 import os
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """All processes of a training; `is_main` is the one that writes."""
+    """All processes of a training; the main one writes."""
 
     def __init__(self) -> None:
         self.accelerator: Any = None
@@ -32,16 +32,12 @@ class Ranks:
         self.rank = 0 if self.accelerator is None else self.accelerator.process_index
         self.is_main = self.rank == 0
 
-    def to_device(self, module: nn.Module) -> torch.device:
-        """Moves a network to this rank's device, or with one rank to the GPU if there is one; gives the device."""
-        device = next(module.parameters()).device
+    def to_device(self, module: nn.Module) -> None:
+        """Moves a network to this rank's device; with one rank to the GPU if there is one, or else nowhere."""
         if self.accelerator is not None:
-            device = self.accelerator.device
+            nn.Module.to(module, device=self.accelerator.device)  # diffusers wraps `to` in a way type checkers dislike
         elif torch.cuda.is_available():
-            device = torch.device("cuda")
-        # diffusers wraps `to` in a way that type checkers cannot follow.
-        nn.Module.to(module, device=device)
-        return next(module.parameters()).device
+            nn.Module.to(module, device=torch.device("cuda"))
 
     def wrap(self, denoiser: Denoiser, fsdp: bool) -> Network:
         """What to call in the network's place: itself, or it wrapped in DDP, or with `fsdp` sharded over the ranks."""
@@ -56,19 +52,19 @@ class Ranks:
         fully_shard(denoiser.module)
         return denoiser.module
 
-    def no_sync(self, network: Network, last: bool) -> Any:
-        """The context of one backward pass: ranks exchange gradients in the `last` one of a step only."""
-        if last or self.accelerator is None or not isinstance(network, nn.Module):
+    def no_sync(self, network: Network, sync: bool = False) -> Any:
+        """The context of one backward pass: ranks do not exchange gradients, unless it is to `sync`."""
+        if sync or self.accelerator is None or not isinstance(network, nn.Module):
             return nullcontext()
         if hasattr(network, "set_requires_gradient_sync"):
-            return _unsynced(network)
+            return _fsdp_no_sync(network)
         return self.accelerator.no_sync(network)
 
     def shard(self, rows: Sequence[int], size: int) -> list[tuple[list[int], list[bool]]]:
         """This rank's share of a step's examples, in batches of `size`, and which of them count.
 
-        All ranks get as many batches of the same sizes, as collective passes need; who falls short by one is given
-        an example that does not count.
+        All ranks get as many batches of the same sizes, as collective passes need; a rank that has one example fewer
+        gets one that does not count.
         """
         mine = list(rows[self.rank :: self.world])
         short = ceil(len(rows) / self.world) - len(mine)
@@ -84,30 +80,30 @@ class Ranks:
         return self.accelerator.gather(plain.contiguous()).to(values.dtype)
 
     def is_sharded(self, module: nn.Module) -> bool:
-        """Whether a network's parameters lie in pieces over the ranks."""
-        return any(hasattr(one, "full_tensor") for one in module.parameters())
+        """Whether a network's parameters are sharded over the ranks."""
+        return any(hasattr(value, "full_tensor") for value in module.parameters())
 
     def full_tensor(self, value: Tensor) -> Tensor:
-        """A tensor that may lie in pieces over the ranks, in one piece; all ranks call this alike."""
+        """A tensor that may be sharded, gathered into one; all ranks call this alike."""
         return value.full_tensor() if hasattr(value, "full_tensor") else value  # pyright: ignore[reportAttributeAccessIssue]
 
     def main_process_first(self, work: Callable[[], T]) -> T:
-        """What `work` gives on this rank; one rank after the other does it, so the first one's files serve the rest."""
+        """The result of `work` on this rank; one rank after the other runs it, so the main one's files serve all."""
         for _ in range(self.rank):
             self.wait()
-        found = work()
+        result = work()
         for _ in range(self.rank, self.world):
             self.wait()
-        return found
+        return result
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Blocks until all ranks are here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, cut up as a parameter is, where that is."""
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A full tensor, sharded as a parameter is if that is."""
     if not hasattr(parameter, "full_tensor"):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -117,7 +113,7 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 @contextmanager
-def _unsynced(network: Any) -> Iterator[None]:
+def _fsdp_no_sync(network: Any) -> Iterator[None]:
     network.set_requires_gradient_sync(False)
     try:
         yield

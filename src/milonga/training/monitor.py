@@ -1,124 +1,184 @@
-"""Whether a training goes wrong, said in plain words while it can still be stopped.
+"""The training log, and alerts when a training goes wrong while it can still be stopped.
 
-Looks at running means over some twenty steps, kept in `State.memory` and so in every checkpoint: a resumed training
-raises the same alarms. What is watched, and why: winners and losers may both get worse while the margin between them
-grows; pairs that are far apart teach nothing more; a training scorer may rise while the judge falls.
+A row of the log is made of a step's errors. Alerts look at running means over some twenty steps, which every
+checkpoint holds: a resumed training raises the same alerts. Watched are three ways to fail: winners and losers both get
+worse while the margin between them grows; the pairs are so far apart that they teach nothing more; the training scorer
+rises while the judge falls.
 """
 
+import json
+import logging
 import math
+import os
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from milonga.core.config import Phase, Settings
+from milonga.maths.losses import Errors, deltas, implicit_accuracy, preference_margin
 
 Row = dict[str, Any]
-Memory = dict[str, float]
+MonitorState = dict[str, float]
 SPAN = 20  # steps that the running means look back over
-SPENT = 0.05  # mean σ(−½βm) under which pairs teach nothing more
-REACH = 10.0  # how far auto-β may go from the recipe's β, as a factor either way
+SATURATED = 0.05  # mean σ(−½βm) below which pairs teach nothing more
+BETA_RANGE = 10.0  # how far auto-β may go from the phase's β, as a factor either way
 WATCHED = ("delta_winner", "winner_worse", "margin", "saturation")
+PREFERENCE_FIELDS = (
+    "winner_error", "loser_error", "delta_winner", "delta_loser", "margin", "margin_p10", "margin_p50", "margin_p90",
+    "accuracy", "winner_worse", "saturation", "safeguard",
+)  # fmt: skip
+log = logging.getLogger(__name__)
 
 
-def beta_of(phase: Phase, settings: Settings, memory: Memory) -> float:
-    """The step's β: the phase's, or with `auto_beta` the one at which a typical pair's σ(−½βm) is that target.
+class TrainingLog:
+    """A file of JSON lines that a resumed training continues exactly where its checkpoint left it."""
+
+    def __init__(self, path: Path, size: int, writes: bool = True) -> None:
+        """Opens `path` for appending after its first `size` bytes; what a killed run wrote beyond them is cut off.
+
+        Without `writes` (on all ranks but the main one) nothing is opened or written.
+        """
+        self._file = None
+        if writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+            present = path.stat().st_size
+            if present < size:
+                log.warning("%s is shorter than its checkpoint says: the log has a gap", path)
+            self._file.truncate(min(size, present))
+
+    def write(self, row: Row) -> None:
+        """Appends one row, which survives a crash of this process."""
+        if self._file is not None:
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+
+    def flush(self) -> int | None:
+        """Puts all rows on disk; returns their bytes, which a checkpoint has to remember (None: nothing is written)."""
+        if self._file is None:
+            return None
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def preference_row(errors: Errors, beta: float) -> Row:
+    """The means of a step's errors: fields that need losers or a reference are None without them.
+
+    Δw and Δl are separate, since both may rise while the margin grows; with the margin's quantiles, the share of
+    winners that got worse, and σ(−½βm), the factor of DPO's gradient: near 0 the pairs teach nothing more. `safeguard`
+    is SDPO's λ, below 1 where the loser's gradient was scaled down.
+    """
+    row: dict[str, Any] = dict.fromkeys(PREFERENCE_FIELDS)
+    row["winner_error"] = errors.policy_winner.mean().item()
+    if errors.policy_loser is not None:
+        row["loser_error"] = errors.policy_loser.mean().item()
+    if errors.reference_loser is not None:
+        winner, loser = deltas(errors)
+        margin = preference_margin(errors)
+        quantiles = torch.quantile(margin, margin.new_tensor([0.1, 0.5, 0.9])).tolist()
+        row |= {"delta_winner": winner.mean().item(), "delta_loser": loser.mean().item()}
+        row["margin"] = margin.mean().item()
+        row |= dict(zip(("margin_p10", "margin_p50", "margin_p90"), quantiles, strict=True))
+        row["accuracy"] = implicit_accuracy(errors).item()
+        row["winner_worse"] = (winner > 0).float().mean().item()
+        row["saturation"] = torch.sigmoid(-0.5 * beta * margin).mean().item()
+    if errors.desirable is not None and errors.reference_winner is not None:
+        # Liked clips stand for winners, disliked ones for losers; without pairs there are no margins.
+        delta, liked = errors.policy_winner - errors.reference_winner, errors.desirable.bool()
+        parts = {"delta_winner": delta[liked], "delta_loser": delta[~liked]}
+        row |= {name: part.mean().item() if len(part) else None for name, part in parts.items()}
+        row["winner_worse"] = (delta[liked] > 0).float().mean().item() if liked.any() else None
+    if errors.safeguard is not None:
+        row["safeguard"] = errors.safeguard.mean().item()
+    return {name: finite(value) for name, value in row.items()}
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is no number that JSON can hold."""
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def auto_beta(phase: Phase, settings: Settings, monitor: MonitorState) -> float:
+    """The step's β: the phase's, or with `settings.auto_beta` the one at which a typical pair's σ(−½βm) is that target.
 
     After β-DPO (arXiv 2407.08639): β follows the running mean of the margin, within a tenth and ten times the phase's.
     """
-    margin = memory.get("margin", 0.0)
+    margin = monitor.get("margin", 0.0)
     if settings.auto_beta is None or phase.beta == 0 or margin <= 0:
         return phase.beta
-    wanted = 2 * math.log(1 / settings.auto_beta - 1) / margin
-    return min(max(wanted, phase.beta / REACH), phase.beta * REACH)
+    beta = 2 * math.log(1 / settings.auto_beta - 1) / margin
+    return min(max(beta, phase.beta / BETA_RANGE), phase.beta * BETA_RANGE)
 
 
-def remember(memory: Memory, row: Row) -> None:
-    """Moves the running means towards a step's values; another phase begins them anew."""
+def update_running_means(monitor: MonitorState, row: Row) -> None:
+    """Moves the running means towards a step's values."""
     if row["margin"] is None:
         return
-    seen = memory.get("seen", 0.0)
+    seen = monitor.get("seen", 0.0)
     share = max(1 / SPAN, 1 / (seen + 1))
     for name in WATCHED:
-        memory[name] = (1 - share) * memory.get(name, 0.0) + share * (row[name] or 0.0)
-    memory["seen"] = seen + 1
+        monitor[name] = (1 - share) * monitor.get(name, 0.0) + share * (row[name] or 0.0)
+    monitor["seen"] = seen + 1
 
 
-def forget(memory: Memory) -> None:
-    """A phase ends: its running means say nothing of the next one."""
+def reset(monitor: MonitorState) -> None:
+    """Drops the running means at the end of a phase: they say nothing about the next one."""
     for name in (*WATCHED, "seen", "baseline"):
-        memory.pop(name, None)
+        monitor.pop(name, None)
 
 
-def alarm(memory: Memory, row: Row) -> str | None:
-    """What a person should know after this step; each kind is told once until it has passed."""
-    found = {
-        "nan": _not_finite(row),
-        "winner": _winners_degrade(memory),
-        "spent": _spent(memory),
-        "judge": _over_optimised(memory, row),
-    }
-    told = [text for kind, text in found.items() if text and not memory.get(f"told {kind}")]
-    for kind, text in found.items():
-        if kind != "judge" or row.get("heard"):
-            memory[f"told {kind}"] = float(text is not None)
-    return "; ".join(told) or None
+def alert(monitor: MonitorState, row: Row) -> str | None:
+    """What a person should know after this step; each kind is reported once until it has passed."""
+    texts: dict[str, str | None] = {"nan": None, "winner": None, "saturated": None, "judge": None}
+    if row["skipped"]:
+        texts["nan"] = f"the loss was not a finite number at step {row['step']}: the step was skipped"
+    rise, worse, margin = (monitor.get(name, 0.0) for name in ("delta_winner", "winner_worse", "margin"))
+    if monitor.get("seen", 0) >= SPAN and rise > 0 and worse > 0.5 and margin > 0:
+        texts["winner"] = (
+            f"the margin grows because losers get worse faster than winners do: {worse:.0%} of the winners are now "
+            f"denoised worse than by the reference (by {rise:.3g} on average); lower learning_rate, raise beta, or use "
+            "sdpo or crpo"
+        )
+    if monitor.get("seen", 0) >= SPAN and monitor["saturation"] < SATURATED:
+        texts["saturated"] = (
+            f"the model already separates the pairs (gradient factor {monitor['saturation']:.3f}): more steps mostly "
+            "over-optimise; stop here, lower beta, or bring new pairs"
+        )
+    samples = row.get("samples") or {}
+    if "scorer" in samples and "judge" in samples:
+        for name in ("scorer", "judge"):
+            monitor.setdefault(f"first {name}", samples[name])
+        up, down = samples["scorer"] - monitor["first scorer"], monitor["first judge"] - samples["judge"]
+        if up > 0 and down > 0:
+            texts["judge"] = (
+                f"the training scorer rose by {up:.3f} on the fixed prompts while the judge fell by {down:.3f}: the "
+                "model learns the scorer and not the sound; stop, or train for fewer epochs"
+            )
+    new = [text for kind, text in texts.items() if text and not monitor.get(f"reported {kind}")]
+    for kind, text in texts.items():
+        if kind != "judge" or samples:
+            monitor[f"reported {kind}"] = float(text is not None)
+    return "; ".join(new) or None
 
 
-def ends_early(memory: Memory, row: Row, settings: Settings) -> str | None:
-    """Why training should end after this step, in one line; None to go on."""
-    rise = memory.get("delta_winner", 0.0)
-    if settings.stop_rise is not None and memory.get("seen", 0) >= SPAN and rise > settings.stop_rise:
-        return f"the winners' error is {rise:.3g} above the reference's, more than stop_rise = {settings.stop_rise:g}"
-    if settings.patience and _waited(memory, row) >= settings.patience:
-        return f"held-out accuracy has not risen for {settings.patience} epochs (best {memory['best']:.3f})"
+def should_stop(monitor: MonitorState, row: Row, settings: Settings) -> str | None:
+    """Why training should stop after this step, in one line; None to go on."""
+    rise, limit = monitor.get("delta_winner", 0.0), settings.early_stop_winner_error
+    if limit is not None and monitor.get("seen", 0) >= SPAN and rise > limit:
+        return f"the winners' error is {rise:.3g} above the reference's, more than early_stop_winner_error = {limit:g}"
+    if not settings.patience:
+        return None
+    accuracy = row["val_accuracy"]
+    if accuracy is not None and accuracy > monitor.get("best", -1.0):
+        monitor["best"], monitor["waited"] = accuracy, 0.0
+    elif accuracy is not None:
+        monitor["waited"] = monitor.get("waited", 0.0) + 1
+    if monitor.get("waited", 0.0) >= settings.patience:
+        return f"validation accuracy has not risen for {settings.patience} epochs (best {monitor['best']:.3f})"
     return None
-
-
-def _waited(memory: Memory, row: Row) -> float:
-    """Epochs since held-out accuracy was at its best."""
-    accuracy = row["heldout_accuracy"]
-    if accuracy is None:
-        return memory.get("waited", 0.0)
-    if accuracy > memory.get("best", -1.0):
-        memory["best"], memory["waited"] = accuracy, 0.0
-    else:
-        memory["waited"] = memory.get("waited", 0.0) + 1
-    return memory["waited"]
-
-
-def _not_finite(row: Row) -> str | None:
-    return f"the loss was not a finite number at step {row['step']}: the step was skipped" if row["skipped"] else None
-
-
-def _winners_degrade(memory: Memory) -> str | None:
-    rise, worse, margin = (memory.get(name, 0.0) for name in ("delta_winner", "winner_worse", "margin"))
-    if memory.get("seen", 0) < SPAN or rise <= 0 or worse <= 0.5 or margin <= 0:
-        return None
-    return (
-        f"the margin grows because losers get worse faster than winners do: {worse:.0%} of the winners are now "
-        f"denoised worse than by the reference (by {rise:.3g} on average); lower learning_rate, raise beta, or use "
-        "sdpo or crpo"
-    )
-
-
-def _spent(memory: Memory) -> str | None:
-    if memory.get("seen", 0) < SPAN or memory["saturation"] >= SPENT:
-        return None
-    return (
-        f"the pairs are told apart already (gradient factor {memory['saturation']:.3f}): more steps mostly "
-        "over-optimise; end here, lower beta, or bring new pairs"
-    )
-
-
-def _over_optimised(memory: Memory, row: Row) -> str | None:
-    """The training scorer above where it began and the judge below: the scorer is being gamed."""
-    heard = row.get("heard") or {}
-    if "scorer" not in heard or "judge" not in heard:
-        return None
-    for name in ("scorer", "judge"):
-        memory.setdefault(f"first {name}", heard[name])
-    up, down = heard["scorer"] - memory["first scorer"], memory["first judge"] - heard["judge"]
-    if up <= 0 or down <= 0:
-        return None
-    return (
-        f"the training scorer rose by {up:.3f} on the fixed prompts while the judge fell by {down:.3f}: the model "
-        "learns the scorer and not the sound; stop, or train for fewer epochs"
-    )

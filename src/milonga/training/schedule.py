@@ -1,16 +1,28 @@
-"""Where a training step stands: its phase, epoch, examples and learning rate, all functions of the step's number.
+"""What a training does and in which order: its plan, checked before it starts, and its steps.
 
-Nothing here is counted up while training, so a resumed run, or another rank, cannot disagree about any of it.
+Phase, epoch, examples and learning rate of a step are functions of the step's number. Nothing is counted up while
+training, so a resumed run, or another rank, cannot disagree about any of it.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from milonga.core.config import Phase, Settings
+from milonga.core.errors import DataError, RecipeError, StoreError
+from milonga.core.store import read_json, write_json
+from milonga.data.examples import Examples
+from milonga.maths.losses import LOSSES, LossSpec
 from milonga.maths.noise import seeded
+from milonga.models.denoiser import Denoiser, module_hash
+
+# Settings that change no number of a training.
+UNPLANNED = {"checkpoint_every", "save_total_limit", "sample_every", "fsdp"}
 
 
 @dataclass(frozen=True)
@@ -30,42 +42,113 @@ class Step:
 
 def count_steps(phases: Sequence[Phase], examples: int, settings: Settings) -> int:
     """The exact number of optimizer steps of all phases; an epoch's last step may have fewer examples."""
-    return sum(phase.epochs for phase in phases) * ceil(examples / _per_step(settings))
+    return sum(phase.epochs for phase in phases) * ceil(examples / _examples_per_step(settings))
 
 
 def steps(phases: Sequence[Phase], examples: int, settings: Settings, seed: int, start: int) -> Iterator[Step]:
     """All optimizer steps from number `start` on; each epoch's order depends on (seed, epoch) alone."""
-    size, total = _per_step(settings), count_steps(phases, examples, settings)
-    each = ceil(examples / size)
+    size, total = _examples_per_step(settings), count_steps(phases, examples, settings)
+    per_epoch = ceil(examples / size)
     epochs = [(phase, last == phase.epochs - 1) for phase in phases for last in range(phase.epochs)]
-    for epoch in range(start // each, len(epochs)):
+    for epoch in range(start // per_epoch, len(epochs)):
         order = torch.randperm(examples, generator=seeded(seed, "order", epoch)).tolist()
-        for number in range(max(start, epoch * each), (epoch + 1) * each):
-            first = (number - epoch * each) * size
+        for number in range(max(start, epoch * per_epoch), (epoch + 1) * per_epoch):
+            first = (number - epoch * per_epoch) * size
             rows = tuple(order[first : first + size])
             (phase, last), ends = epochs[epoch], first + size >= examples
             yield Step(number, total, phase, epoch, rows, ends_epoch=ends, ends_phase=ends and last)
 
 
 def learning_rate(step: Step, settings: Settings) -> float:
-    """The rate that this step uses: its phase's own, or the settings', times `rate_factor`."""
+    """The learning rate of a step: its phase's own, or the settings', times `lr_factor`."""
     peak = settings.learning_rate if step.phase.learning_rate is None else step.phase.learning_rate
-    return peak * rate_factor(step.number, step.total, settings)
+    return peak * lr_factor(step.number, step.total, settings)
 
 
-def rate_factor(number: int, total: int, settings: Settings) -> float:
-    """The rate after `number` steps over its peak: up in `warmup_steps`, then flat ("constant") or down ("linear").
+def lr_factor(number: int, total: int, settings: Settings) -> float:
+    """The learning rate after `number` steps over its peak: up in `warmup_steps`, then "constant" or "linear" down.
 
-    Linear decay reaches exactly `final_rate` (default 0) after the last step, whatever accumulation, ranks or warm-up;
-    the released trainer's stops at 82 % of its peak.
+    Linear decay reaches exactly `min_lr_ratio` (default 0) after the last step, whatever accumulation, ranks or
+    warm-up; the released trainer's stops at 82 % of its peak.
     """
     if number < settings.warmup_steps:
         return (number + 1) / (settings.warmup_steps + 1)
     if settings.schedule == "constant":
         return 1.0
     left = (total - number) / max(1, total - settings.warmup_steps)
-    return left if settings.final_rate == 0 else settings.final_rate + (1 - settings.final_rate) * left
+    return left if settings.min_lr_ratio == 0 else settings.min_lr_ratio + (1 - settings.min_lr_ratio) * left
 
 
-def _per_step(settings: Settings) -> int:
-    return settings.batch_size * settings.accumulation
+def loss_spec(name: str) -> LossSpec:
+    """The loss of a phase; "ldm" (Eq. 4, on any clips) is what "sft" takes of winners. RecipeError when unknown."""
+    spec = LOSSES.get("sft" if name == "ldm" else name)
+    if spec is None:
+        raise RecipeError(f"no loss is called {name!r}: choose one of {', '.join(['ldm', *LOSSES])}")
+    return spec
+
+
+def check_training(
+    examples: Examples, phases: Sequence[Phase], settings: Settings, val: Examples | None = None
+) -> None:
+    """Finds before the first step what would otherwise fail in a later phase.
+
+    Raises RecipeError for a phase or settings that cannot be, DataError for examples that lack what a phase needs.
+    """
+    if not phases:
+        raise RecipeError("training needs at least one phase, for example loss = 'sft', epochs = 1")
+    for phase in phases:
+        if loss_spec(phase.loss).needs_beta and phase.beta <= 0:
+            raise RecipeError(f"phase {phase.loss!r} needs a beta above zero (the paper has 2000)")
+    if len(examples) == 0:
+        raise DataError("there is nothing to train on: no pair was kept; lower the thresholds or make more candidates")
+    if settings.prior_weight > 0 and examples.num_prior == 0:
+        raise DataError("prior_weight is above zero but there are no real clips: give some, or set prior_weight = 0")
+    first = examples.batch([0], 0)
+    for phase in phases:
+        spec = loss_spec(phase.loss)
+        if spec.needs_loser and first.loser is None and not (spec.labels and first.desirable is not None):
+            needed = "pairs, or clips with labels" if spec.labels else "pairs"
+            raise DataError(
+                f"{phase.loss!r} compares winners with losers, but the examples have no losers: give {needed}"
+            )
+        if spec.needs_weights and first.weights is None:
+            raise DataError(f"{phase.loss!r} weighs each example by a reward, but the examples have none: give weights")
+    if settings.fsdp and settings.sample_every:
+        raise RecipeError("a network sharded over ranks cannot be sampled: set sample_every = 0 or fsdp = false")
+    if settings.patience and val is None:
+        raise RecipeError("patience needs validation pairs, but there are none: set val_fraction")
+    if val is not None and (len(val) == 0 or val.batch([0], 0).loser is None):
+        raise DataError("validation examples must be pairs, and at least one: give some, or leave them out")
+
+
+def training_plan(
+    denoiser: Denoiser, examples: Examples, phases: Sequence[Phase], settings: Settings, seed: int
+) -> dict[str, Any]:
+    """All that decides the numbers of a training, as flat JSON values, with the hash of the starting weights."""
+    facts: dict[str, Any] = {"seed": seed, "examples": len(examples), "prior clips": examples.num_prior}
+    facts["prediction"] = denoiser.process.prediction
+    facts |= {f"settings.{name}": value for name, value in settings.model_dump(exclude=UNPLANNED).items()}
+    for number, phase in enumerate(phases):
+        facts |= {f"phases.{number}.{name}": value for name, value in phase.model_dump().items()}
+    return facts | {"starting weights": module_hash(denoiser.module)}
+
+
+def check_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Writes a plan into a new training's folder; StoreError, naming what differs, when it holds another one's."""
+    path = folder / "plan.json"
+    if not path.exists():
+        write_json(path, plan)
+        return
+    stored = read_json(path)
+    # A setting that is newer than the training had its default value then.
+    stored = {f"settings.{name}": value for name, value in Settings().model_dump(exclude=UNPLANNED).items()} | stored
+    for name in sorted(stored.keys() | plan.keys()):
+        if stored.get(name) != json.loads(json.dumps(plan.get(name))):
+            raise StoreError(
+                f"{folder} holds a training with {name} = {stored.get(name)}, not {plan.get(name)}: "
+                "choose another folder, or delete it to train again"
+            )
+
+
+def _examples_per_step(settings: Settings) -> int:
+    return settings.batch_size * settings.gradient_accumulation_steps

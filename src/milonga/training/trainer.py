@@ -1,16 +1,22 @@
 """The trainer (§4.2, §5.1): one loop for pre-training, supervised fine-tuning and every preference loss.
 
-Phases are data: a phase names its loss, and the loss says whether losers or a reference are needed. Whatever chance
-decides is derived from the run's seed and the epoch and index of the example, so a training that is killed and
-started again goes on to the same losses, bit for bit on one CPU. Departures from the released trainer: the phase is a
-function of the step (there a counter on one rank), the reference is shown the same dropped captions as the policy, a
-dropped caption is the encoded empty one for winner and loser alike, nothing has dropout, and the rate ends at zero.
+From the outside in: a training is a list of *phases*, each a loss with its epochs; an *epoch* is one pass over the
+examples; a *step* is one update by the optimizer from `batch_size × gradient_accumulation_steps` examples; a
+*checkpoint* holds all that a step changes. Phase, epoch, examples and learning rate are functions of the step's number
+(`schedule`), and all random draws derive from the run's seed and the example, so a training that is killed and run
+again reaches the same losses, bit for bit on one CPU.
+
+Departures from the released trainer: the phase is a function of the step (there a counter on one rank), the reference
+gets the same dropped captions as the policy, a dropped caption is the encoded empty one for winner and loser alike,
+nothing has dropout, and the learning rate ends at zero.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +24,244 @@ import torch
 
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import MilongaError, RecipeError
-from milonga.core.store import Run, atomic_dir
+from milonga.core.store import Run
 from milonga.data.examples import Examples
-from milonga.models.denoiser import Denoiser
+from milonga.models.denoiser import Denoiser, module_hash
 from milonga.models.lora import add_adapter, save_and_merge
-from milonga.training.checkpoint import Checkpoints, State
-from milonga.training.curves import Curves, finite, preference_row
+from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
 from milonga.training.distributed import Ranks
-from milonga.training.monitor import alarm, beta_of, ends_early, forget, remember
-from milonga.training.phases import check, claim, loss_spec, plan
-from milonga.training.reference import Cached, Copy, Reference, Unadapted
-from milonga.training.schedule import Step, learning_rate, steps
-from milonga.training.step import Found, Passes
-from milonga.training.validation import FIELDS, HeldOut
+from milonga.training.monitor import (
+    TrainingLog,
+    alert,
+    auto_beta,
+    finite,
+    preference_row,
+    reset,
+    should_stop,
+    update_running_means,
+)
+from milonga.training.reference import AdapterDisabled, CachedReference, FrozenCopy, Reference
+from milonga.training.schedule import Step, check_plan, check_training, learning_rate, loss_spec, steps, training_plan
+from milonga.training.step import StepOutput, TrainStep
+from milonga.training.validation import FIELDS, Validation
 
 Row = dict[str, Any]
-Listen = Callable[[int], dict[str, float]]
 # On a CPU, Inductor's change of convolutions' layout lost a quarter of the gradient (torch 2.13, AMD Zen 5); without it
-# the gradient is the plain one to 6e-7.
-AS_LAID_OUT = {"layout_optimization": False}
-PATIENCE = 3  # losses in a row that are not finite before training gives up
+# the gradient agrees with the plain one to 6e-7.
+INDUCTOR_ON_CPU = {"layout_optimization": False}
+MAX_SKIPPED = 3  # losses in a row that are not finite before training gives up
 log = logging.getLogger(__name__)
+
+
+class Callback:
+    """Hooks into a training, called on the main process; a subclass overrides those that it needs."""
+
+    def on_step(self, row: Row) -> None:
+        """After every step, with its row of the training log."""
+
+    def on_epoch_end(self, row: Row) -> None:
+        """After an epoch's last step, with its row."""
+
+    def on_save(self, folder: Path) -> None:
+        """After a checkpoint, or the finished network, has been written to `folder`."""
+
+
+@dataclass
+class Trainer:
+    """Trains `denoiser.module` in place through all phases, in `folder`.
+
+    The reference is the network as given, before any phase, or `ref_model`'s. With `settings.ema` the averaged weights
+    are what is saved; with `settings.lora_rank` the adapter is written to `folder`/adapter and merged into what is
+    saved. Each step's row (see `monitor.preference_row`) goes to `log_path` (default `folder`/curves.jsonl) and to the
+    callbacks; fields that do not apply, or are not finite, are None. `val` pairs are evaluated at the end of each
+    epoch. Every `settings.sample_every` steps (0: at the end of each epoch) `sample(step)` is called with the weights
+    that would be saved; the numbers it returns, such as the means of "scorer" and "judge", are the row's "samples".
+    Under torchrun or `accelerate launch` all processes do this alike, and the main one writes.
+    """
+
+    denoiser: Denoiser
+    examples: Examples
+    phases: Sequence[Phase]
+    settings: Settings
+    seed: int
+    folder: Path
+    val: Examples | None = None
+    log_path: Path | None = None
+    sample: Callable[[int], dict[str, float]] | None = None
+    callbacks: Sequence[Callback] = ()
+    ref_model: Denoiser | None = None
+
+    def run(self) -> Path:
+        """Takes all steps that are left; returns `folder`/model, as `denoiser.save` writes it.
+
+        Resumes from the newest intact checkpoint in `folder`; a finished training returns at once and leaves the
+        denoiser as it is. Raises RecipeError for an unknown loss or a missing β; DataError for data that does not fit
+        the phases; StoreError when `folder` holds another training or is in use; MilongaError when the loss stops being
+        finite.
+        """
+        check_training(self.examples, self.phases, self.settings, self.val)
+        ranks, settings, finished = Ranks(), self.settings, self.folder / "model"
+        with Run(self.folder).lock() if ranks.is_main else nullcontext():
+            if ranks.is_main:
+                check_plan(self.folder, self._plan())
+            ranks.wait()
+            if finished.exists():
+                return finished
+
+            train_step, validation = self._prepare(ranks)
+            state = TrainState.new(self.denoiser, settings)
+            checkpoints = Checkpoints(self.folder / "checkpoints", settings.save_total_limit)
+            note = checkpoints.load(state) or {"curves": 0}
+            training_log = TrainingLog(self.log_path or self.folder / "curves.jsonl", note["curves"], ranks.is_main)
+            with closing(training_log):
+                for step in steps(self.phases, len(self.examples), settings, self.seed, state.step):
+                    if state.monitor.get("ended"):
+                        break
+
+                    # Gradient, clipping, update. A loss that is not finite updates nothing.
+                    start = time.perf_counter()
+                    beta = auto_beta(step.phase, settings, state.monitor)
+                    output = train_step.run(step, beta, state.monitor.get("baseline", 0.0))
+                    parameters = list(state.trained().values())
+                    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                    grad_norm, lr = float(ranks.full_tensor(norm)), learning_rate(step, settings)
+                    skipped = finite(output.loss + grad_norm) is None
+                    state.update(lr, skipped)
+                    if loss_spec(step.phase.loss).labels and not skipped:
+                        state.monitor["baseline"] = _baseline(output)
+                    speed = len(step.indices) / (time.perf_counter() - start)
+
+                    # The step's row of the log, validation and samples included, and what the monitor says of it.
+                    row = {"step": state.step, "total": step.total, "epoch": step.epoch + 1, "phase": step.phase.loss}
+                    row |= {"loss": finite(output.loss), "prior_error": finite(output.prior)}
+                    row |= preference_row(output.errors, beta) | {"beta": beta, "distance": finite(output.distance)}
+                    row |= {"lr": lr, "grad_norm": finite(grad_norm), "skipped": skipped, "samples_per_second": speed}
+                    row |= self._validate(step, state, validation) | self._sample(step, state, ranks)
+                    row["alert"] = self._monitor(row, step, state, ranks)
+                    training_log.write(row)
+                    if state.skipped >= MAX_SKIPPED:
+                        raise MilongaError(
+                            f"{MAX_SKIPPED} losses in a row were not finite, the last at step {state.step} "
+                            f"({row['phase']}): train again with a lower learning_rate or a higher beta; last good "
+                            f"checkpoint: {checkpoints.newest()}"
+                        )
+
+                    if state.step % settings.checkpoint_every == 0:
+                        size = training_log.flush()
+                        saved = checkpoints.save(state, {"phase": step.phase.loss, "curves": size}, ranks)
+                        self._call("on_save", saved, ranks)
+                    self._call("on_step", row, ranks)
+                    if step.ends_epoch:
+                        self._call("on_epoch_end", row, ranks)
+                training_log.flush()
+            self._save(state, ranks, finished)
+            ranks.wait()
+        return finished
+
+    def _plan(self) -> dict[str, Any]:
+        """All that decides the numbers of this training."""
+        facts = training_plan(self.denoiser, self.examples, self.phases, self.settings, self.seed)
+        return facts if self.ref_model is None else facts | {"reference": module_hash(self.ref_model.module)}
+
+    def _prepare(self, ranks: Ranks) -> tuple[TrainStep, Validation | None]:
+        """Puts the network and its reference in place: device, precision, adapter, compilation, ranks."""
+        denoiser, module, settings = self.denoiser, self.denoiser.module, self.settings
+        # Dropout would part the policy from its reference before the first step, and draw from the global stream.
+        module.eval()
+        ranks.to_device(module)
+        denoiser.prepare(settings.precision, self.examples.batch([0], 0).winner.shape[1:])
+
+        # The reference comes before the adapter: it is a copy of the network as given.
+        reference: Reference | None = None
+        if self.val is not None or any(loss_spec(phase.loss).needs_reference for phase in self.phases):
+            reference = self._reference(ranks)
+        if settings.gradient_checkpointing:
+            enable: Any = getattr(module, "enable_gradient_checkpointing", None)
+            if enable is None:
+                raise RecipeError(f"{type(module).__name__} has no gradient checkpointing: turn it off")
+            enable()
+        if settings.lora_rank:
+            add_adapter(module, denoiser.lora_targets, settings.lora_rank, settings.lora_alpha, self.seed)
+        if settings.compile:
+            on_cpu = next(module.parameters()).device.type == "cpu"
+            module.compile(dynamic=False, options=INDUCTOR_ON_CPU if on_cpu else None)
+        network = ranks.wrap(denoiser, settings.fsdp)
+
+        first = self.phases[0]
+        train_step = TrainStep(denoiser, network, reference, self.examples, settings, self.seed, ranks, first)
+        validation = None
+        if self.val is not None and reference is not None:
+            validation = Validation(denoiser, network, reference, self.val, settings, self.seed)
+        if isinstance(reference, CachedReference):  # filled while the policy still is the reference
+            original = module if self.ref_model is None else self.ref_model.module
+            if ranks.is_main or settings.fsdp:
+                losers = self.examples.batch([0], 0).loser is not None
+                reference.fill(original, partial(train_step.noisy_batch, losers=losers), settings)
+            ranks.wait()
+            if validation is not None:
+                validation.cache_reference(original)
+        return train_step, validation
+
+    def _reference(self, ranks: Ranks) -> Reference:
+        """The reference as the settings ask for it."""
+        settings, module = self.settings, self.denoiser.module
+        if self.ref_model is not None:
+            module = self.ref_model.module.eval()
+            ranks.to_device(module)
+        if settings.reference == "cached":
+            return CachedReference(self.folder, settings.noise_samples_per_pair, len(self.examples))
+        if settings.lora_rank and self.ref_model is None:
+            return AdapterDisabled(module, settings.precision)
+        return FrozenCopy(module, settings.precision)
+
+    def _validate(self, step: Step, state: TrainState, validation: Validation | None) -> Row:
+        """Validation fields, filled at the end of an epoch from the weights that would be saved now."""
+        if validation is None or not step.ends_epoch:
+            return dict.fromkeys(FIELDS)
+        with _averaged_weights(state):
+            return validation.evaluate()
+
+    def _sample(self, step: Step, state: TrainState, ranks: Ranks) -> Row:
+        """What `sample` measures now, by the weights that would be saved."""
+        every = self.settings.sample_every
+        due = state.step % every == 0 if every else step.ends_epoch
+        if self.sample is None or not due or not ranks.is_main:
+            return {"samples": None}
+        with _averaged_weights(state), torch.no_grad():
+            return {"samples": self.sample(state.step)}
+
+    def _monitor(self, row: Row, step: Step, state: TrainState, ranks: Ranks) -> str | None:
+        """The step's alert, and whether to stop early; running means belong to one phase."""
+        monitor = state.monitor
+        update_running_means(monitor, row)
+        text, reason = alert(monitor, row), should_stop(monitor, row, self.settings)
+        for line in filter(None, (text, reason and f"training stops early: {reason}")):
+            log.log(logging.WARNING if ranks.is_main else logging.DEBUG, "step %d: %s", row["step"], line)
+        monitor["ended"] = float(reason is not None)
+        if step.ends_phase:
+            reset(monitor)
+        return text
+
+    def _call(self, hook: str, value: Any, ranks: Ranks) -> None:
+        """Calls a hook of every callback that has it."""
+        for callback in self.callbacks if ranks.is_main else ():
+            getattr(callback, hook, lambda _: None)(value)
+
+    def _save(self, state: TrainState, ranks: Ranks, folder: Path) -> None:
+        """Saves the network (its average, where there is one) beside its place, then renames it into place."""
+        module, weights = self.denoiser.module, None
+        if state.ema is not None:
+            state.ema.copy_to(list(state.trained().values()))
+        ranks.wait()
+        if ranks.is_main and self.settings.lora_rank:
+            with atomic_dir(self.folder / "adapter") as part:
+                save_and_merge(module, part)
+        if ranks.is_sharded(module):
+            weights = {name: ranks.full_tensor(value).cpu() for name, value in module.state_dict().items()}
+        if ranks.is_main:
+            with atomic_dir(folder) as part:
+                self.denoiser.save(part, weights)
+        self._call("on_save", folder, ranks)
 
 
 def train(
@@ -49,247 +272,40 @@ def train(
     seed: int,
     folder: Path,
     on_step: Callable[[Row], None] | None = None,
-    heldout: Examples | None = None,
-    curves: Path | None = None,
-    listen: Listen | None = None,
+    **more: Any,
 ) -> Path:
-    """Trains `denoiser.module` in place through all phases; returns `folder`/model, as `denoiser.save` writes it.
-
-    Resumes from the newest good checkpoint in `folder`; once finished, running again returns at once and leaves
-    `denoiser` as it is. The network as given, before any phase, is the reference. With `settings.ema` the averaged
-    weights are what is saved; with `settings.lora_rank` the adapter is written to `folder`/adapter and merged into
-    what is saved.
-    Each step's row (see `curves.preference_row`) goes to `curves` (default `folder`/curves.jsonl) and to `on_step`;
-    fields that do not apply, or are not finite, are None. `heldout` pairs are judged each epoch. Every
-    `settings.listen_every` steps `listen(step)` makes sound with the weights that would be saved; what it returns, such
-    as the means of "scorer" and "judge", stands in the row. Under torchrun or `accelerate launch` all processes call
-    this alike, and the first one writes.
-
-    Raises RecipeError for an unknown loss or a missing β; DataError for data that does not fit the phases; StoreError
-    when `folder` holds another training or is in use; MilongaError when the loss stops being finite.
-    """
-    check(examples, phases, settings, heldout)
-    ranks = Ranks()
-    with Run(folder).lock() if ranks.is_main else nullcontext():
-        if ranks.is_main:
-            claim(folder, plan(denoiser, examples, phases, settings, seed))
-        ranks.wait()
-        if not (folder / "model").exists():
-            training = _Training(denoiser, examples, phases, settings, seed, folder, heldout, ranks, listen)
-            training.run(curves or folder / "curves.jsonl", on_step)
-        ranks.wait()
-    return folder / "model"
+    """`Trainer(…).run()` with a function in the place of callbacks; `more` are the trainer's further fields."""
+    callbacks = [*more.pop("callbacks", ()), *([_OnStep(on_step)] if on_step else [])]
+    return Trainer(denoiser, examples, phases, settings, seed, folder, callbacks=callbacks, **more).run()
 
 
-class _Training:
-    """One training, from the newest checkpoint to the finished network."""
+class _OnStep(Callback):
+    def __init__(self, function: Callable[[Row], None]) -> None:
+        self._function = function
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        examples: Examples,
-        phases: Sequence[Phase],
-        settings: Settings,
-        seed: int,
-        folder: Path,
-        heldout: Examples | None,
-        ranks: Ranks,
-        listen: Listen | None,
-    ) -> None:
-        self.denoiser, self.examples, self.phases, self.settings, self.seed = denoiser, examples, phases, settings, seed
-        self.folder, self.ranks, self.listen = folder, ranks, listen
-        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
-        # Dropout would part the policy from its reference before the first step, and draw from the global stream.
-        denoiser.module.eval()
-        ranks.to_device(denoiser.module)
-        denoiser.prepare(settings.precision, examples.batch([0], 0).winner.shape[1:])
-        wanted = heldout is not None or any(loss_spec(phase.loss).needs_reference for phase in phases)
-        reference = self._reference() if wanted else None
-        network = self._network()
-        self.state = _fresh(denoiser, settings)
-        self.passes = Passes(denoiser, network, reference, examples, settings, seed, ranks, phases[0])
-        self.judge = None
-        if heldout is not None and reference is not None:
-            self.judge = HeldOut(denoiser, network, reference, heldout, settings, seed)
-        if isinstance(reference, Cached):
-            self._fill(reference)
-
-    def run(self, path: Path, on_step: Callable[[Row], None] | None) -> None:
-        """Takes all steps that are left, then saves the network."""
-        note = self.checkpoints.load(self.state) or {"curves": 0}
-        curves = Curves(path, note["curves"]) if self.ranks.is_main else None
-        try:
-            self._steps(curves, on_step)
-            if curves is not None:
-                curves.flush()
-        finally:
-            if curves is not None:
-                curves.close()
-        self._finish()
-
-    def _steps(self, curves: Curves | None, on_step: Callable[[Row], None] | None) -> None:
-        memory = self.state.memory
-        for step in steps(self.phases, len(self.examples), self.settings, self.seed, self.state.step):
-            if memory.get("ended"):
-                break
-            row = self._take(step)
-            self._guard(row, step)
-            if curves is not None:
-                curves.write(row)
-            self._give_up_if_lost(row)
-            if self.state.step % self.settings.checkpoint_every == 0:
-                size = None if curves is None else curves.flush()
-                self.checkpoints.save(self.state, {"phase": step.phase.loss, "curves": size}, self.ranks)
-            if on_step is not None and self.ranks.is_main:
-                on_step(row)
-
-    def _take(self, step: Step) -> Row:
-        """One optimizer step and its row."""
-        began, memory = time.perf_counter(), self.state.memory
-        beta = beta_of(step.phase, self.settings, memory)
-        found = self.passes.gradient(step, beta, memory.get("baseline", 0.0))
-        norm = torch.nn.utils.clip_grad_norm_(self.state.averaged(), self.settings.max_grad_norm)
-        norm = float(self.ranks.full_tensor(norm))
-        rate = learning_rate(step, self.settings)
-        skipped = self._update(rate, finite(found.loss + norm) is None)
-        seconds = time.perf_counter() - began
-        row = {"step": self.state.step, "total": step.total, "epoch": step.epoch + 1, "phase": step.phase.loss}
-        row |= {"loss": finite(found.loss), "anchor_error": finite(found.anchor)} | preference_row(found.errors, beta)
-        row |= {"beta": beta, "distance": finite(found.distance)}
-        row |= {"lr": rate, "grad_norm": finite(norm), "skipped": skipped}
-        self._note_baseline(step, found, skipped)
-        return row | {"samples_per_second": len(step.indices) / seconds} | self._judged(step) | self._heard()
-
-    def _note_baseline(self, step: Step, found: Found, skipped: bool) -> None:
-        """KTO measures the next step's gains from this step's mean −Δ."""
-        if loss_spec(step.phase.loss).labels and not skipped:
-            errors = found.errors
-            apart = [errors.policy_winner - _there(errors.reference_winner)]
-            if errors.policy_loser is not None:
-                apart.append(errors.policy_loser - _there(errors.reference_loser))
-            self.state.memory["baseline"] = -torch.cat(apart).mean().item()
-
-    def _update(self, rate: float, lost: bool) -> bool:
-        """Applies the gradient and counts the step; a gradient that is not finite is thrown away and counted."""
-        state = self.state
-        if not lost:
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
-            state.optimizer.step()
-            if state.ema is not None:
-                state.ema.step(state.averaged())
-        state.optimizer.zero_grad(set_to_none=True)
-        state.step, state.skipped = state.step + 1, state.skipped + 1 if lost else 0
-        return lost
-
-    def _judged(self, step: Step) -> Row:
-        """Held-out fields, filled at the end of an epoch from the weights that would be saved now."""
-        if self.judge is None or not step.ends_epoch:
-            return dict.fromkeys(FIELDS)
-        with _as_shipped(self.state):
-            return dict(self.judge.judge())
-
-    def _heard(self) -> Row:
-        """What the fixed prompts sound like now, where someone listens."""
-        every = self.settings.listen_every
-        if self.listen is None or not every or self.state.step % every or not self.ranks.is_main:
-            return {"heard": None}
-        with _as_shipped(self.state), torch.no_grad():
-            return {"heard": self.listen(self.state.step)}
-
-    def _guard(self, row: Row, step: Step) -> None:
-        """Alarms, and whether to end early; running means are of one phase."""
-        memory = self.state.memory
-        remember(memory, row)
-        row["alarm"], why = alarm(memory, row), ends_early(memory, row, self.settings)
-        for text in filter(None, (row["alarm"], why and f"training ends early: {why}")):
-            log.log(logging.WARNING if self.ranks.is_main else logging.DEBUG, "step %d: %s", row["step"], text)
-        memory["ended"] = float(why is not None)
-        if step.ends_phase:
-            forget(memory)
-
-    def _give_up_if_lost(self, row: Row) -> None:
-        if self.state.skipped >= PATIENCE:
-            raise MilongaError(
-                f"{PATIENCE} losses in a row were not finite, the last at step {row['step']} ({row['phase']}): train "
-                f"anew with a lower learning_rate or a higher beta; last good checkpoint: {self.checkpoints.newest()}"
-            )
-
-    def _reference(self) -> Reference:
-        """The reference as the settings ask for it; an adapter is put beside the network now."""
-        module, settings = self.denoiser.module, self.settings
-        if settings.reference == "cached":
-            return Cached(self.folder, settings.fixed_draws, len(self.examples))
-        return Unadapted(module, settings.precision) if settings.lora_rank else Copy(module, settings.precision)
-
-    def _network(self) -> Any:
-        """The network as it is called: with its adapter, checkpointed, compiled, one of many."""
-        module, settings = self.denoiser.module, self.settings
-        enable_checkpointing: Any = getattr(module, "enable_gradient_checkpointing", None)
-        if settings.lora_rank:
-            add_adapter(module, self.denoiser.lora_targets, settings.lora_rank, settings.lora_alpha, self.seed)
-        if settings.gradient_checkpointing:
-            if enable_checkpointing is None:
-                raise RecipeError(
-                    f"{type(module).__name__} has no gradient checkpointing: set gradient_checkpointing = false"
-                )
-            enable_checkpointing()
-        if settings.compile:
-            on_cpu = next(module.parameters()).device.type == "cpu"
-            module.compile(dynamic=False, options=AS_LAID_OUT if on_cpu else None)
-        return self.ranks.wrap(self.denoiser, settings.sharded)
-
-    def _fill(self, reference: Cached) -> None:
-        """The reference's errors for all fixed draws, while the policy still is the reference."""
-        losers = self.examples.batch([0], 0).loser is not None
-        if self.ranks.is_main or self.settings.sharded:
-            settings = self.settings
-            reference.fill(
-                self.denoiser.module,
-                lambda number, rows: self.passes.noisy(number, rows, losers),
-                settings.batch_size,
-                settings.precision,
-            )
-        self.ranks.wait()
-        if self.judge is not None:
-            self.judge.look_up()
-
-    def _finish(self) -> None:
-        """Saves the network (its average, where there is one) beside its place, then renames it into place."""
-        if self.state.ema is not None:
-            self.state.ema.copy_to(self.state.averaged())
-        self.ranks.wait()
-        if self.ranks.is_main and self.settings.lora_rank:
-            with atomic_dir(self.folder / "adapter") as part:
-                save_and_merge(self.denoiser.module, part)
-        self.state.save_network(self.folder / "model", self.ranks)
+    def on_step(self, row: Row) -> None:
+        self._function(row)
 
 
-def _there(errors: torch.Tensor | None) -> torch.Tensor:
-    assert errors is not None
-    return errors
-
-
-def _fresh(denoiser: Denoiser, settings: Settings) -> State:
-    """A network before its first step, with AdamW and, if asked for, the average of its weights."""
-    from diffusers.training_utils import EMAModel
-
-    parameters = [parameter for parameter in denoiser.module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    whole = not any(hasattr(one, "full_tensor") for one in parameters)  # torch has no foreach copies of what is cut up
-    ema = EMAModel(parameters, decay=settings.ema, foreach=whole) if settings.ema > 0 else None
-    return State(denoiser, optimizer, ema)
+def _baseline(output: StepOutput) -> float:
+    """The mean of −Δ over a step's clips, from which KTO measures the gains of the next step."""
+    errors = output.errors
+    deltas = [errors.policy_winner - errors.reference_winner]  # pyright: ignore[reportOperatorIssue]
+    if errors.policy_loser is not None:
+        deltas.append(errors.policy_loser - errors.reference_loser)  # pyright: ignore[reportOperatorIssue]
+    return -torch.cat(deltas).mean().item()
 
 
 @contextmanager
-def _as_shipped(state: State) -> Iterator[None]:
+def _averaged_weights(state: TrainState) -> Iterator[None]:
     """The network with its averaged weights, where there are any; afterwards with its own again."""
     if state.ema is None:
         yield
         return
-    state.ema.store(state.averaged())
-    state.ema.copy_to(state.averaged())
+    parameters = list(state.trained().values())
+    state.ema.store(parameters)
+    state.ema.copy_to(parameters)
     try:
         yield
     finally:
-        state.ema.restore(state.averaged())
+        state.ema.restore(parameters)
