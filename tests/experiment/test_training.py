@@ -106,7 +106,7 @@ def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model,
     assert not any(part.training for part in pipeline(model).text_encoder.modules())
 
 
-def test_own_pairs_are_aligned_to_with_clips_as_prior_clips_and_captions_held_out(model, pairs, clips, tmp_path, capsys):
+def test_own_pairs_are_aligned_to_beside_prior_clips_with_captions_held_out(model, pairs, clips, tmp_path, capsys):
     settings = 'prior_weight = 0.5\nheldout = 0.25\nphases = [{ loss = "dpo", epochs = 1, beta = 100.0 }]'
     file = recipe(tmp_path, model, f'pairs = "{pairs}"\nclips = "clips:{clips}"', settings)
     training.train(file, tmp_path / "out")
