@@ -78,10 +78,11 @@ def test_a_stopped_encoding_goes_on_to_the_same(
     original, calls = encode._clips_table, []
 
     def stops(*words):
-        calls.append(len(words[1]))
+        recordings = list(words[1])
+        calls.append(len(recordings))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(*words)
+        return original(words[0], recordings, *words[2:])
 
     monkeypatch.setattr(encode, "_clips_table", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from milonga.core.audio import from_flac, read_audio
 from milonga.core.errors import AudioError, DataError
 from milonga.core.ids import content_id
 from milonga.core.records import Clip, Pair, Refusal
-from milonga.data.tables import Row, read_rows
+from milonga.data.tables import read_rows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -58,14 +58,15 @@ def alpaca_table(
     import pyarrow as pa
 
     try:
-        rows = [_row(pair, audio, guidance, origin) for pair in pairs]
+        rows = [alpaca_row(pair, audio, guidance, origin) for pair in pairs]
     except KeyError as error:
         raise DataError(f"pair data lacks clip or score {error}: run the stages before `pair` again") from error
     schema = _schema(sorted(origin.scorer_hashes), from_flac(rows[0]["chosen"]["bytes"]).rate)
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _row(pair: Pair, audio: Mapping[str, bytes], guidance: Mapping[str, float], origin: Origin) -> dict[str, Any]:
+def alpaca_row(pair: Pair, audio: Mapping[str, bytes], guidance: Mapping[str, float], origin: Origin) -> dict[str, Any]:
+    """A pair as one row of the layout, its clips as the bytes of FLAC files; KeyError for a clip or score missing."""
     row: dict[str, Any] = {name: getattr(pair, name) for name in ("prompt", *TEXTS, *NUMBERS)}
     for side, clip in (("chosen", pair.chosen_id), ("rejected", pair.rejected_id)):
         row[side] = {"bytes": audio[clip], "path": f"{clip}.flac"}
@@ -120,30 +121,25 @@ def read_alpaca(path: Path, split: str | None = None) -> Iterator[PairedClips]:
     ids are then hashes of the audio, steps and seeds are 0, words are "", and there are no scores. Clips keep their own
     sampling rate. Raises DataError for a missing file, split or column, and for the first pair that cannot be used.
     """
-    for row in alpaca_rows(path, split):
-        if isinstance(row, Refusal):
-            raise DataError(row.reason)
-        yield row
+    for pair in checked_pairs(path, split):
+        if isinstance(pair, Refusal):
+            raise DataError(pair.reason)
+        yield pair
 
 
-def alpaca_rows(path: Path, split: str | None = None) -> Iterator[PairedClips | Refusal]:
-    """Every row of a data set: a pair with its clips, or the reason why it cannot be used.
+def checked_pairs(path: Path, split: str | None = None) -> Iterator[PairedClips | Refusal]:
+    """Every row of a data set: a pair with its clips, or the reason why it cannot be used (`paired_clips`).
 
-    A pair is refused whose clip is missing, broken or too short, whose prompt is empty, or whose winner and loser are
-    the same clip. Raises DataError for a missing file, split or column, and for a set without a row.
+    Raises DataError for a missing file, split or column, and for a set without a row.
     """
     empty = True
     for file in alpaca_files(path, split):
-        missing = [name for name in PUBLISHED if name not in _columns(file)]
-        if missing:
-            raise DataError(f"{file} has no column {', '.join(missing)}: it holds no pairs in Audio-alpaca's layout")
-        for row in read_rows(file, (*PUBLISHED, *TEXTS, *NUMBERS, *SCORES)):
-            empty = False
+        for number, row in enumerate(alpaca_rows(file), 1):
+            empty, where = False, f"{file}, row {number}"
             try:
-                yield _paired(row, file.parent)
-            except (AudioError, DataError) as error:
-                reason = str(error) if isinstance(error, DataError) else f"{row.where}: {error}"
-                yield Refusal(stage="pairs", id=content_id(row.where), reason=reason)
+                yield paired_clips(row, where, file.parent)
+            except DataError as error:
+                yield Refusal(stage="pairs", id=content_id(where), reason=str(error))
     if empty:
         raise DataError(f"{path} holds no pairs")
 
@@ -170,14 +166,19 @@ def count_pairs(files: Sequence[Path]) -> int:
         raise DataError(f"{files[0].parent} holds what cannot be read as Parquet: {error}") from error
 
 
-def _columns(file: Path) -> list[str]:
+def alpaca_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """A Parquet file's rows, a few at a time; DataError where it lacks one of the published columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_schema(file).names
+        names = pq.read_schema(file).names
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read as Parquet: {error}") from error
+    missing = [name for name in PUBLISHED if name not in names]
+    if missing:
+        raise DataError(f"{file} has no column {', '.join(missing)}: it holds no pairs in Audio-alpaca's layout")
+    return (row.cells for row in read_rows(file))
 
 
 def embedded_audio(cell: Any, folder: Path) -> Path | bytes | Clip:
@@ -202,38 +203,52 @@ def embedded_audio(cell: Any, folder: Path) -> Path | bytes | Clip:
     raise AudioError("holds no audio: neither bytes nor path nor array")
 
 
-def _paired(row: Row, folder: Path) -> PairedClips:
-    """A row as a pair with its two clips; AudioError or DataError where it cannot be used."""
-    cells = row.cells
-    if not isinstance(cells["prompt"], str) or not cells["prompt"].strip():
-        raise DataError(f"{row.where}: the prompt is empty")
-    clips: dict[str, Clip] = {}
+def paired_clips(row: Mapping[str, Any], where: str, folder: Path = Path()) -> PairedClips:
+    """A row of the layout with its clips decoded; clips that are paths are looked for in `folder`.
+
+    Raises DataError, naming `where` the row stands, for a clip that is missing, broken or too short, for an empty
+    prompt, and where winner and loser are the same clip.
+    """
+    prompt, clips = row["prompt"], list[Clip]()
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(f"{where}: the prompt is empty")
     for side in ("chosen", "rejected"):
         try:
-            source = embedded_audio(cells[side], folder)
-            clip = (
-                source
-                if isinstance(source, Clip)
-                else from_flac(source)
-                if isinstance(source, bytes)
-                else read_audio(source)
-            )
+            source = embedded_audio(row[side], folder)
+            if isinstance(source, Path):
+                source = read_audio(source)
+            clip = from_flac(source) if isinstance(source, bytes) else source
             if clip.seconds < SHORTEST:
                 raise AudioError(f"only {len(clip.waveform)} samples at {clip.rate} Hz")
         except AudioError as error:
-            raise DataError(
-                f"{row.where}: {cells['prompt']!r} lacks a clip that can be decoded ({side}: {error})"
-            ) from error
-        clips[side] = clip
-    chosen, rejected = clips["chosen"], clips["rejected"]
+            raise DataError(f"{where}: {prompt!r} lacks a clip that can be decoded ({side}: {error})") from error
+        clips.append(clip)
+    chosen, rejected = clips
     if chosen.rate == rejected.rate and np.array_equal(chosen.waveform, rejected.waveform):
-        raise DataError(f"{row.where}: winner and loser of {cells['prompt']!r} are the same clip")
-    values: dict[str, Any] = {name: "" if cells.get(name) is None else str(cells[name]) for name in TEXTS}
-    values |= {name: cells.get(name) or 0 for name in NUMBERS} | {name: cells.get(name) or {} for name in SCORES}
-    for side, clip in clips.items():
-        if not values[f"{side}_id"]:
-            held = cells[side].get("bytes") if isinstance(cells[side], dict) else None
-            values[f"{side}_id"] = content_id(sha256(held or clip.waveform.tobytes()).hexdigest())
-    values["prompt_id"] = values["prompt_id"] or content_id(cells["prompt"])
-    values["id"] = values["id"] or content_id(values["strategy"], values["chosen_id"], values["rejected_id"])
-    return PairedClips(Pair(prompt=cells["prompt"], **values), chosen, rejected)
+        raise DataError(f"{where}: winner and loser of {prompt!r} are the same clip")
+    pair = pair_of_row(row)
+    ids = {
+        f"{side}_id": content_id(sha256(clip.waveform.tobytes()).hexdigest())
+        for side, clip in (("chosen", chosen), ("rejected", rejected))
+        if not getattr(pair, f"{side}_id")
+    }
+    if ids and not row.get("id"):
+        pair = pair.model_copy(update=ids)
+        ids["id"] = content_id(pair.strategy, pair.chosen_id, pair.rejected_id)
+    return PairedClips(pair.model_copy(update=ids), chosen, rejected)
+
+
+def pair_of_row(row: Mapping[str, Any]) -> Pair:
+    """The pair of a row; what the row does not say is filled as `read_alpaca` describes.
+
+    Ids of clips that are not there as bytes stay empty: their samples decide (`paired_clips`).
+    """
+    fields: dict[str, Any] = {name: "" if row.get(name) is None else str(row[name]) for name in TEXTS}
+    fields |= {name: row.get(name) or 0 for name in NUMBERS} | {name: row.get(name) or {} for name in SCORES}
+    for side in ("chosen", "rejected"):
+        data = row[side].get("bytes") if isinstance(row[side], dict) else None
+        if data and not fields[f"{side}_id"]:
+            fields[f"{side}_id"] = content_id(sha256(data).hexdigest())
+    fields["prompt_id"] = fields["prompt_id"] or content_id(row["prompt"])
+    fields["id"] = fields["id"] or content_id(fields["strategy"], fields["chosen_id"], fields["rejected_id"])
+    return Pair(prompt=row["prompt"], **fields)

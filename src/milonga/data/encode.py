@@ -6,7 +6,7 @@ shard and resumes where it was stopped.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.progress import tracked
 from milonga.core.records import Clip, Pair, Refusal
 from milonga.core.store import Run, cut, shard_name
-from milonga.data.audio_alpaca import alpaca_files, count_pairs, read_alpaca
-from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint
+from milonga.data.audio_alpaca import alpaca_files, checked_pairs, count_pairs
+from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint, report_left_out
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,24 +27,32 @@ if TYPE_CHECKING:
     from milonga.models.denoiser import Conditioning, Denoiser, Posterior
 
 SHARD = 64  # rows of a source in a shard: what is encoded again after a stop
+LONGEST = 300.0  # seconds of a recording that are decoded at most: no model is trained on more
 CAPTION_SHARD = 256  # captions in a shard
 EncodeText = Callable[[Sequence[str]], "Conditioning"]
 
 
 def encode_pairs(
-    denoiser: "Denoiser", data: Path, work: Path, split: str | None = None, seed: int = 0
+    denoiser: "Denoiser",
+    data: Path,
+    work: Path,
+    split: str | None = None,
+    seed: int = 0,
+    allow_missing: bool = False,
 ) -> "tuple[list[Pair], PairExamples]":
     """The pairs of a data set in Audio-alpaca's layout and, in the same order, the training examples of them.
 
     Encoded shards are stored in `work`, in a folder named by the hashes of the model and of the data. Clips are
-    resampled to the model's rate, brought to a peak of 0.5 and cut or padded to its length, as in the original. Raises
-    DataError as `read_alpaca` does.
+    resampled to the model's rate, brought to a peak of 0.5 and cut or padded to its length, as in the original. Pairs
+    that cannot be used are left out and reported. Raises DataError as `checked_pairs` and `report_left_out` do.
     """
     from milonga.data.examples import PairExamples
 
     files = alpaca_files(data, split)
     run = Run(work / content_id(denoiser.fingerprint, [[file.name, file_hash(file)] for file in files]))
-    total, rows = count_pairs(files), read_alpaca(data, split)
+    total, rows = count_pairs(files), checked_pairs(data, split)
+    if not total:
+        raise DataError(f"{data} holds no pairs")
     names = [shard_name(place, -(-total // SHARD)) for place in range(-(-total // SHARD))]
     shards = run.stage("encode")
     with run.lock():
@@ -52,12 +60,16 @@ def encode_pairs(
             with tracked("encode", total) as advance:
                 for name in names:
                     part = list(islice(rows, SHARD))
-                    if not shards.has(name):  # the posteriors come last and vouch for both
-                        run.stage("pair").write_records(name, [row.pair for row in part], Pair)
-                        winners = _posteriors(denoiser, [row.chosen for row in part], "winner_")
-                        losers = _posteriors(denoiser, [row.rejected for row in part], "loser_")
+                    if not shards.has(name):  # the posteriors come last and vouch for the rest
+                        usable = [row for row in part if not isinstance(row, Refusal)]
+                        refused = [row for row in part if isinstance(row, Refusal)]
+                        run.stage("pair").write_records(name, [row.pair for row in usable], Pair)
+                        run.stage("refused/encode").write_records(name, refused, Refusal)
+                        winners = _posteriors(denoiser, [row.chosen for row in usable], "winner_")
+                        losers = _posteriors(denoiser, [row.rejected for row in usable], "loser_")
                         shards.write_table(name, _table(winners | losers))
                     advance(len(part))
+    report_left_out(_refused(run), total, run.path / "refused", allow_missing, "pairs")
     pairs = run.stage("pair").read_records(Pair, names)
     winner, loser = (_read_posteriors(denoiser, run, names, prefix) for prefix in ("winner_", "loser_"))
     captions = [pair.prompt for pair in pairs]
@@ -66,7 +78,13 @@ def encode_pairs(
 
 
 def encode_clips(
-    denoiser: "Denoiser", source: str, work: Path, mix_ratio: float = 0.0, legacy: bool = False, seed: int = 0
+    denoiser: "Denoiser",
+    source: str,
+    work: Path,
+    mix_ratio: float = 0.0,
+    legacy: bool = False,
+    seed: int = 0,
+    allow_missing: bool = False,
 ) -> "CaptionedClips":
     """The clips of a source (`recordings.clip_entries`) as examples for the losses that need no loser (Eq. 4, §3.2).
 
@@ -74,29 +92,28 @@ def encode_clips(
     original mixes within a batch; silent clips take no part. `legacy` takes the original's data path: first channel,
     its resampler, one peak for all mixes of a shard. Encoded shards are stored in `work`, in a folder named by the
     hashes of model, data and settings, with the refused clips and why. A clip with several captions is trained on one
-    of them, drawn for each epoch. Raises RecipeError and DataError as `clip_entries` does, and DataError where no clip
-    could be used.
+    of them, drawn for each epoch. Clips that cannot be used are left out and reported. Raises RecipeError and DataError
+    as `clip_entries` and `report_left_out` do.
     """
     from milonga.data.examples import CaptionedClips
 
     key = content_id(denoiser.fingerprint, fingerprint(source), mix_ratio, legacy, seed if mix_ratio else 0)
     run = Run(work / key)
-    shards, names, entries = run.stage("encode"), list[str](), clip_entries(source)
+    shards, names, entries, total = run.stage("encode"), list[str](), clip_entries(source), 0
     with run.lock(), tracked("encode", count_entries(source)) as advance:
         while part := list(islice(entries, SHARD)):
             names.append(f"{len(names):05d}")
             if not shards.has(names[-1]):
                 refused: list[Refusal] = []
-                recordings = list(decoded(part, refused.append, "first" if legacy else "mean"))
+                recordings = decoded(part, refused.append, "first" if legacy else "mean", LONGEST)
                 mix_seed = derive_seed(seed, "mixed", names[-1])
                 table = _clips_table(denoiser, recordings, mix_ratio, legacy, mix_seed)
                 run.stage("refused/encode").write_records(names[-1], refused, Refusal)
                 shards.write_table(names[-1], table)
+            total += len(part)
             advance(len(part))
+    report_left_out(_refused(run), total, run.path / "refused", allow_missing)
     captions = [row for name in names for row in shards.read_table(name, ["captions"])["captions"].to_pylist()]
-    if not captions:
-        reasons = run.stage("refused/encode").read_records(Refusal)
-        raise DataError(f"none of {len(reasons)} clips could be used; the first: {reasons[0].reason}")
 
     def caption_of(index: int, epoch: int) -> str:
         return captions[index][derive_seed(seed, "caption", index, epoch) % len(captions[index])]
@@ -162,7 +179,15 @@ def packed_size(shape: Sequence[int]) -> int:
     return 2 * math.prod(shape)
 
 
+def _refused(run: Run) -> list[Refusal]:
+    return run.stage("refused/encode").read_records(Refusal)
+
+
 def _posteriors(denoiser: "Denoiser", clips: Sequence[Clip], prefix: str) -> "dict[str, torch.Tensor]":
+    import torch
+
+    if not clips:
+        return {f"{prefix}{name}": torch.empty(0, *denoiser.latent_shape) for name in ("mean", "logvar")}
     posterior = denoiser.encode_audio([denoiser.prepare_waveform(clip) for clip in clips])
     return {f"{prefix}mean": posterior.mean, f"{prefix}logvar": posterior.logvar}
 
@@ -188,13 +213,15 @@ def _read_posteriors(denoiser: "Denoiser", run: Run, names: Sequence[str], prefi
 
 
 def _clips_table(
-    denoiser: "Denoiser", recordings: Sequence[Recording], mix_ratio: float, legacy: bool, seed: int
+    denoiser: "Denoiser", recordings: Iterable[Recording], mix_ratio: float, legacy: bool, seed: int
 ) -> "pyarrow.Table":
-    """Captions and posteriors of some recordings, and after them of their mixes."""
+    """Captions and posteriors of some recordings, and after them of their mixes; one recording is in memory at once."""
     import pyarrow as pa
 
-    waves = [denoiser.prepare_waveform(recording.clip, legacy) for recording in recordings]
-    captions = [list(recording.captions) for recording in recordings]
+    waves, captions = [], []
+    for recording in recordings:
+        waves.append(denoiser.prepare_waveform(recording.clip, legacy))
+        captions.append(list(recording.captions))
     if mix_ratio:
         count = round(mix_ratio * len(waves))
         mixed, mixed_captions = _mixes(waves, captions, count, denoiser.sampling_rate, legacy, seed)
