@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from milonga.core.records import Prompt
 from milonga.preference.select import TfidfEmbedder, cluster, taken
-from milonga.reports.clusters import described, flat, page
+from milonga.reports.clusters import cluster_rows, flat, page
 
 HOSTILE = "</svg><script>document.title='owned'</script> a bell"
 TEXTS = [f"a {what} {how}" for what in ("dog", "bell", "train") for how in ("nearby", "again", "loudly", "outside")]
@@ -23,7 +23,7 @@ def found():
 
 def test_every_caption_is_in_one_cluster_and_every_taken_one_is_counted(found):
     kept = taken(found, 2, seed=0)
-    rows = described(found, kept)
+    rows = cluster_rows(found, kept)
     assert sum(row.size for row in rows) == 13
     assert sum(row.taken for row in rows) == len(kept)
     assert [row.size for row in rows] == sorted((row.size for row in rows), reverse=True)

@@ -55,5 +55,7 @@ class EvalConfig:
         unknown = sorted(set(options) - set(names))
         if unknown:
             raise RecipeError(f"evaluate has no option {unknown[0]!r}: there are {', '.join(names)}")
-        lists = {name: tuple(options[name] or ()) for name in ("metrics", "scorers", "splits") if name in options}
-        return cls(**(options | lists))
+        values = dict(options)
+        for name in {"metrics", "scorers", "splits"} & set(values):
+            values[name] = tuple(values[name] or ())
+        return cls(**values)

@@ -35,11 +35,11 @@ def export(path: Path, folder: Path, validation: float = 0.05) -> Path:
     if manifest is None:
         raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
     material = read_material(path)
-    if not material.kept:
+    if not material.accepted:
         raise DataError(f"{path} holds no kept pair: run it until `pair`, or loosen pair.thresholds by `milonga pair`")
     origin = _origin(manifest)
-    splits = split_pairs(material.kept, validation)
-    made = content_id([pair.id for pair in material.kept], manifest["fingerprints"], validation)
+    splits = split_pairs(material.accepted, validation)
+    made = content_id([pair.id for pair in material.accepted], manifest["fingerprints"], validation)
     if _claimed(folder, made):
         return folder
     _write_shards(Run(path), splits, origin, folder)

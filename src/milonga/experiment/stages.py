@@ -51,14 +51,16 @@ def subsets(context: Context, found: Sequence[Prompt]) -> list[Prompt]:
 def diverse(context: Context, found: Sequence[Prompt]) -> list[Prompt]:
     """τ1, and what it was chosen from: clusters.html to be looked at, metrics/clusters.json for programs."""
     from milonga.preference.select import cluster, taken
-    from milonga.reports.clusters import described, page
+    from milonga.reports.clusters import cluster_rows, page
 
     table, seed, path = context.recipe.prompts, context.recipe.seed, context.run.path
     embedder = context.parts.text_embedder(table.embedder)
     print(f"prompts: {len(found)} captions, {table.clusters} clusters by {embedder.name}", file=sys.stderr)
     clusters = cluster(found, embedder, table.clusters, seed)
     kept = taken(clusters, table.per_cluster, seed, table.nearest)
-    write_json(path / "metrics" / "clusters.json", [row.model_dump(mode="json") for row in described(clusters, kept)])
+    write_json(
+        path / "metrics" / "clusters.json", [row.model_dump(mode="json") for row in cluster_rows(clusters, kept)]
+    )
     write_text(path / "clusters.html", page(clusters, kept, embedder.name))
     return kept
 

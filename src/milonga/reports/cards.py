@@ -52,7 +52,7 @@ def data_card_figures(run: RunMaterial) -> dict[str, str]:
 def data_card(run: RunMaterial, splits: Mapping[str, int], provenance: Sequence[tuple[str, str]]) -> str:
     """The card as Markdown with its YAML head; `splits` gives each split's pairs, `provenance` (what, value) lines."""
     total = sum(splits.values())
-    rows = [(r.strategy, str(r.made), str(r.kept), r.winner, r.loser, r.delta) for r in pair_rows(run)]
+    rows = [(r.strategy, str(r.built), str(r.accepted), r.winner, r.loser, r.delta) for r in pair_rows(run)]
     table2 = table(("strategy", "pairs built", "kept", "winner", "loser", "delta"), rows)
     bounds = [
         (t.scorer, *(f"{bound:g}" for bound in (t.alpha, t.beta, t.delta_low, t.delta_high))) for t in run.thresholds
@@ -258,7 +258,7 @@ def _data(run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any]
     for one in run.rounds.get(system["name"], [])[1:]:
         lines.append(f"- round {one.number}: {one.clips:,} clips, {one.pairs:,} pairs")
     pairs = ""
-    if system["data"] == "pairs" and run.kept and "run" in recipe["train"]["pairs"]:
-        rows = [(r.strategy, str(r.made), str(r.kept), r.winner, r.loser, r.delta) for r in pair_rows(run)]
+    if system["data"] == "pairs" and run.accepted and "run" in recipe["train"]["pairs"]:
+        rows = [(r.strategy, str(r.built), str(r.accepted), r.winner, r.loser, r.delta) for r in pair_rows(run)]
         pairs = "\n\n" + table(("strategy", "pairs built", "kept", "winner", "loser", "delta"), rows)
     return "\n".join(lines) + pairs

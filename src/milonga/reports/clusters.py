@@ -26,22 +26,22 @@ class Cluster(Record):
     y: float
 
 
-def described(found: Clusters, kept: Sequence[Prompt]) -> list[Cluster]:
+def cluster_rows(clusters: Clusters, selected: Sequence[Prompt]) -> list[Cluster]:
     """A row for each cluster that is not empty, the largest first."""
-    places, chosen = flat(found.rows), {prompt.id for prompt in kept}
+    places, chosen = flat(clusters.rows), {prompt.id for prompt in selected}
     rows = []
-    for number in range(found.count):
-        members = np.flatnonzero(found.labels == number)
+    for number in range(clusters.count):
+        members = np.flatnonzero(clusters.labels == number)
         if not len(members):
             continue
-        nearest = members[np.argsort(found.distances[members], kind="stable")[:EXAMPLES]]
+        nearest = members[np.argsort(clusters.distances[members], kind="stable")[:EXAMPLES]]
         x, y = places[members].mean(axis=0)
         rows.append(
             Cluster(
                 number=number,
                 size=len(members),
-                taken=sum(found.prompts[i].id in chosen for i in members),
-                examples=tuple(found.prompts[i].text for i in nearest),
+                taken=sum(clusters.prompts[i].id in chosen for i in members),
+                examples=tuple(clusters.prompts[i].text for i in nearest),
                 x=float(x),
                 y=float(y),
             )
@@ -59,22 +59,26 @@ def flat(rows: np.ndarray) -> np.ndarray:
     return np.pad(centred @ two, ((0, 0), (0, 2 - two.shape[1])))
 
 
-def page(found: Clusters, kept: Sequence[Prompt], embedder: str) -> str:
+def page(clusters: Clusters, selected: Sequence[Prompt], embedder: str) -> str:
     """The clusters as one HTML page that needs nothing else: the map, and a table of sizes and examples."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(
         loader=PackageLoader("milonga.reports", "templates/clusters"), autoescape=True, undefined=StrictUndefined
     )
-    rows = described(found, kept)
+    rows = cluster_rows(clusters, selected)
     return pages.get_template("page.html").render(
-        rows=rows, map=_map(found, kept, rows), captions=len(found.prompts), kept=len(kept), embedder=embedder
+        rows=rows,
+        map=_map(clusters, selected, rows),
+        captions=len(clusters.prompts),
+        selected=len(selected),
+        embedder=embedder,
     )
 
 
-def _map(found: Clusters, kept: Sequence[Prompt], rows: Sequence[Cluster]) -> Markup:
+def _map(clusters: Clusters, selected: Sequence[Prompt], rows: Sequence[Cluster]) -> Markup:
     """Captions as dots, those taken in colour, and each cluster's number at its mean place."""
-    places, chosen = flat(found.rows), {prompt.id for prompt in kept}
+    places, chosen = flat(clusters.rows), {prompt.id for prompt in selected}
     low, span = places.min(axis=0), np.ptp(places, axis=0)
     room = np.array([WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE])
 
@@ -82,11 +86,11 @@ def _map(found: Clusters, kept: Sequence[Prompt], rows: Sequence[Cluster]) -> Ma
         x, y = EDGE + (place - low) / np.where(span > 0, span, 1.0) * room
         return round(float(x), 1), round(HEIGHT - float(y), 1)
 
-    shown = sorted(range(len(places)), key=lambda i: content_id("map", found.prompts[i].id))[:DOTS]
+    shown = sorted(range(len(places)), key=lambda i: content_id("map", clusters.prompts[i].id))[:DOTS]
     dots = {False: "", True: ""}
     for i in shown:
         x, y = at(places[i])
-        dots[found.prompts[i].id in chosen] += f"M{x} {y}h0"
+        dots[clusters.prompts[i].id in chosen] += f"M{x} {y}h0"
     names = []
     for row in rows:
         x, y = at(np.array([row.x, row.y]))

@@ -60,7 +60,7 @@ def short(value: float) -> str:
 def svg(body: Sequence[str], label: str, width: float = WIDTH, height: float = HEIGHT, style: str = "chart") -> Markup:
     """An SVG picture that scales to its box; `label` is its text for screen readers."""
     inner = "".join(body)
-    return Markup(  # every text in `body` was escaped where it was made
+    return Markup(  # every text in `body` is escaped already
         f'<svg class="{style}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{inner}</svg>'
     )
 
@@ -104,14 +104,14 @@ def forest(rows: Sequence[tuple[int, Comparison]], metric: Metric, label: str) -
 
 
 def histogram(
-    kept: np.ndarray, refused: np.ndarray, lines: Sequence[tuple[float, str]], label: str, bins: int = 36
+    accepted: np.ndarray, refused: np.ndarray, lines: Sequence[tuple[float, str]], label: str, bins: int = 36
 ) -> Markup:
     """Counts of kept values stacked on refused ones, and dashed `lines` (value, name) where thresholds lie."""
-    values = np.concatenate([kept, refused, [value for value, _ in lines]])
+    values = np.concatenate([accepted, refused, [value for value, _ in lines]])
     low, high = float(values.min()), float(values.max())
     pad = 0.04 * (high - low) or 0.05
     edges = np.linspace(low - pad, high + pad, bins + 1)
-    inside, outside = np.histogram(kept, edges)[0], np.histogram(refused, edges)[0]
+    inside, outside = np.histogram(accepted, edges)[0], np.histogram(refused, edges)[0]
     frame = Frame((edges[0], edges[-1]), (0, 1.12 * max(1, int((inside + outside).max()))), top=22)
     body = axes(frame)
     for i in range(bins):

@@ -58,7 +58,7 @@ class RunMaterial:
     """
 
     evaluation: EvaluationView
-    kept: list[Pair]
+    accepted: list[Pair]
     refused: list[Pair]
     training: dict[str, list[dict[str, Any]]]
     recipe: str
@@ -97,7 +97,7 @@ def read_material(path: Path) -> RunMaterial:
             clips={folder.name: read_clip_views(run, folder.name) for folder in sorted((path / "features").glob("*/"))},
             sources=sources,
         ),
-        kept=[pair for pair in pairs if not pair.refused],
+        accepted=[pair for pair in pairs if not pair.refused],
         refused=[pair for pair in pairs if pair.refused],
         training={file.stem: read_steps(file) for file in sorted((path / "metrics" / "training").glob("*.jsonl"))},
         recipe=text,

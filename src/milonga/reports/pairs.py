@@ -1,8 +1,8 @@
 """The command `pairs`: a run's pairs in the browser, the winner beside the loser, by a server of this machine alone.
 
-Every pair and clip is read from the run as it is asked for, so that a run of any size opens at once. A request that
-names another host than this machine is refused: a page elsewhere could otherwise have its name point here and read
-along (DNS rebinding).
+Every pair and clip is read from the run on request, so that a run of any size opens at once. A request that names
+another host than this machine is refused: a page elsewhere could otherwise let its name point here and read the run
+(DNS rebinding).
 """
 
 import math
@@ -44,36 +44,36 @@ class Pairs:
     def about(self) -> dict[str, Any]:
         """What there is to choose from: strategies, reasons with their counts, scorers."""
         refused = {reason: count for reason, count in refusals(self.all).items() if count}
-        kept = len(self.all) - sum(refused.values())
+        accepted = len(self.all) - sum(refused.values())
         strategies = sorted({pair.strategy for pair in self.all})
         name, scorers = self.run.path.resolve().name, sorted(self.all[0].chosen_scores)
-        return {"run": name, "verdicts": {"kept": kept} | refused, "strategies": strategies, "scorers": scorers}
+        return {"run": name, "verdicts": {"kept": accepted} | refused, "strategies": strategies, "scorers": scorers}
 
-    def page(self, asked: Mapping[str, str]) -> dict[str, Any]:
+    def page(self, query: Mapping[str, str]) -> dict[str, Any]:
         """One page of the pairs that fit, and how many fit in all.
 
         `verdict` is `kept` or a condition's name, `strategy` a strategy, `words` part of the prompt (each may be left
         out); `sort` is `closest`, `clearest` (by Δ of `scorer`) or empty (as stored); `start` counts from 0. Raises
         RecipeError for a start or scorer that makes no sense.
         """
-        start, scorer = asked.get("start", "0"), asked.get("scorer") or sorted(self.all[0].chosen_scores)[0]
+        start, scorer = query.get("start", "0"), query.get("scorer") or sorted(self.all[0].chosen_scores)[0]
         if not (start.isascii() and start.isdecimal()) or scorer not in self.all[0].chosen_scores:
             raise RecipeError("start must be a whole number, and scorer one that the pairs were scored by")
-        found = [pair for pair in self.all if _fits(pair, asked)]
-        if asked.get("sort"):
-            found.sort(key=lambda pair: _delta(pair, scorer), reverse=asked["sort"] == "clearest")
-        shown = found[int(start) : int(start) + PAGE]
-        return {"total": len(found), "size": PAGE, "pairs": [_shown(pair) for pair in shown]}
+        matches = [pair for pair in self.all if _fits(pair, query)]
+        if query.get("sort"):
+            matches.sort(key=lambda pair: _delta(pair, scorer), reverse=query["sort"] == "clearest")
+        shown = matches[int(start) : int(start) + PAGE]
+        return {"total": len(matches), "size": PAGE, "pairs": [_shown(pair) for pair in shown]}
 
     def clip(self, name: str) -> bytes | None:
         """A clip's FLAC bytes, None where the run has no such clip."""
         place = self.places.get(name)
-        with self._lock:  # requests come in threads, and the clips' memory is not made for them
+        with self._lock:  # requests come in threads, and ClipBytes is not thread-safe
             return None if place is None else self.clips.get(name, place.shard)
 
 
-def _fits(pair: Pair, asked: Mapping[str, str]) -> bool:
-    verdict, strategy, words = (asked.get(key, "") for key in ("verdict", "strategy", "words"))
+def _fits(pair: Pair, query: Mapping[str, str]) -> bool:
+    verdict, strategy, words = (query.get(key, "") for key in ("verdict", "strategy", "words"))
     return (
         (not verdict or (pair.refused.partition(":")[0] or "kept") == verdict)
         and (not strategy or pair.strategy == strategy)
@@ -94,11 +94,11 @@ def _shown(pair: Pair) -> dict[str, Any]:
 
 
 def _side(pair: Pair, side: str) -> dict[str, Any]:
-    told = {key: getattr(pair, f"{side}_{key}") for key in ("id", "words", "steps")}
+    fields = {key: getattr(pair, f"{side}_{key}") for key in ("id", "words", "steps")}
     scores = getattr(pair, f"{side}_scores").items()
     # Seeds have 63 bits, more than a number of JavaScript holds.
     seed = str(getattr(pair, f"{side}_seed"))
-    return told | {"seed": seed, "scores": {name: value if math.isfinite(value) else None for name, value in scores}}
+    return fields | {"seed": seed, "scores": {name: value if math.isfinite(value) else None for name, value in scores}}
 
 
 def application(path: Path) -> Any:
@@ -119,10 +119,10 @@ def application(path: Path) -> Any:
 
     @app.get("/clips/{name}")
     def clip(name: str) -> Response:
-        found = pairs.clip(name)
-        if found is None:
+        data = pairs.clip(name)
+        if data is None:
             raise web.Unknown("the run has no such clip")
-        return Response(found, media_type="audio/flac")
+        return Response(data, media_type="audio/flac")
 
     return app
 

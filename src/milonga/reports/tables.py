@@ -98,8 +98,8 @@ class PairRow:
     """A strategy's line of Table 2; the scores are those of the first scorer, over the kept pairs."""
 
     strategy: str
-    made: int
-    kept: int
+    built: int
+    accepted: int
     winner: str
     loser: str
     delta: str
@@ -169,7 +169,7 @@ def _difference(row: Comparison, metric: Metric, base: Summary | None) -> Differ
 
 def pair_rows(run: RunMaterial) -> list[PairRow]:
     """Table 2: by strategy and overall, how many pairs were built and kept, and the mean scores of those kept."""
-    pairs = [*run.kept, *run.refused]
+    pairs = [*run.accepted, *run.refused]
     if not pairs:
         return []
     built = Counter(pair.strategy for pair in pairs)
@@ -188,8 +188,8 @@ def _score(value: float | None) -> str:
 
 def first_scorer(run: RunMaterial) -> str:
     """The scorer that Table 2 speaks of: the first threshold's, else the first that the pairs name."""
-    named = next(iter((run.kept + run.refused)[0].chosen_scores))
-    return run.thresholds[0].scorer if run.thresholds else named
+    scores = (run.accepted + run.refused)[0].chosen_scores
+    return run.thresholds[0].scorer if run.thresholds else next(iter(scores))
 
 
 def refused_by(run: RunMaterial) -> list[tuple[str, int]]:
@@ -199,7 +199,7 @@ def refused_by(run: RunMaterial) -> list[tuple[str, int]]:
 
 def figure2(run: RunMaterial) -> list[tuple[str, Markup]]:
     """Figure 2: for each scorer, how winner scores and differences Δ spread over the pairs before the thresholds."""
-    pairs = [*run.kept, *run.refused]
+    pairs = [*run.accepted, *run.refused]
     scorers = list(dict.fromkeys(name for pair in pairs for name in pair.chosen_scores))
     limits = {threshold.scorer: threshold for threshold in run.thresholds}
     return [figure for scorer in scorers for figure in _spreads(run, scorer, limits.get(scorer))]
@@ -210,7 +210,7 @@ def _spreads(run: RunMaterial, scorer: str, limit: Threshold | None) -> list[tup
     delta = (
         [(limit.delta_low, f"Δ ≥ {limit.delta_low:g}"), (limit.delta_high, f"≤ {limit.delta_high:g}")] if limit else []
     )
-    sides = [unfiltered(pairs, scorer) for pairs in (run.kept, run.refused)]
+    sides = [unfiltered(pairs, scorer) for pairs in (run.accepted, run.refused)]
     winners = [_joined([part.winners for part in side]) for side in sides]
     deltas = [_joined([part.deltas for part in side]) for side in sides]
     figures = []

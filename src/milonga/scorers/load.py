@@ -7,6 +7,8 @@ tensors and never run.
 
 import re
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +22,23 @@ from milonga.core.weights import WEIGHTS, fetch_model, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
-    from milonga.scorers.clap import ClapScorer
     from milonga.scorers.laion_clap import LaionClap
 
 PREFIX = "laion-clap:"
 TOKENIZER = "FacebookAI/roberta-base"
 WINDOWS = re.compile(r"@(first|mean|random:\d+)$")
+CLASS = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
 @once
-def scorer(name: str) -> "ClapScorer":
-    """A CLAP by its name or folder, or LAION's as `laion-clap:PATH[@WINDOWS]`."""
+def scorer(name: str) -> Any:
+    """A CLAP by its name or folder, LAION's as `laion-clap:PATH[@WINDOWS]`, or a scorer class `package.module:Class`.
+
+    A class is called without arguments and gives an object with `name` and `score(clips, texts)`; embeddings are
+    optional. Raises RecipeError for a class that cannot be imported or is no scorer.
+    """
+    if not name.startswith(PREFIX) and CLASS.fullmatch(name):
+        return class_scorer(name)
     from transformers.utils import logging
 
     from milonga.scorers.clap import load_clap
@@ -39,6 +47,18 @@ def scorer(name: str) -> "ClapScorer":
     if name.startswith(PREFIX):
         return laion_scorer(name)
     return load_clap(weights_of(name), name)
+
+
+def class_scorer(name: str) -> Any:
+    """An object of the scorer class `package.module:Class`. Raises RecipeError as `scorer`."""
+    module, _, attribute = name.partition(":")
+    try:
+        built = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise RecipeError(f"scorer {name!r} cannot be made ({brief(error)}): name an importable class") from error
+    if not (isinstance(getattr(built, "name", None), str) and callable(getattr(built, "score", None))):
+        raise RecipeError(f"scorer {name!r} is no scorer: it needs `name` and `score(clips, texts)`")
+    return built
 
 
 @once
@@ -52,8 +72,13 @@ def tagger(name: str) -> Tagger:
 def fingerprint(name: str) -> str:
     """A hash of a part's weights, without loading them: of what ships, a folder, a repository, or LAION's CLAP.
 
-    Raises CheckpointError when there are none.
+    Of a scorer class it is that of its module's source. Raises CheckpointError when there are no weights.
     """
+    if not name.startswith(PREFIX) and CLASS.fullmatch(name):
+        origin = getattr(find_spec(name.partition(":")[0]), "origin", None)
+        if origin is None or not Path(origin).is_file():
+            raise RecipeError(f"scorer {name!r}: there is no module {name.partition(':')[0]}")
+        return content_id(name, file_hash(Path(origin)))
     return laion_fingerprint(name) if name.startswith(PREFIX) else weights_fingerprint(name)
 
 
