@@ -42,7 +42,7 @@ def hills(wave: np.ndarray, smoothing: float) -> int:
 
 def test_the_world_knows_just_the_lexicons_classes_in_its_order() -> None:
     assert lexicon.CLASSES == CLASSES
-    assert all(lexicon.VOICES[label].countable for label in COUNTABLE)
+    assert all(lexicon.VOICES[label].counted for label in COUNTABLE)
 
 
 @pytest.mark.parametrize("label", CLASSES)

@@ -15,7 +15,7 @@ from milonga.data.run_clips import evaluation_requests
 from milonga.listening_test.database import FILE
 from milonga.listening_test.material import Plan, Source, read_test
 from milonga.listening_test.ratings import Ratings
-from milonga.listening_test.records import KINDS
+from milonga.listening_test.records import KINDS, Kind
 
 REFERENCE = "reference"
 Sources = dict[str, dict[str, Source]]
@@ -87,7 +87,7 @@ def plan_of(
     for kind in kinds:
         if kind not in KINDS:
             raise RecipeError(f"unknown kind of judging {kind!r}: there are {' and '.join(KINDS)}")
-    chosen = tuple(kind for kind in KINDS if not kinds or kind in kinds)
+    chosen: tuple[Kind, ...] = tuple(kind for kind in KINDS if not kinds or kind in kinds)
     real = reference if reference is not None else REFERENCE if REFERENCE in systems else ""
     return Plan(title, chosen, real, prompts, per_rater, raters, randbits(63) if seed is None else seed)
 

@@ -24,43 +24,33 @@ TRIES = 1000  # captions drawn for one scene before the search for its split fai
 _NUMBERS = ("", "a single", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TIMES = ("", "once", "twice", *(f"{word} times" for word in _NUMBERS[3:]))
 
+
+def _templates(text: str) -> tuple[str, ...]:
+    return tuple(template.strip() for template in text.replace("\n", "|").split("|") if template.strip())
+
+
 # Sounds that overlap. The sounds of a group are shuffled first, so part 0 is any of them.
 _TOGETHER_CLAUSE = {
-    2: (
-        "{c0} while {c1}",
-        "{c0} while {c1}",
-        "{c0} as {c1}",
-        "{c0} as {c1}",
-        "{c0} and {c1}",
-        "{c0} with {n1}",
-        "{c0} with {n1} in the background",
-        "{n0} in the background while {c1}",
-        "{n0} in the background as {c1}",
-        "{c0} over the sound of {n1}",
-        "as {c0}, {c1}",
-        "while {c0}, {c1}",
-        "{c0} and {c1} at the same time",
-    ),
-    3: (
-        "{c0} and {c1} while {c2}",
-        "{c0} while {c1} and {c2}",
-        "{c0} as {c1} and {c2}",
-        "{c0} with {n1} and {n2}",
-        "{c0} as {c1} with {n2} in the background",
-        "{n0} in the background while {c1} and {c2}",
-        "{c0}, {c1} and {c2}",
-    ),
+    2: _templates("""
+        {c0} while {c1} | {c0} while {c1} | {c0} as {c1} | {c0} as {c1} | {c0} and {c1} | {c0} with {n1}
+        {c0} with {n1} in the background | {n0} in the background while {c1}
+        {n0} in the background as {c1} | {c0} over the sound of {n1} | as {c0}, {c1} | while {c0}, {c1}
+        {c0} and {c1} at the same time
+    """),
+    3: _templates("""
+        {c0} and {c1} while {c2} | {c0} while {c1} and {c2} | {c0} as {c1} and {c2}
+        {c0} with {n1} and {n2} | {c0} as {c1} with {n2} in the background
+        {n0} in the background while {c1} and {c2} | {c0}, {c1} and {c2}
+    """),
 }
 _TOGETHER_NOUN = {
-    2: (
-        "{n0} and {n1}",
-        "{n0} with {n1}",
-        "{n0} with {n1} in the background",
-        "{n0} while {c1}",
-        "{n0} as {c1}",
-        "{n0} over {n1}",
-    ),
-    3: ("{n0}, {n1} and {n2}", "{n0} and {n1} with {n2} in the background", "{n0} with {n1} and {n2}"),
+    2: _templates("""
+        {n0} and {n1} | {n0} with {n1} | {n0} with {n1} in the background | {n0} while {c1}
+        {n0} as {c1} | {n0} over {n1}
+    """),
+    3: _templates("""
+        {n0}, {n1} and {n2} | {n0} and {n1} with {n2} in the background | {n0} with {n1} and {n2}
+    """),
 }
 # A group inside a sequence uses the tighter connectives only, so that "before" never binds to half of it.
 _TIGHT_CLAUSE = {2: ("{c0} and {c1}", "{c0} while {c1}", "{c0} as {c1}", "{c0} with {n1}")}
@@ -68,57 +58,29 @@ _TIGHT_NOUN = {2: ("{n0} and {n1}", "{n0} with {n1}", "{n0} while {c1}")}
 
 # Sequences; in about two of five the order of words is not the order of time.
 _THEN = {
-    2: (
-        "{c0} then {c1}",
-        "{c0}, then {c1}",
-        "{c0} and then {c1}",
-        "{n0} then {n1}",
-        "{n0} and then {n1}",
-        "{c0} followed by {n1}",
-        "{n0} followed by {n1}",
-        "{c0}, followed by {n1}",
-        "{n0}, followed by {n1}",
-        "{c0} before {c1}",
-        "{n0} before {n1}",
-        "first {c0}, then {c1}",
-        "after {c0}, {c1}",
-        "after {n0}, {c1}",
-        "{c1} after {c0}",
-        "{c1} after {c0}",
-        "{n1} after {n0}",
-        "{c1} after {n0}",
-        "before {c1}, {c0}",
-        "before {n1}, {c0}",
-    ),
-    3: (
-        "{c0}, then {c1}, and finally {c2}",
-        "first {c0}, then {c1}, and finally {c2}",
-        "{n0}, then {n1}, and finally {n2}",
-        "{c0} followed by {n1} and then {n2}",
-        "{n0} followed by {n1} then {n2}",
-        "{c0}, followed by {n1}, and then {n2}",
-        "{c0} then {c1} followed by {n2}",
-        "{c0} before {c1}, then {c2}",
-        "after {c0}, {c1}, then {c2}",
-        "after {c0}, {c1} followed by {n2}",
-        "{c1} after {c0}, then {c2}",
-        "{c1} after {c0}, followed by {n2}",
-        "before {c2}, {c0} followed by {n1}",
-        "before {c2}, {c0} and then {c1}",
-    ),
+    2: _templates("""
+        {c0} then {c1} | {c0}, then {c1} | {c0} and then {c1} | {n0} then {n1} | {n0} and then {n1}
+        {c0} followed by {n1} | {n0} followed by {n1} | {c0}, followed by {n1} | {n0}, followed by {n1}
+        {c0} before {c1} | {n0} before {n1} | first {c0}, then {c1} | after {c0}, {c1}
+        after {n0}, {c1} | {c1} after {c0} | {c1} after {c0} | {n1} after {n0} | {c1} after {n0}
+        before {c1}, {c0} | before {n1}, {c0}
+    """),
+    3: _templates("""
+        {c0}, then {c1}, and finally {c2} | first {c0}, then {c1}, and finally {c2}
+        {n0}, then {n1}, and finally {n2} | {c0} followed by {n1} and then {n2}
+        {n0} followed by {n1} then {n2} | {c0}, followed by {n1}, and then {n2}
+        {c0} then {c1} followed by {n2} | {c0} before {c1}, then {c2} | after {c0}, {c1}, then {c2}
+        after {c0}, {c1} followed by {n2} | {c1} after {c0}, then {c2}
+        {c1} after {c0}, followed by {n2} | before {c2}, {c0} followed by {n1}
+        before {c2}, {c0} and then {c1}
+    """),
 }
 _THEN_MIXED = {
-    2: (
-        "{c0}, then {c1}",
-        "{c0}, and then {c1}",
-        "{c0}, followed by {n1}",
-        "{n0}, followed by {n1}",
-        "{n0}, then {n1}",
-        "first {c0}, then {c1}",
-        "after {c0}, {c1}",
-        "before {c1}, {c0}",
-        "{c1}, after {c0}",
-    ),
+    2: _templates("""
+        {c0}, then {c1} | {c0}, and then {c1} | {c0}, followed by {n1} | {n0}, followed by {n1}
+        {n0}, then {n1} | first {c0}, then {c1} | after {c0}, {c1} | before {c1}, {c0}
+        {c1}, after {c0}
+    """),
 }
 
 

@@ -7,35 +7,6 @@ Alternatives are separated by `|` to keep the table readable.
 
 from dataclasses import dataclass
 
-CLASSES: tuple[str, ...] = (
-    "Man speaking",
-    "Woman speaking",
-    "Child speaking",
-    "Dog",
-    "Cat",
-    "Bird",
-    "Rooster",
-    "Frog",
-    "Rain",
-    "Thunder",
-    "Wind",
-    "Water",
-    "Waves",
-    "Engine",
-    "Car horn",
-    "Siren",
-    "Train",
-    "Helicopter",
-    "Bell",
-    "Telephone",
-    "Clock",
-    "Keyboard",
-    "Knock",
-    "Footsteps",
-    "Gunshot",
-    "Applause",
-)
-
 _DOUBLING = {"hum", "run", "yap", "tap", "clap", "spin", "chop", "hit", "whir", "rev"}
 
 
@@ -56,11 +27,6 @@ class Voice:
     nouns: tuple[str, ...]
     adverbs: tuple[str, ...]
     counted: tuple[str, str] | None = None
-
-    @property
-    def countable(self) -> bool:
-        """Whether the sound can be counted ("twice")."""
-        return self.counted is not None
 
 
 def third_person(verb: str) -> str:
@@ -269,3 +235,5 @@ VOICES: dict[str, Voice] = {
         adverbs="loudly|enthusiastically|in the distance",
     ),
 }
+
+CLASSES = tuple(VOICES)
