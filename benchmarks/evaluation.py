@@ -46,20 +46,21 @@ def make(folder: Path, clips: int) -> None:
 
 def ours(folder: Path, cached: bool) -> tuple[dict[str, float], float]:
     """The numbers by `milonga.evaluation`, and the seconds after the weights are loaded."""
+    from milonga.core.cache import ArrayCache
     from milonga.evaluation import features as extractors
     from milonga.evaluation.inputs import load_inputs
     from milonga.maths.metrics import frechet_distance, inception_score, kl_softmax
     from milonga.scorers.waveform import of_protocol
 
-    loading, cache = of_protocol("audioldm"), folder / "cache"
+    loading, cache = of_protocol("audioldm"), ArrayCache(folder / "cache.sqlite")
     networks = [
         extractors.panns_extractor(str(folder / "panns.pth"), loading, False),
         extractors.vggish_extractor(str(folder / "vggish.pth"), loading, False),
     ]
     inputs = load_inputs([str(folder / "generated"), str(folder / "real")], None, None)
 
-    def features(side: dict, keep: Path | None) -> dict[str, np.ndarray]:
-        columns = extractors.extract_columns("", side, networks, keep, lambda count: None).columns
+    def features(side: dict, keep: ArrayCache | None) -> dict[str, np.ndarray]:
+        columns = extractors.extract_columns(side, networks, keep, lambda count: None)
         return {
             name: np.concatenate([np.atleast_2d(column[key]) for key in sorted(column)])
             for name, column in columns.items()

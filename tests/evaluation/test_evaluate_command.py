@@ -154,7 +154,7 @@ def test_features_are_extracted_again_only_where_audio_or_extractor_change(
     batches: list[int] = []
 
     def extractor(description: str) -> extractors.Extractor:
-        def extract(clips):
+        def extract(keys, clips):
             batches.append(len(clips))
             return {"peak": [np.array(np.abs(samples).max()) for samples, _ in clips]}
 
@@ -165,8 +165,8 @@ def test_features_are_extracted_again_only_where_audio_or_extractor_change(
     clips = {"a": AudioRef("a", file)}
 
     def peak(description: str) -> float:
-        found = extractors.extract_columns("x", clips, [extractor(description)], feature_cache(), lambda count: None)
-        return float(found.columns["peak"]["a"])
+        found = extractors.extract_columns(clips, [extractor(description)], feature_cache(), lambda count: None)
+        return float(found["peak"]["a"])
 
     assert peak("weights 1") == peak("weights 1") == 0.5
     assert batches == [1]

@@ -37,7 +37,7 @@ strategies = [{{ name = "1.1", steps = [2, 2, 2], guidance = 3.0 }}]
 [train]
 batch_size = 4
 learning_rate = 1e-2
-anchor = 0.1
+prior_weight = 0.1
 systems = [
   {{ name = "sft", phases = [{{ loss = "sft", epochs = 1 }}] }},
   {{ name = "aligned", phases = [{{ loss = "sft", epochs = 1 }}, {{ loss = "dpo", epochs = 1, beta = 100.0 }}] }},

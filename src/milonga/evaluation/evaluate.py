@@ -3,9 +3,8 @@
 A run is evaluated with the features that it stores; of other audio they are extracted with the weights that are named.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from milonga.core.cache import feature_cache
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.hub import offline
 from milonga.core.progress import tracked
-from milonga.core.records import Clip, Comparison, Summary
+from milonga.core.records import Comparison, Summary
 from milonga.evaluation import EvalConfig
 from milonga.evaluation import features as extract
 from milonga.evaluation.compute import EvalPlan, Numbers
@@ -26,7 +25,6 @@ from milonga.evaluation.metrics import Metric, all_metrics, get_metric, read_num
 from milonga.scorers.waveform import of_protocol
 
 VERSIONS = ("milonga", "torch", "numpy", "scipy", "soxr", "soundfile")
-RECONSTRUCTION = ("psnr", "ssim", "ssim_stft", "lsd")
 NANO = {"scorers": ("nano-judge",), "tagger": "nano-tagger"}
 NEEDS = {
     "clap": "a CLAP (--clap) and captions (--captions)",
@@ -34,7 +32,7 @@ NEEDS = {
     "embedding": "PANNs (--panns) or a tagger (--tagger)",
     "logits": "PANNs (--panns) or a tagger (--tagger)",
     "vggish": "VGGish (--vggish)",
-} | dict.fromkeys(RECONSTRUCTION, "--reconstruction")
+} | dict.fromkeys(extract.RECONSTRUCTION, "--reconstruction")
 
 
 @dataclass(frozen=True)
@@ -142,8 +140,10 @@ def with_weights(config: EvalConfig, inputs: EvalInputs) -> EvalConfig:
         config = replace(config, scorers=scorers, tagger=config.tagger or NANO["tagger"])
     elif config.weights is not None:
         raise RecipeError(f"no weights {config.weights!r}: there are published (LAION-CLAP, PANNs, VGGish) and nano")
-    named = config.panns or config.vggish or config.scorers or config.tagger
-    if not (named or inputs.run or config.reconstruction or _needs_audio_only(config)):
+    named = config.panns or config.vggish or config.scorers or config.tagger or config.reconstruction
+    metrics = _named_metrics(config)
+    audio_only = metrics and all(row.feature in ("audio", "silent", "clipped") for row in metrics)
+    if not (named or inputs.run or audio_only):
         raise RecipeError(
             "no weights are named: --weights published takes LAION-CLAP, PANNs and VGGish (--fetch downloads them), "
             "--weights nano takes nano's (--clap nano-judge --tagger nano-tagger), which know 26 classes of sound only"
@@ -159,31 +159,33 @@ def with_weights(config: EvalConfig, inputs: EvalInputs) -> EvalConfig:
     return config
 
 
-def _needs_audio_only(config: EvalConfig) -> bool:
-    """Whether metrics are named and all of them are computed from the audio itself."""
-    rows = [one if isinstance(one, Metric) else get_metric(one) for one in config.metrics]
-    return bool(rows) and all(row.feature in ("audio", "silent", "clipped") for row in rows)
-
-
 class Features:
-    """The features of all systems and the real clips, the protocol of each column, and the names of its source.
+    """The features of all systems and the real clips by column, how each column was made, and the names of its source.
 
     A run's stored features come first; weights that are named beside it add columns or replace them.
     """
 
     def __init__(self, inputs: EvalInputs, config: EvalConfig) -> None:
-        self.inputs, self.config, self.loading = inputs, config, of_protocol(config.protocol)
-        self.stamps: dict[str, str] = {}  # column → how it was made
-        self.sources: dict[str, str] = {}
+        self.inputs, self.config = inputs, config
         self.sides = inputs.systems | ({REFERENCE: inputs.reference} if inputs.reference else {})
         self.columns: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in self.sides}
-        self.scorers = self._stored()
-        self._extract()
-        for place, scorer in enumerate(self.scorers):
-            self._score(scorer, "clap" if place == 0 and "clap" not in self.stamps else "")
-        if config.reconstruction:
-            self._reconstruct()
-        self._measure_audio()
+        self.stamps: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
+        names, tagger = self._stored()
+        scorers = [extract.scorer_of(given) for given in names]
+        extractors = self._extractors(scorers, tagger)
+        cache = feature_cache() if config.cache else None
+        with tracked("features", sum(map(len, self.sides.values()))) as advance:
+            for name, clips in self.sides.items() if extractors else ():
+                self.columns[name] |= extract.extract_columns(clips, extractors, cache, advance)
+        self.stamps |= {column: one.description for one in extractors for column in one.columns}
+        if tagger and "event places" in self.stamps:
+            self._name_events(extract.scorers.tagger(tagger).classes)
+        for scorer in scorers:
+            if f"rows {scorer.name}" in self.stamps:
+                self._cosines(scorer)
+        for column in extract.RECONSTRUCTION:  # of the originals with themselves they say nothing
+            self.columns.get(REFERENCE, {}).pop(column, None)
 
     @property
     def systems(self) -> dict[str, SystemFeatures]:
@@ -192,16 +194,12 @@ class Features:
 
     def stamp(self, metric: Metric) -> str:
         """The protocol of a metric's feature and of the metric itself."""
-        column = self.stamps.get(metric.feature, "mean of channels")
-        recipe = self.inputs.manifest.get("recipe")
-        sampling = ""
+        recipe, sampling = self.inputs.manifest.get("recipe"), ""
         if recipe:
-            table = recipe["evaluate"]
-            sampling = (
-                f"steps {table['steps']}, guidance {table['guidance']:g}, seed {recipe['seed']}, one clip a prompt"
-            )
+            steps, guidance = recipe["evaluate"]["steps"], recipe["evaluate"]["guidance"]
+            sampling = f"steps {steps}, guidance {guidance:g}, seed {recipe['seed']}, one clip a prompt"
         versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
-        parts = (column, metric.stamp, sampling, f"protocol {self.config.protocol}", versions)
+        parts = (self.stamps[metric.feature], metric.stamp, sampling, f"protocol {self.config.protocol}", versions)
         return "; ".join(part for part in parts if part)
 
     def allowed_metrics(self) -> list[Metric]:
@@ -209,153 +207,90 @@ class Features:
 
         Raises RecipeError for a metric that is unknown or whose feature is missing.
         """
+        rows = [_from_column(row) for row in _named_metrics(self.config) or all_metrics()]
         if self.config.metrics:
-            # A metric that comes as an object is known from here on, but computed only where it is named.
-            objects = [register(replace(one, default=False)) for one in self.config.metrics if isinstance(one, Metric)]
-            rows = [get_metric(one) for one in self.config.metrics if not isinstance(one, Metric)] + objects
-            for row in map(_from_column, rows):
+            for row in rows:
                 if row.feature not in self.stamps:
                     raise RecipeError(f"{row.name} needs {NEEDS.get(row.feature, f'the feature {row.feature!r}')}")
-            return [_from_column(row) for row in rows]
-        rows = [_from_column(row) for row in all_metrics()]
+            return rows
         rows = [row for row in rows if row.feature in self.stamps]
         rows = [row for row in rows if row.default or (row.name == "kl_sigmoid" and self.config.sigmoid)]
         others = [scorer_metric(column) for column in self.stamps if column.startswith(("clap ", "score "))]
         place = sum(row.name == "clap" for row in rows)
         return rows[:place] + others + rows[place:]
 
-    def _stored(self) -> list[Any]:
-        """Takes a run's stored features, where it has them; gives the scorers that are left to be computed."""
+    def _stored(self) -> tuple[list[Any], str | None]:
+        """Takes a run's stored features, where it has them; gives the scorers and the tagger that are left to run."""
         run, config = self.inputs.run, self.config
         if run is None:
-            return [extract.scorer_of(given) for given in config.scorers]
-        manifest = self.inputs.manifest
-        names, hashes = manifest["recipe"]["models"], manifest["fingerprints"]["models"]
-        self.sources = {"clap_title": "Judge CLAP", "clap": names["judge"]}
-        if ":" in names["judge"] and not names["judge"].startswith("laion-clap:"):
-            self.sources["clap_title"] = f"Judge {names['judge']}"
-        tagger = config.tagger or names["tagger"]
-        if all((run.path / "features" / name).is_dir() for name in self.sides):
-            for name in self.sides:
-                self.columns[name] = {column: dict(cells) for column, cells in load_features(run, name).columns.items()}
-            self.stamps["clap"] = f"judge {names['judge']}@{hashes['judge'][:8]}"
-            by_tagger = f"{names['tagger']}@{hashes['tagger'][:8]} at 16 kHz mono"
-            self.stamps |= dict.fromkeys(("events", "embedding", "logits"), by_tagger)
-            self.stamps |= dict.fromkeys(("silent", "clipped"), extract.FILE_DESCRIPTION)
-            self.sources |= {"tagger": names["tagger"], "classifier": f"{names['tagger']}’s"}
-            scorers = [given for given in config.scorers if given != names["judge"]]
-            tagger = tagger if tagger != names["tagger"] else None
-        else:
-            scorers = [names["judge"], *(given for given in config.scorers if given != names["judge"])]
-        self.config = replace(config, tagger=tagger)
-        return [extract.scorer_of(given) for given in scorers]
+            return list(config.scorers), config.tagger
+        names, hashes = (self.inputs.manifest[table]["models"] for table in ("recipe", "fingerprints"))
+        judge, tagger = names["judge"], names["tagger"]
+        is_class = ":" in judge and not judge.startswith("laion-clap:")
+        self.sources = {"clap_title": f"Judge {judge}" if is_class else "Judge CLAP", "clap": judge}
+        others = [given for given in config.scorers if given != judge]
+        if not all((run.path / "features" / name).is_dir() for name in self.sides):
+            return [judge, *others], config.tagger or tagger
+        for name in self.sides:
+            self.columns[name] = {column: dict(cells) for column, cells in load_features(run, name).columns.items()}
+        by_tagger = f"{tagger}@{hashes['tagger'][:8]} at 16 kHz mono"
+        self.stamps = {"clap": f"judge {judge}@{hashes['judge'][:8]}"}
+        self.stamps |= dict.fromkeys(("events", "embedding", "logits"), by_tagger)
+        self.stamps |= dict.fromkeys(("silent", "clipped"), extract.FILE_DESCRIPTION)
+        self.sources |= {"tagger": tagger, "classifier": f"{tagger}’s"}
+        return others, config.tagger if config.tagger != tagger else None
 
-    def _extract(self) -> None:
-        """Runs the extractors of the weights that are named over all clips, and takes their columns."""
-        config, extractors = self.config, []
-        if "silent" not in self.stamps:
-            extractors.append(extract.file_extractor())
+    def _extractors(self, scorers: Sequence[Any], tagger: str | None) -> list[extract.Extractor]:
+        """The extractors of all weights that are named and of the metrics of audio."""
+        config, inputs, loading = self.config, self.inputs, of_protocol(self.config.protocol)
+        extractors = [] if "silent" in self.stamps else [extract.file_extractor()]
         if config.panns:
-            extractors.append(extract.panns_extractor(config.panns, self.loading, config.fetch))
+            extractors.append(extract.panns_extractor(config.panns, loading, config.fetch))
             self.sources["classifier"] = "PANNs"
         if config.vggish:
-            extractors.append(extract.vggish_extractor(config.vggish, self.loading, config.fetch))
-        if config.tagger:
-            extractors.append(extract.tagger_extractor(config.tagger, classifies=not config.panns))
-            self.sources["tagger"] = config.tagger
-            if not config.panns:
-                self.sources["classifier"] = f"{config.tagger}’s"
-        if not extractors:
-            return
-        cache = feature_cache() if config.cache else None
-        with tracked("features", sum(map(len, self.sides.values()))) as advance:
-            for name, clips in self.sides.items():
-                self.columns[name].update(extract.extract_columns(name, clips, extractors, cache, advance).columns)
-        self.stamps |= {column: one.description for one in extractors for column in one.columns}
-        if "event places" in self.stamps:
-            self.stamps["events"] = self.stamps.pop("event places")
-            classes = extract.scorers.tagger(config.tagger or "").classes
-            for columns in self.columns.values():
-                places = columns.pop("event places")
-                columns["events"] = {key: extract.named_events(rows, classes) for key, rows in places.items()}
+            extractors.append(extract.vggish_extractor(config.vggish, loading, config.fetch))
+        if tagger:
+            extractors.append(extract.tagger_extractor(tagger, classifies=not config.panns))
+            self.sources["tagger"] = tagger
+            self.sources["classifier"] = "PANNs" if config.panns else f"{tagger}’s"
+        for scorer in scorers:
+            of_text = not extract.is_clap(scorer)
+            one = extract.text_scorer_extractor(scorer, inputs.prompts) if of_text else extract.clap_extractor(scorer)
+            extractors.append(one)
+        if config.reconstruction:
+            extractors.append(extract.reconstruction_extractor(inputs.reference, loading))
+        for row in _named_metrics(config) or all_metrics():
+            if row.feature == "audio" and (row.default or config.metrics):
+                extractors.append(extract.audio_metric_extractor(row, inputs.prompts, inputs.reference))
+        return extractors
 
-    def _score(self, scorer: Any, column: str) -> None:
-        """The scores of all clips that have a caption; the first CLAP's are the column `clap`."""
-        prompts = self.inputs.prompts
-        if extract.is_clap(scorer):
-            column = column or f"clap {scorer.name}"
-            extractor = extract.clap_extractor(scorer)
-            cache = feature_cache() if self.config.cache else None
-            with tracked(f"features {scorer.name}", sum(map(len, self.sides.values()))) as advance:
-                for name, clips in self.sides.items():
-                    rows = extract.extract_columns(name, clips, [extractor], cache, advance).columns.get("rows", {})
-                    keys = [key for key in rows if key in prompts]
-                    if keys:
-                        texts = scorer.embed_texts([prompts[key].text for key in keys])
-                        cosines = (np.stack([rows[key] for key in keys]) * texts).sum(axis=1)
-                        self.columns[name][column] = dict(zip(keys, cosines.tolist(), strict=True))
-            self.stamps[column] = extractor.description
-            if column == "clap":
-                self.sources.setdefault("clap", scorer.name)
-            return
-        column = f"score {scorer.name}"
+    def _name_events(self, classes: Sequence[str]) -> None:
+        """Turns the cached places of events into events with the names of their classes."""
+        self.stamps["events"] = self.stamps.pop("event places")
+        for columns in self.columns.values():
+            places = columns.pop("event places")
+            columns["events"] = {key: extract.named_events(rows, classes) for key, rows in places.items()}
 
-        def score(keys: Sequence[str], clips: Sequence[Clip]) -> dict[str, float]:
-            values = scorer.score(clips, [prompts[key].text for key in keys])
-            return dict(zip(keys, map(float, values), strict=True))
-
-        self._from_audio(column, score, only=prompts)
-        self.stamps[column] = f"{scorer.name}; mean of channels"
-
-    def _measure_audio(self) -> None:
-        """The values of the wanted metrics that are computed from the clips themselves, as columns `audio NAME`."""
-        wanted = [one if isinstance(one, Metric) else get_metric(one) for one in self.config.metrics]
-        for row in wanted or [one for one in all_metrics() if one.default]:
-            if row.feature == "audio":
-                self._from_audio(f"audio {row.name}", partial(self._audio_values, row))
-                self.stamps[f"audio {row.name}"] = "the clip itself, mean of channels"
-
-    def _audio_values(self, row: Metric, keys: Sequence[str], clips: Sequence[Clip]) -> dict[str, float]:
-        """A metric of audio for each clip; of a clip without the real one or the scene that it needs there is none."""
-        values = {}
-        for key, clip in zip(keys, clips, strict=True):
-            prompt, real = self.inputs.prompts.get(key), self.inputs.reference.get(key)
-            if len((prompt and prompt.scene) or ()) >= row.scene and (real or not row.reference):
-                reference = _clip(real) if real and row.reference else None
-                values[key] = float(row.value(clip, reference, prompt))
-        return values
-
-    def _reconstruct(self) -> None:
-        """PSNR, SSIM and LSD of every system's clips against their originals, as columns of numbers."""
-        for name, clips in self.inputs.systems.items():
-            with tracked(f"reconstruction {name}", len(clips)) as advance:
-                for key in sorted(set(clips) & set(self.inputs.reference)):
-                    real = self.inputs.reference[key].samples()
-                    for column, value in extract.reconstruction_values(
-                        clips[key].samples(), real, self.loading
-                    ).items():
-                        self.columns[name].setdefault(column, {})[key] = value
-                    advance(1)
-        self.stamps |= dict.fromkeys(RECONSTRUCTION, self.loading.told)
-
-    def _from_audio(
-        self, column: str, function: Callable[[Sequence[str], Sequence[Clip]], dict[str, Any]], only: Any = None
-    ) -> None:
-        """Fills a column from the decoded mono clips, batch by batch."""
-        with tracked(column, sum(map(len, self.sides.values()))) as advance:
-            for name, refs in self.sides.items():
-                keys = [key for key in sorted(refs) if only is None or key in only]
-                cells = self.columns[name].setdefault(column, {})
-                for first in range(0, len(keys), extract.BATCH):
-                    part = keys[first : first + extract.BATCH]
-                    cells.update(function(part, [_clip(refs[key]) for key in part]))
-                    advance(len(part))
+    def _cosines(self, scorer: Any) -> None:
+        """The cosines of a CLAP's clip rows with their captions; the first CLAP's are the column `clap`."""
+        column = f"clap {scorer.name}" if "clap" in self.stamps else "clap"
+        self.stamps[column] = self.stamps.pop(f"rows {scorer.name}")
+        if column == "clap":
+            self.sources.setdefault("clap", scorer.name)
+        for columns in self.columns.values():
+            rows = columns.pop(f"rows {scorer.name}")
+            keys = [key for key in rows if key in self.inputs.prompts]
+            if keys:
+                texts = scorer.embed_texts([self.inputs.prompts[key].text for key in keys])
+                cosines = (np.stack([rows[key] for key in keys]) * texts).sum(axis=1)
+                columns[column] = dict(zip(keys, cosines.tolist(), strict=True))
 
 
-def _clip(audio: AudioRef) -> Clip:
-    """A decoded clip, the mean of its channels."""
-    samples, rate = audio.samples()
-    return Clip(samples.mean(axis=1), rate)
+def _named_metrics(config: EvalConfig) -> list[Metric]:
+    """The metrics that are named. One that comes as an object is registered, but computed only where it is named."""
+    return [
+        register(replace(one, default=False)) if isinstance(one, Metric) else get_metric(one) for one in config.metrics
+    ]
 
 
 def _from_column(row: Metric) -> Metric:

@@ -21,11 +21,13 @@ from milonga.core.protocols import Embedder, Scorer, Tagger
 from milonga.core.records import Clip, Event, Prompt, Record
 from milonga.core.store import Run
 from milonga.evaluation.inputs import AudioRef
+from milonga.evaluation.metrics import Metric
 from milonga.maths import reconstruction
 from milonga.scorers import load as scorers
 from milonga.scorers.waveform import Loading
 
 BATCH = 16
+RECONSTRUCTION = ("psnr", "ssim", "ssim_stft", "lsd")
 CLIPPED, SILENT = 0.999, 1e-4  # of full scale: what counts as clipped, and the peak below which a clip is silent
 HIT = 3  # samples at full scale in a row that may be audible as clipping
 # The published weights: LAION's CLAP is on the Hub, the others have an address and a SHA-256 of their own.
@@ -65,20 +67,22 @@ class SystemFeatures:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A source of features: its name, a description for stamps and the cache's key, and the function that extracts.
+    """A source of features: its name, a description for protocols and the cache's key, and the function that extracts.
 
-    Of the extracted columns only `columns` are used.
+    `extract(keys, clips)` gives columns with a value for each decoded clip; of these only `columns` are used. Values
+    that depend on more than the clip itself are not `cached`.
     """
 
     name: str
     description: str
-    extract: Callable[[Sequence[Decoded]], Columns]
+    extract: Callable[[Sequence[str], Sequence[Decoded]], Columns]
     columns: tuple[str, ...]
+    cached: bool = True
 
     @cached_property
     def key(self) -> str:
         """The part of a cache's key that stands for the extractor."""
-        return content_id("features", 2, self.name, self.description)
+        return content_id("features", 3, self.name, self.description)
 
 
 # -- a run's own
@@ -127,7 +131,7 @@ def load_features(run: Run, name: str) -> SystemFeatures:
 def file_extractor() -> Extractor:
     """Silence and clipping of the file as it is, without any network."""
 
-    def extract(clips: Sequence[Decoded]) -> Columns:
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         return {
             "silent": [np.array(float(is_silent(samples))) for samples, _ in clips],
             "clipped": [np.array(float(is_clipped(samples))) for samples, _ in clips],
@@ -160,7 +164,7 @@ def panns_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
     path = weights_file(source, fetch)
     embedder = load_panns(path)
 
-    def extract(clips: Sequence[Decoded]) -> Columns:
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         embeddings, logits = embedder.of_waves([loading.panns(*clip) for clip in clips])
         return {"embedding": list(embeddings), "logits": list(logits)}
 
@@ -175,7 +179,7 @@ def vggish_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
     path = weights_file(source, fetch)
     embedder = load_vggish(path)
 
-    def extract(clips: Sequence[Decoded]) -> Columns:
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         return {"vggish": embedder.of_waves([loading.vggish(*clip) for clip in clips])}
 
     description = f"vggish@{file_hash(path)[:8]}, before ReLU, no PCA; {loading.told}"
@@ -186,8 +190,8 @@ def tagger_extractor(name: str, classifies: bool) -> Extractor:
     """A tagger by its name: events, and where it `classifies` also embeddings and logits in the place of PANNs'."""
     tagger = scorers.tagger(name)
 
-    def extract(clips: Sequence[Decoded]) -> Columns:
-        mono = [Clip(samples.mean(axis=1), rate) for samples, rate in clips]
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
+        mono = [mono_clip(clip) for clip in clips]
         embeddings, logits = tagger.features(mono)
         places = [
             np.array([[tagger.classes.index(one.label), one.onset, one.offset] for one in events]).reshape(-1, 3)
@@ -204,13 +208,59 @@ def clap_extractor(scorer: Any) -> Extractor:
     """A CLAP's unit-norm rows; the cosine with the caption is taken later, so that captions may change."""
     name = scorer.name
 
-    def extract(clips: Sequence[Decoded]) -> Columns:
-        mono = [Clip(samples.mean(axis=1), rate) for samples, rate in clips]
-        return {"rows": list(scorer.embed_clips(mono))}
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
+        mono = [mono_clip(clip) for clip in clips]
+        return {f"rows {name}": list(scorer.embed_clips(mono))}
 
     window = "windows as named, else the first" if ":" in name else "first window"
     description = f"{name}@{scorers.fingerprint(name)[:8]}; {window}; mean of channels, soxr HQ to {scorer.mel.rate} Hz"
-    return Extractor(f"clap {name}", description, extract, ("rows",))
+    return Extractor(f"clap {name}", description, extract, (f"rows {name}",))
+
+
+def text_scorer_extractor(scorer: Any, prompts: Mapping[str, Prompt]) -> Extractor:
+    """A scorer without embeddings: its score of each clip with its caption, NaN for a clip without one."""
+
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
+        pairs = [(mono_clip(clip), prompts[key].text) for key, clip in zip(keys, clips, strict=True) if key in prompts]
+        scores = iter(scorer.score([clip for clip, _ in pairs], [text for _, text in pairs]) if pairs else ())
+        return {f"score {scorer.name}": [float(next(scores)) if key in prompts else np.nan for key in keys]}
+
+    description = f"{scorer.name}; mean of channels"
+    return Extractor(f"score {scorer.name}", description, extract, (f"score {scorer.name}",), cached=False)
+
+
+def audio_metric_extractor(metric: Metric, prompts: Mapping[str, Prompt], real: Mapping[str, AudioRef]) -> Extractor:
+    """A metric that is computed from the clips themselves: its value for each, NaN where it does not apply."""
+
+    def value(key: str, clip: Decoded) -> float:
+        prompt = prompts.get(key)
+        if len((prompt and prompt.scene) or ()) < metric.scene or (metric.reference and key not in real):
+            return np.nan
+        reference = mono_clip(real[key].samples()) if metric.reference else None
+        return float(metric.value(mono_clip(clip), reference, prompt))
+
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
+        return {f"audio {metric.name}": [value(key, clip) for key, clip in zip(keys, clips, strict=True)]}
+
+    name = f"audio {metric.name}"
+    return Extractor(name, "the clip itself, mean of channels", extract, (name,), cached=False)
+
+
+def reconstruction_extractor(real: Mapping[str, AudioRef], loading: Loading) -> Extractor:
+    """PSNR, SSIM and LSD of each clip against its original; NaN for those that are silent or too short."""
+
+    def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
+        pairs = zip(keys, clips, strict=True)
+        rows = [reconstruction_values(clip, real[key].samples(), loading) if key in real else {} for key, clip in pairs]
+        return {column: [row.get(column, np.nan) for row in rows] for column in RECONSTRUCTION}
+
+    return Extractor("reconstruction", loading.told, extract, RECONSTRUCTION, cached=False)
+
+
+def mono_clip(decoded: Decoded) -> Clip:
+    """A decoded clip as the mean of its channels."""
+    samples, rate = decoded
+    return Clip(samples.mean(axis=1), rate)
 
 
 def scorer_of(given: Any) -> Any:
@@ -231,12 +281,11 @@ def is_clap(scorer: Any) -> bool:
 
 
 def extract_columns(
-    name: str,
     clips: Mapping[str, AudioRef],
     extractors: Sequence[Extractor],
     cache: ArrayCache | None,
     advance: Advance,
-) -> SystemFeatures:
+) -> dict[str, dict[str, Any]]:
     """All extractors' columns of a system's clips; each clip is decoded at most once, and only where no cache helps.
 
     Raises AudioError naming a clip that cannot be decoded.
@@ -248,19 +297,20 @@ def extract_columns(
         hashes = {key: clips[key].hash() for key in part} if cache else {}
         decoded: dict[str, Decoded] = {}
         for extractor in extractors:
-            names = {key: f"{extractor.key}/{hashes[key]}" for key in part} if cache else {}
-            cached = cache.get(list(names.values())) if cache else {}
+            store = cache if extractor.cached else None
+            names = {key: f"{extractor.key}/{hashes[key]}" for key in part} if store else {}
+            cached = store.get(list(names.values())) if store else {}
             rows = {key: cached[name] for key, name in names.items() if name in cached}
             fresh = [key for key in part if key not in rows]
             decoded |= {key: clips[key].samples() for key in fresh if key not in decoded}
-            extracted = extractor.extract([decoded[key] for key in fresh]) if fresh else {}
+            extracted = extractor.extract(fresh, [decoded[key] for key in fresh]) if fresh else {}
             rows |= {key: {name: cells[n] for name, cells in extracted.items()} for n, key in enumerate(fresh)}
-            if cache and fresh:
-                cache.put({names[key]: rows[key] for key in fresh})
+            if store and fresh:
+                store.put({names[key]: rows[key] for key in fresh})
             for column in extractor.columns:
                 columns.setdefault(column, {}).update((key, rows[key][column]) for key in part)
         advance(len(part))
-    return SystemFeatures(name, columns)
+    return columns
 
 
 def named_events(places: np.ndarray, classes: Sequence[str]) -> tuple[Event, ...]:

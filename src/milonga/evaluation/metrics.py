@@ -138,37 +138,16 @@ def _divergence(rule: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callabl
     return lambda logits, reference, prompt: float(rule(reference[None], logits[None])[0])
 
 
-def _frechet(rows: Rows, real: Rows) -> float:
-    return metrics.frechet_distance(rows.values, real.values)
-
-
 def _frechet_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -> np.ndarray:
     return bootstrap.frechet_draws(rows.values, real.values, rows.counts(own), real.counts(others))
 
 
-def _frechet_infinity(rows: Rows, real: Rows) -> float:
-    return distances.frechet_infinity(rows.values, real.values, rows.clip, rows.seed)
-
-
-def _frechet_infinity_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _infinity_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -> np.ndarray:
     return distances.frechet_infinity_draws(rows.values, real.values, own, real.counts(others), rows.clip)
 
 
-def _kernel(rows: Rows, real: Rows) -> float:
-    return distances.KernelDistance(rows.values, real.values).value
-
-
 def _kernel_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    kernels = distances.KernelDistance(rows.values, real.values)
-    return kernels.of_draws(rows.counts(own), real.counts(others))
-
-
-def _inception(rows: Rows, real: None) -> float:
-    return metrics.inception_score(rows.values, IS_SPLITS)[0]
-
-
-def _inception_draws(rows: Rows, real: None, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return bootstrap.inception_draws(rows.values, own, IS_SPLITS)
+    return distances.KernelDistance(rows.values, real.values).of_draws(rows.counts(own), real.counts(others))
 
 
 def _inception_deviation(rows: Rows) -> str:
@@ -199,12 +178,20 @@ def _small_inception(clips: int, rows: int, width: int) -> str:
     return f"with {clips} clips in {IS_SPLITS} splits it cannot exceed {clips / IS_SPLITS:g}"
 
 
-def _set(name: str, title: str, value: Any, draws: Any, needs: str, meaning: str, **more: Any) -> Metric:
+def _set(name: str, title: str, needs: str, meaning: str, **more: Any) -> Metric:
     """A metric of a set with two decimals; a distance to the real clips unless `more` says otherwise."""
     settings: dict[str, Any] = {"reference": True, "higher": False, "digits": 2} | more
-    return Metric(name, title, value, needs, "set", meaning, draws=draws, **settings)
+    return Metric(name, title, needs=needs, kind="set", meaning=meaning, **settings)
 
 
+_FRECHET: dict[str, Any] = {
+    "value": lambda rows, real: metrics.frechet_distance(rows.values, real.values),
+    "draws": _frechet_draws, "caution": _small_frechet,
+}  # fmt: skip
+_INFINITY: dict[str, Any] = {
+    "value": lambda rows, real: distances.frechet_infinity(rows.values, real.values, rows.clip, rows.seed),
+    "draws": _infinity_draws, "caution": _small_infinity, "least": 10, "most": 100,
+}  # fmt: skip
 _VGGISH = "rows of 0.96 s, drawn by clip"
 BUILT_IN = (
     Metric("clap", "{clap_title}", needs="clap", meaning="cosine similarity of caption and clip, by {clap}",
@@ -222,27 +209,25 @@ BUILT_IN = (
            meaning="of the clips with every event of the caption, those in its order, by {tagger}"),
     Metric("exact_match", "Exact match", _of_scene(metrics.exact_match), "events", unit="%", binary=True, scene=1,
            meaning="clips with every event of the caption, in its order, and no other, by {tagger}", headline=True),
-    _set("fad", "FAD", _frechet, _frechet_draws, "vggish", "Fréchet distance to the real clips on VGGish rows",
-         stamp=_VGGISH, caution=_small_frechet),
-    _set("fad_inf", "FAD∞", _frechet_infinity, _frechet_infinity_draws, "vggish", "FAD extrapolated to infinite N",
-         stamp=_VGGISH, caution=_small_infinity, least=10, most=100),
-    _set("fd", "FD", _frechet, _frechet_draws, "embedding",
-         "Fréchet distance to the real clips on {classifier} features", caution=_small_frechet, headline=True),
-    _set("fd_inf", "FD∞", _frechet_infinity, _frechet_infinity_draws, "embedding", "FD extrapolated to infinite N",
-         caution=_small_infinity, least=10, most=100),
-    _set("kad", "KAD", _kernel, _kernel_draws, "embedding",
-         "kernel distance to the real clips on {classifier} features: unbiased, may be negative",
-         stamp="Gaussian, median of the reference, ×100"),
+    _set("fad", "FAD", "vggish", "Fréchet distance to the real clips on VGGish rows", stamp=_VGGISH, **_FRECHET),
+    _set("fad_inf", "FAD∞", "vggish", "FAD extrapolated to infinite N", stamp=_VGGISH, **_INFINITY),
+    _set("fd", "FD", "embedding", "Fréchet distance to the real clips on {classifier} features", headline=True,
+         **_FRECHET),
+    _set("fd_inf", "FD∞", "embedding", "FD extrapolated to infinite N", **_INFINITY),
+    _set("kad", "KAD", "embedding", "kernel distance to the real clips on {classifier} features: unbiased,"
+         " may be negative", value=lambda rows, real: distances.KernelDistance(rows.values, real.values).value,
+         draws=_kernel_draws, stamp="Gaussian, median of the reference, ×100"),
     Metric("kl", "KL", _divergence(metrics.kl_softmax), "logits", higher=False, reference=True,
            meaning="divergence of the class probabilities from the real clip's, by {classifier}",
            stamp="softmax, reference ‖ generated"),
     Metric("kl_sigmoid", "KL sigmoid", _divergence(metrics.kl_sigmoid), "logits", higher=False, digits=2,
            reference=True, meaning="the AudioLDM toolkit's sum over independent classes, by {classifier}",
            stamp="no divergence: (1−p) left out", default=False),
-    _set("is", "IS", _inception, _inception_draws, "logits",
-         "inception score on {classifier} classes: each clip certain, the set diverse", reference=False, higher=True,
-         least=IS_SPLITS, stamp=f"mean of {IS_SPLITS} splits, order by RandomState(2020)",
-         detail=_inception_deviation, caution=_small_inception),
+    _set("is", "IS", "logits", "inception score on {classifier} classes: each clip certain, the set diverse",
+         reference=False, higher=True, least=IS_SPLITS, caution=_small_inception, detail=_inception_deviation,
+         value=lambda rows, real: metrics.inception_score(rows.values, IS_SPLITS)[0],
+         draws=lambda rows, real, own, others: bootstrap.inception_draws(rows.values, own, IS_SPLITS),
+         stamp=f"mean of {IS_SPLITS} splits, order by RandomState(2020)"),
     Metric("psnr", "PSNR", digits=2, meaning="signal-to-noise ratio of mel images against the original clip, in dB"),
     Metric("ssim", "SSIM", meaning="structural similarity of mel images with the original clip's"),
     Metric("ssim_stft", "SSIM STFT", meaning="structural similarity of magnitudes with the original clip's"),
