@@ -221,6 +221,16 @@ def test_a_kept_answer_is_checked_again(tmp_path):
         assert ask(perturber(server, tmp_path)) == GOOD
 
 
+def test_an_answer_of_the_first_edition_is_read(tmp_path):
+    with chat_server([says(NUMBERED)]) as server:
+        ask(perturber(server, tmp_path))
+        (file,) = tmp_path.iterdir()
+        answer = json.loads(file.read_text())
+        file.write_text(json.dumps({"asked": answer.pop("request"), **answer}))
+        assert ask(perturber(server, tmp_path)) == GOOD
+    assert len(server.words) == 1
+
+
 def test_threads_share_a_perturber_and_ask_the_same_question_once(tmp_path):
     def script(words, place):
         return 200, {}, says(NUMBERED)[2], 0.05

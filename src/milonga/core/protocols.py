@@ -1,10 +1,10 @@
-"""The parts that a run is put together from, as Protocols: the smallest thing each stage asks for.
+"""The parts of a run as Protocols: what each stage needs of a model, a scorer, a tagger, a perturber and an engine.
 
-A stage receives its parts as arguments; which class stands behind one is decided on the top floor (`app.registry`).
+Stages receive their parts as arguments; `experiment.registry` decides which class implements one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,37 +12,37 @@ from milonga.core.records import Clip, Event, Prompt, Request
 
 
 class Model(Protocol):
-    """Makes clips from requests."""
+    """Generates clips from requests."""
 
     name: str
     rate: int
 
     def generate(self, requests: Sequence[Request]) -> list[Clip]:
-        """One clip per request, each from its own words, steps, guidance and seed, whatever else is in the batch."""
+        """One clip per request, from its own words, steps, guidance and seed; it does not depend on the batch."""
         ...
 
 
 class WatchedModel(Model, Protocol):
-    """A model whose work can be watched, and ended, between its denoising steps."""
+    """A model that reports each denoising step and can be stopped between two of them."""
 
     def generate(self, requests: Sequence[Request], on_step: Callable[[int], None] | None = None) -> list[Clip]:
-        """As `Model.generate`; `on_step` is given the steps done, from 1 on, and what it raises ends the work."""
+        """As `Model.generate`; `on_step` is given the number of steps done, from 1 on, and may raise to stop."""
         ...
 
 
 class Scorer(Protocol):
-    """Says how well a clip fits a text."""
+    """Scores how well a clip matches a text."""
 
     name: str
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
-        """Cosine similarities, shape (N,), of N clips with N texts; NaN where a clip cannot be judged."""
+        """Scores, shape (N,), of N clips with N texts, higher for better; NaN where a clip cannot be scored."""
         ...
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Places clips and texts in one space, where near means that they fit: what a CLAP does before it scores."""
+    """Embeds clips and texts in one space, in which a clip is near to a text that describes it, as a CLAP does."""
 
     name: str
 
@@ -56,13 +56,13 @@ class Embedder(Protocol):
 
 
 class Tagger(Protocol):
-    """Hears which events are in a clip, and when."""
+    """Detects which events are in a clip, and when."""
 
     name: str
     classes: tuple[str, ...]
 
     def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
-        """The events heard in each of N clips, sorted by onset."""
+        """The events detected in each of N clips, sorted by onset."""
         ...
 
     def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ class Tagger(Protocol):
 
 
 class TextEmbedder(Protocol):
-    """Places sentences in a space where near means alike."""
+    """Embeds sentences in a space in which similar ones are near."""
 
     name: str
 
@@ -81,41 +81,26 @@ class TextEmbedder(Protocol):
 
 
 class Perturber(Protocol):
-    """Rewrites a caption into close but wrong ones."""
+    """Rewrites a caption into close but wrong ones.
+
+    A perturber that several threads may call at once also has `concurrency: int` (how many) and `stop()`, which makes
+    calls in progress end soon, by an error. One that uses a paid service also has `spent()`: a dict of `requests`,
+    `tokens_in`, `tokens_out`, `cached` answers and `cost` (None: not known).
+    """
 
     name: str
 
     def perturb(self, prompt: Prompt, count: int, temporal: bool, seed: int) -> list[str]:
         """Up to `count` distinct wrong captions of similar length; `temporal` asks for changes of order as well.
 
-        Fewer than `count` (even none) come back when the caption does not allow more; the caller records that, and
-        keeps the reason of a DataError, which says that this caption is refused.
+        Fewer than `count` (even none) come back when the caption does not allow more; the caller records that. Raises
+        DataError, whose text is recorded, where this caption is refused.
         """
         ...
 
 
-@runtime_checkable
-class ConcurrentPerturber(Perturber, Protocol):
-    """A perturber that may be asked by several threads at once, and answers each as if it were alone."""
-
-    concurrency: int
-
-    def stop(self) -> None:
-        """Lets every call that is under way end soon, by an error; there will be no further one."""
-        ...
-
-
-@runtime_checkable
-class PaidPerturber(Perturber, Protocol):
-    """A perturber that uses a service which counts, and may bill, what it is asked."""
-
-    def spent(self) -> dict[str, Any]:
-        """What was used so far: `requests`, `tokens_in`, `tokens_out`, `cached` answers, `cost` (None: not known)."""
-        ...
-
-
 class Engine(Protocol):
-    """Where sharded work runs."""
+    """Runs sharded work."""
 
     name: str
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
 from milonga.core.progress import tracked
-from milonga.core.protocols import PaidPerturber, Perturber
+from milonga.core.protocols import Perturber
 from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
 from milonga.core.store import Shards, complete, cut, shard_name, write_json, write_text
 from milonga.experiment.context import Context, needed
@@ -89,8 +89,8 @@ def plan(context: Context) -> None:
 
 def tell_spent(context: Context, perturber: Perturber) -> None:
     """Notes what a perturber took of a paid service, in metrics/perturber.json and on stderr; others took nothing."""
-    if isinstance(perturber, PaidPerturber):
-        spent = perturber.spent()
+    if hasattr(perturber, "spent"):
+        spent = perturber.spent()  # type: ignore[attr-defined]
         write_json(context.run.path / "metrics" / "perturber.json", spent)
         cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
         told = f"{spent['requests']} requests, {spent['tokens_in']} + {spent['tokens_out']} tokens"

@@ -1,7 +1,6 @@
-"""One question to an OpenAI-compatible server: where it is, what it answered, and what a failure means.
+"""One request to an OpenAI-compatible server: its address, its answer, and what a failure means.
 
-The key is read from the environment and goes to the server alone: whatever a server sends back is freed of it before
-anyone sees it.
+The key is read from the environment and goes to the server alone: it is removed from whatever the server sends back.
 """
 
 import os
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError
 
 from milonga.core.errors import DataError, RecipeError, ServiceError
-from milonga.perturbers.answers import shortened
+from milonga.perturbers.prompting import shortened
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -137,7 +136,7 @@ class Server:
         except APIConnectionError as error:
             failure = NoAnswerError(f"no connection ({type(error.__cause__ or error).__name__})")
         except APIStatusError as error:
-            failure = self._meaning(error)
+            failure = self._failure(error)
         raise failure from None  # the client's errors hold the request, and that the key
 
     def _read(self, body: bytes) -> Reply:
@@ -146,44 +145,44 @@ class Server:
         except ValidationError:
             raise NoAnswerError("an answer that is not a chat completion") from None
         choice, usage = answer.choices[0], answer.usage or _Usage()
-        text, refusal = self._freed(choice.message.content or ""), self._freed(choice.message.refusal or "")
+        text, refusal = self._redact(choice.message.content or ""), self._redact(choice.message.refusal or "")
         flaw = "it was cut off at the length limit" if choice.finish_reason == "length" else ""
         if refusal or choice.finish_reason == "content_filter":
             flaw = f"the model refused: {shortened(refusal or text or 'content filter')}"
         return Reply(text, flaw, usage.prompt_tokens or 0, usage.completion_tokens or 0)
 
-    def _meaning(self, error: "APIStatusError") -> Exception:
-        """What a status other than 200 says about asking again."""
+    def _failure(self, error: "APIStatusError") -> Exception:
+        """The error of a status other than 200: whether a retry may help, and what to change."""
         status, code = error.status_code, getattr(error, "code", None)
-        said = f"HTTP {status} {shortened(self._said(error))}"
+        message = f"HTTP {status} {shortened(self._message(error))}"
         where = f"{self.endpoint.url}, model {self.endpoint.model}"
         if code in _FILTERED:
-            return DataError(f"the server's filter refused the caption: {said}")
+            return DataError(f"the server's filter refused the caption: {message}")
         if code == "insufficient_quota":
-            return ServiceError(f"{where}: no quota left: {said}; what was answered is kept, so run again later")
+            return ServiceError(f"{where}: no quota left: {message}; earlier answers are stored, so run again later")
         if status in (408, 409, 425, 429) or status >= 500:
-            return NoAnswerError(said, _retry_after(error.response.headers))
+            return NoAnswerError(message, _retry_after(error.response.headers))
         if status in (401, 403):
-            return ServiceError(f"{where}: the key is missing or refused: {said}; set MILONGA_LLM_KEY")
-        return ServiceError(f"{where}: {said}; check plan.perturber")
+            return ServiceError(f"{where}: the key is missing or refused: {message}; set MILONGA_LLM_KEY")
+        return ServiceError(f"{where}: {message}; check plan.perturber")
 
-    def _said(self, error: "APIStatusError") -> str:
+    def _message(self, error: "APIStatusError") -> str:
         body: Any = error.body
-        said = body.get("message") if isinstance(body, dict) else body
-        return self._freed(said) if isinstance(said, str) else ""
+        message = body.get("message") if isinstance(body, dict) else body
+        return self._redact(message) if isinstance(message, str) else ""
 
-    def _freed(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the header says them, in seconds or as a date; at most LONGEST_WAIT, None without a header."""
-    said = headers.get("retry-after", "")
+    message = headers.get("retry-after", "")
     try:
-        seconds = float(said)
+        seconds = float(message)
     except ValueError:
         try:
-            date = parsedate_to_datetime(said)
+            date = parsedate_to_datetime(message)
         except ValueError:
             return None  # no header, or one that says nothing
         seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()

@@ -1,7 +1,7 @@
-"""The language-model perturber: the paper's own way to wrong captions (Table 1), over any OpenAI-compatible server.
+"""The language-model perturber: wrong captions as the paper makes them (Table 1), by any OpenAI-compatible server.
 
-A language model has no seed that could be relied on: what makes a run repeatable is the cache of its answers, one file
-for each model and question, which any number of runs and threads share. An answer is checked anew each time it is read.
+A language model has no reliable seed. What makes a run repeatable is the cache of its answers, one file for each model
+and request, which any number of runs and threads share. An answer is checked anew each time it is read.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from milonga.core.cache import cache_folder
 from milonga.core.config import Asking
@@ -19,20 +19,20 @@ from milonga.core.errors import DataError, ServiceError, StoreError
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Prompt, Record
 from milonga.core.store import read_json, write_json
-from milonga.perturbers.answers import accepted
 from milonga.perturbers.endpoint import Endpoint, NoAnswerError, Reply, Server
-from milonga.perturbers.instructions import again, instructions
+from milonga.perturbers.prompting import request, usable_captions
 
 PATIENCE = 3  # captions in a row without any answer, before the server counts as gone
 LONGEST_PAUSE = 60.0
+Check = Callable[[str], tuple[list[str], str]]  # an answer → its usable captions, or none and the problem
 
 
 class Answer(Record):
-    """A model's answer that served, with its question and the tokens it took: one file of the cache."""
+    """A model's usable answer, with its request and the tokens it took: one file of the cache."""
 
     url: str
     model: str
-    asked: str
+    request: str = Field(validation_alias=AliasChoices("request", "asked"))
     count: int
     answer: str
     tokens_in: int
@@ -41,7 +41,7 @@ class Answer(Record):
 
 @dataclass(frozen=True)
 class Spent:
-    """What perturbing took: requests and their tokens, and the tokens that answers from the cache once took."""
+    """What perturbing used: requests and their tokens, and the tokens that answers from the cache once used."""
 
     requests: int = 0
     tokens_in: int = 0
@@ -52,12 +52,12 @@ class Spent:
 
 
 def named(name: str, asking: Asking | None = None) -> "LlmPerturber":
-    """The perturber `llm:MODEL@URL`, its answers, which were paid for, kept; raises RecipeError as its parts do."""
+    """The perturber `llm:MODEL@URL` with its answers in the user's cache; raises RecipeError as its parts do."""
     return LlmPerturber(Endpoint.of(name), cache_folder("llm"), asking)
 
 
 class LlmPerturber:
-    """Asks a language model; `llm:MODEL@URL` is its name. Threads may share it.
+    """A `Perturber` that asks a language model; `llm:MODEL@URL` is its name. Threads may share it.
 
     `pause` is the first wait in seconds after a failure, doubled with each further one. Raises RecipeError when the
     `openai` client is not installed.
@@ -75,77 +75,84 @@ class LlmPerturber:
     def perturb(self, prompt: Prompt, count: int, temporal: bool, seed: int) -> list[str]:
         """`count` distinct wrong captions, from the cache or the server; `seed` only spreads the waits.
 
-        Raises DataError when no answer would do, with the last one's problem; ServiceError when the server refuses key
+        Raises DataError when no answer is usable, with the last one's problem; ServiceError when the server refuses key
         or model, or left `PATIENCE` captions in a row without an answer. No refusal is cached.
         """
         if count < 1:
             return []
-        asked = instructions(prompt.text, count, temporal)
-        name = content_id(self._endpoint.url, self._endpoint.model, asked, count)
+        first = request(prompt.text, count, temporal)
+        path = self._cache / f"{content_id(self._endpoint.url, self._endpoint.model, first, count)}.json"
 
         def check(text: str) -> tuple[list[str], str]:
-            return accepted(text, prompt.text, count, temporal)
+            return usable_captions(text, prompt.text, count, temporal)
+
+        def ask(problem: str) -> Reply:
+            return self._ask(request(prompt.text, count, temporal, problem))
 
         with self._lock:
-            busy = self._busy[name]
-        with busy:  # the same question twice is asked once
-            return self._kept(name, check) or self._answered(name, asked, count, check, seed)
+            busy = self._busy[path.name]
+        with busy:  # the same request twice is sent once
+            captions = self._from_cache(path, check)
+            if not captions:
+                captions, reply = self._from_server(ask, check, seed)
+                answer = Answer(
+                    url=self._endpoint.url, model=self._endpoint.model, request=first, count=count, answer=reply.text,
+                    tokens_in=reply.tokens_in, tokens_out=reply.tokens_out,
+                )  # fmt: skip
+                write_json(path, answer.model_dump())
+            return captions
 
     def stop(self) -> None:
-        """Ends waits and further attempts; a request that is under way ends with its answer or its time-out."""
+        """Ends waits and further attempts; a request in progress ends with its answer or its time-out."""
         self._stopped.set()
 
     def spent(self) -> dict[str, Any]:
         """Requests and tokens so far, failed attempts included, and their cost where both prices are known."""
         spent, asking = self._spent, self.asking
-        told: dict[str, Any] = {"perturber": self.name, **asdict(spent), "cost": None}
+        cost = None
         if asking.price_in is not None and asking.price_out is not None:
-            told["cost"] = (spent.tokens_in * asking.price_in + spent.tokens_out * asking.price_out) / 1e6
-        return told
+            cost = (spent.tokens_in * asking.price_in + spent.tokens_out * asking.price_out) / 1e6
+        return {"perturber": self.name, **asdict(spent), "cost": cost}
 
-    def _kept(self, name: str, check: Callable[[str], tuple[list[str], str]]) -> list[str]:
-        """The captions of a cached answer, none where there is no sound one: then the model is asked."""
-        path = self._cache / f"{name}.json"
+    def _from_cache(self, path: Path, check: Check) -> list[str]:
+        """The captions of a cached answer; none where there is no usable one, so that the model is asked."""
         if not path.exists():
             return []
         try:
-            kept = Answer.model_validate(read_json(path))
+            cached = Answer.model_validate(read_json(path))
         except (StoreError, ValidationError):
             return []
-        captions, _ = check(kept.answer)
+        captions, _ = check(cached.answer)
         if captions:
-            self._count(cached=1, cached_tokens_in=kept.tokens_in, cached_tokens_out=kept.tokens_out)
+            self._count(cached=1, cached_tokens_in=cached.tokens_in, cached_tokens_out=cached.tokens_out)
         return captions
 
-    def _answered(
-        self, name: str, asked: str, count: int, check: Callable[[str], tuple[list[str], str]], seed: int
-    ) -> list[str]:
-        """Asks until an answer serves: at once after a bad answer, after a growing pause after none."""
-        problem, failure, heard = "", "", False
+    def _from_server(self, ask: Callable[[str], Reply], check: Check, seed: int) -> tuple[list[str], Reply]:
+        """Asks until an answer is usable: at once after a bad answer, after a growing pause after none."""
+        problem, failure, answered = "", "", False
         for attempt in range(self.asking.attempts):
             try:
-                reply = self._ask(again(asked, problem))
+                reply = ask(problem)
             except NoAnswerError as error:
                 failure = str(error)
                 if attempt + 1 < self.asking.attempts:
                     self._rest(attempt, error.wait, seed)
                 continue
-            heard = True
+            answered = True
             captions, problem = ([], reply.flaw) if reply.flaw else check(reply.text)
             failure = problem
             if captions:
-                self._keep(name, asked, count, reply)
-                return captions
-        if not heard:
+                return captions, reply
+        if not answered:
             self._note_silence(failure)
         raise DataError(f"{self.name}: refused after {self.asking.attempts} attempts: {failure}")
 
-    def _ask(self, words: str) -> Reply:
+    def _ask(self, message: str) -> Reply:
         if self._stopped.is_set():
             raise ServiceError(self._reason)
         self._count(requests=1)
         try:
-            reply = self._server.ask(words)
+            reply = self._server.ask(message)
         except ServiceError as error:
             raise self._ended(str(error)) from None
         self._count(tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
@@ -164,28 +171,16 @@ class LlmPerturber:
             gone = self._silent >= PATIENCE
         if gone:
             raise self._ended(
-                f"{self.name} left {PATIENCE} captions in a row without an answer ({failure}); what was answered is "
-                "kept: run again when the server is well"
+                f"{self.name} left {PATIENCE} captions in a row without an answer ({failure}); earlier answers are "
+                "stored: run again when the server is well"
             )
 
     def _ended(self, reason: str) -> ServiceError:
-        """The error that ends all asking: no other thread need find it out for itself, and each tells the cause."""
+        """The error that ends all requests: every other thread raises it too, with the same cause."""
         with self._lock:
             self._reason = self._reason if self._stopped.is_set() else reason
             self._stopped.set()
             return ServiceError(self._reason)
-
-    def _keep(self, name: str, asked: str, count: int, reply: Reply) -> None:
-        answer = Answer(
-            url=self._endpoint.url,
-            model=self._endpoint.model,
-            asked=asked,
-            count=count,
-            answer=reply.text,
-            tokens_in=reply.tokens_in,
-            tokens_out=reply.tokens_out,
-        )
-        write_json(self._cache / f"{name}.json", answer.model_dump())
 
     def _count(self, **more: int) -> None:
         with self._lock:

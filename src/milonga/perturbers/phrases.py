@@ -1,7 +1,7 @@
-"""How the rule perturber sees a caption: phrases between connectives, their order in time, and sounds to put in.
+"""A caption as the rule perturber takes it apart: phrases between connectives, their order in time, sounds to insert.
 
-It must cope with any English caption, so it never needs to understand a phrase: it only asks whether the phrase is a
-clause ("a dog barks") or nominal ("a dog barking"), which decides what may stand after "while" or "followed by".
+It must handle any English caption, so it needs no understanding of a phrase: only whether the phrase is a clause
+("a dog barks") or nominal ("a dog barking"), which decides what may stand after "while" or "followed by".
 """
 
 import re
@@ -22,7 +22,7 @@ _AUXILIARIES = frozenset(("is", "are", "was", "were", "can", "does", "do", "has"
 _DETERMINERS = frozenset(("a", "an", "the", "some", "several", "his", "her", "its", "their", "of"))
 
 _PRONOUNS = frozenset(("it", "its", "he", "his", "she", "her", "they", "their"))
-# Of these participles something else is the subject: "turning off" is no sound without what was told before it.
+# The subject of these participles stands before the phrase: "turning off" is no sound by itself.
 _BOUND = frozenset(
     ("turning", "starting", "stopping", "slowing", "speeding", "fading", "getting", "growing", "going", "shutting")
 )
@@ -62,11 +62,11 @@ class Sound:
 
 
 def _sounds(kin: str, *rows: str) -> list[Sound]:
-    made = []
-    for row in rows:
-        subject, finite, participle, keys = row.split("|", 3)
-        made.append(Sound(subject, finite, participle, kin, re.compile(rf"\b(?:{keys})", re.IGNORECASE)))
-    return made
+    cells = [row.split("|", 3) for row in rows]
+    return [
+        Sound(subject, finite, participle, kin, re.compile(rf"\b(?:{keys})", re.IGNORECASE))
+        for subject, finite, participle, keys in cells
+    ]
 
 
 SOUNDS: tuple[Sound, ...] = (
@@ -122,57 +122,57 @@ class Phrase:
     text: str
 
 
-def phrases(caption: str) -> list[Phrase]:
+def split_phrases(caption: str) -> list[Phrase]:
     """The caption cut at its connectives; an "and", "with" or comma that joins no two sounds does not cut."""
     plain = _IDLE.sub("", caption.strip().rstrip(" .!"))
     cut = _LINK.split(plain)
     links = [""] + [(word or ",").lower() for word in cut[1::2]]
-    found: list[Phrase] = []
+    phrases: list[Phrase] = []
     for link, text in zip(links, cut[0::2], strict=True):
-        last = found[-1] if found else None
+        last = phrases[-1] if phrases else None
         if last and not last.text:
-            found[-1] = Phrase(link, text)
+            phrases[-1] = Phrase(link, text)
         elif last and not text.strip():
             continue
         elif last and _is_open(last.text):  # "and is then revved" is one doing
-            found[-1] = Phrase(last.link, f"{last.text} {link} {text}")
+            phrases[-1] = Phrase(last.link, f"{last.text} {link} {text}")
         elif last and link in _LOOSE and not (_is_sound(last.text) and _is_sound(text)):
-            if link == "," and last.link in ("after", "before", "as", "while") and len(found) == 1:
-                found.append(Phrase(link, text))
+            if link == "," and last.link in ("after", "before", "as", "while") and len(phrases) == 1:
+                phrases.append(Phrase(link, text))
             else:
-                found[-1] = Phrase(last.link, last.text + (", " if link == "," else f" {link} ") + text)
+                phrases[-1] = Phrase(last.link, last.text + (", " if link == "," else f" {link} ") + text)
         else:
-            found.append(Phrase(link, text))
-    return [Phrase(one.link, lowered(one.text)) for one in found if one.text]
+            phrases.append(Phrase(link, text))
+    return [Phrase(phrase.link, lowered(phrase.text)) for phrase in phrases if phrase.text]
 
 
-def timeline(found: list[Phrase]) -> list[str]:
+def timeline(phrases: list[Phrase]) -> list[str]:
     """The caption's phrases in order of time, those that overlap written together.
 
-    One entry where no order is told; empty where it is told in a way that is not plain ("a then b after c").
+    One entry where the caption states no order; empty where it states one that is ambiguous ("a then b after c").
     """
     groups: list[list[Phrase]] = []
-    for place, one in enumerate(found):
-        opens = place == 1 and found[0].link in ("after", "before") and one.link == ","
-        if not groups or opens or one.link in (*_THEN, "after"):
-            groups.append([Phrase("", one.text)])
+    for place, phrase in enumerate(phrases):
+        opens = place == 1 and phrases[0].link in ("after", "before") and phrase.link == ","
+        if not groups or opens or phrase.link in (*_THEN, "after"):
+            groups.append([Phrase("", phrase.text)])
         else:
-            groups[-1].append(one)
+            groups[-1].append(phrase)
     texts = [joined(group) for group in groups]
-    if found[0].link == "before":
+    if phrases[0].link == "before":
         return [*texts[1:], texts[0]]
-    cuts = [one.link for one in found[1:] if one.link in (*_THEN, "after")]
+    cuts = [phrase.link for phrase in phrases[1:] if phrase.link in (*_THEN, "after")]
     if "after" not in cuts:
         return texts
-    plain = cuts.index("after") == 0 and cuts.count("after") == 1 and not found[0].link
+    plain = cuts.index("after") == 0 and cuts.count("after") == 1 and not phrases[0].link
     return [texts[1], texts[0], *texts[2:]] if plain else []
 
 
-def joined(found: list[Phrase]) -> str:
+def joined(phrases: list[Phrase]) -> str:
     """The phrases with their connectives, as a caption without capital or full stop."""
     text = ""
-    for one in found:
-        text += f", {one.text}" if one.link == "," else f" {one.link} {one.text}"
+    for phrase in phrases:
+        text += f", {phrase.text}" if phrase.link == "," else f" {phrase.link} {phrase.text}"
     return " ".join(text.split())
 
 
@@ -185,10 +185,12 @@ def is_clause(text: str) -> bool:
     if not words or words[0].endswith("ing"):  # "typing occurs" is a clause, "typing on a keyboard" is not
         return any(word.endswith("s") and _is_verb(word) for word in words[1:2])
     compounds = {
-        one for one, after in pairs if after.endswith("ing") and one not in _ASPECT
+        word for word, after in pairs if after.endswith("ing") and word not in _ASPECT
     }  # "a tool drill operating"
-    words_before = [(one, word) for one, word in pairs if word not in compounds]
-    verbs = any(one not in _DETERMINERS and not one.endswith("'s") and _is_verb(word) for one, word in words_before)
+    words_before = [(before, word) for before, word in pairs if word not in compounds]
+    verbs = any(
+        before not in _DETERMINERS and not before.endswith("'s") and _is_verb(word) for before, word in words_before
+    )
     # A verb that is not listed: "a turbine whines" has a word in -s that is no plural after "of", and no -ing.
     ends = [word for before, word in pairs[1:] if before not in (*_DETERMINERS, *_PREPOSITIONS)]
     unlisted = words[0] in ("a", "an") and any(re.fullmatch(r"[a-z]+[^aisu']s", word) for word in ends)
@@ -202,9 +204,7 @@ def begins_with_verb(text: str) -> bool:
 
 
 def lacks_subject(text: str) -> bool:
-    """Whether a phrase speaks of what was told before it, so that it cannot stand first: "laughs", "it idles",
-    "turning off".
-    """
+    """Whether a phrase needs the one before it, so that it cannot stand first: "laughs", "it idles", "turning off"."""
     return begins_with_verb(text) or _first(text) in _PRONOUNS | _BOUND
 
 

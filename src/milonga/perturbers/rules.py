@@ -22,7 +22,7 @@ from milonga.perturbers.phrases import (
     is_clause,
     joined,
     lacks_subject,
-    phrases,
+    split_phrases,
     timeline,
 )
 
@@ -57,12 +57,12 @@ class RulePerturber:
         With `temporal`, every one changes the order of events or the events of an ordered caption (Table 1, strategy
         3). A caption without a word gives none.
         """
-        found = phrases(prompt.text)
-        if not found:
+        phrases = split_phrases(prompt.text)
+        if not phrases:
             return []
         rng = np.random.default_rng(seed)
         changes = (_reordered, _moved, _reordered, _added_in_time) if temporal else _CHANGES
-        fitting = [(text for text in change(found, rng) if similar_length(text, prompt.text)) for change in changes]
+        fitting = [(text for text in change(phrases, rng) if similar_length(text, prompt.text)) for change in changes]
         distinct: dict[str, str] = {}
         for text in _in_turns(fitting):
             if len(distinct) == count:
@@ -93,9 +93,9 @@ def _in_turns(changes: Iterable[Iterable[str]]) -> Iterator[str]:
         yield from (text for text in row if text)
 
 
-def _another_speaker(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+def _another_speaker(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """ "A man speaks" -> "A woman speaks": one speaker changed, the rest left alone; none where a pronoun means one."""
-    text = joined(found)
+    text = joined(phrases)
     if _PRONOUN.search(text):
         return
     for match in _shuffled(list(_SPEAKER.finditer(text)), rng):
@@ -103,39 +103,39 @@ def _another_speaker(found: list[Phrase], rng: np.random.Generator) -> Iterable[
             yield text[: match.start()] + other + text[match.end() :]
 
 
-def _replaced(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+def _replaced(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """One phrase replaced by a sound of its kin first, then by any other that the caption does not hold."""
-    for place, sound in _crossed(found, rng):
-        yield joined(_with_sound(found, place, sound))
+    for place, sound in _crossed(phrases, rng):
+        yield joined(_with_sound(phrases, place, sound))
 
 
-def _dropped(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+def _dropped(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """One phrase left out, connective and all; what would be left without a subject is not offered."""
-    if len(found) < 2:
+    if len(phrases) < 2:
         return
-    for place in _shuffled(range(len(found)), rng):
-        rest = [*found[:place], *_after(found, place)]
+    for place in _shuffled(range(len(phrases)), rng):
+        rest = [*phrases[:place], *_after(phrases, place)]
         # "After a, b": the "after" stays only where its comma does.
-        rest[0] = Phrase(found[0].link if any(one.link == "," for one in rest[1:]) else "", rest[0].text)
+        rest[0] = Phrase(phrases[0].link if any(phrase.link == "," for phrase in rest[1:]) else "", rest[0].text)
         if not lacks_subject(rest[0].text) and rest[0].text:
             yield joined(rest)
 
 
-def _added(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+def _added(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """One more sound, together with the rest or after it."""
-    text, clause = joined(found), is_clause(found[-1].text)
+    text, clause = joined(phrases), is_clause(phrases[-1].text)
     for sound in _absent(text, rng):
         links = ("and", "while", "then") if clause else ("and", "followed by", "with")
-        yield f"{text} {_one_of(_others(links, found[-1].link), rng)} {sound.said(clause)}"
+        yield f"{text} {_one_of(_others(links, phrases[-1].link), rng)} {sound.said(clause)}"
 
 
-def _reordered(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+def _reordered(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """The same events in another order of time; overlapping ones come one after the other."""
-    groups = timeline(found)
+    groups = timeline(phrases)
     in_time = len(groups) > 1
     if len(groups) == 1:
-        groups = [one.text for one in found]
-    bound = any(one.link in _BINDING and begins_with_participle(one.text) for one in found)
+        groups = [phrase.text for phrase in phrases]
+    bound = any(phrase.link in _BINDING and begins_with_participle(phrase.text) for phrase in phrases)
     if bound or not 2 <= len(groups) <= 4 or any(lacks_subject(text) for text in groups):
         return
     orders = [order for order in permutations(groups) if list(order) != groups or not in_time]
@@ -143,24 +143,24 @@ def _reordered(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
         yield from _sequences(order, rng)
 
 
-def _moved(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+def _moved(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
     """Another order and another sound: strategy 3's captions are wrong in both ways (Table 1)."""
-    for place, sound in _crossed(found, rng):
-        changed = _with_sound(found, place, sound)
+    for place, sound in _crossed(phrases, rng):
+        changed = _with_sound(phrases, place, sound)
         yield next(iter(_reordered(changed, rng)), joined(changed))
 
 
-def _added_in_time(found: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
-    """A new event before or after what the caption tells."""
-    text, clause = joined(found), is_clause(found[-1].text)
-    next_link = found[1].link if len(found) > 1 else ""
+def _added_in_time(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:
+    """A new event before or after those of the caption."""
+    text, clause = joined(phrases), is_clause(phrases[-1].text)
+    next_link = phrases[1].link if len(phrases) > 1 else ""
     for sound in _absent(text, rng):
-        if rng.random() < 0.5 and not found[0].link and not lacks_subject(text):
-            begins = is_clause(found[0].text)
+        if rng.random() < 0.5 and not phrases[0].link and not lacks_subject(text):
+            begins = is_clause(phrases[0].text)
             link = _others((", then", " before" if begins else " followed by"), next_link)[0]
             yield f"{sound.said(begins)}{link} {text}"
         else:
-            link = _others(("then", "followed by") if clause else ("followed by", "then"), found[-1].link)[0]
+            link = _others(("then", "followed by") if clause else ("followed by", "then"), phrases[-1].link)[0]
             yield f"{text}, {link} {sound.said(clause and link == 'then')}"
 
 
@@ -189,35 +189,37 @@ def _sequences(order: tuple[str, ...], rng: np.random.Generator) -> Iterable[str
     yield text
 
 
-def _crossed(found: list[Phrase], rng: np.random.Generator) -> Iterator[tuple[int, Sound]]:
+def _crossed(phrases: list[Phrase], rng: np.random.Generator) -> Iterator[tuple[int, Sound]]:
     """(place, sound to put there), every place taking its turn, kin before strangers.
 
     A stranger is not put where nothing else of the caption would be left.
     """
-    whole = joined(found)
-    places = _shuffled(range(len(found)), rng)
+    caption = joined(phrases)
+    places = _shuffled(range(len(phrases)), rng)
     queues = []
     for place in places:
-        kin = {sound.kin for sound in SOUNDS if sound.keys.search(found[place].text)}
-        fitting = [one for one in _absent(whole, rng) if one.kin in kin or len(_with_sound(found, place, one)) > 1]
+        kin = {sound.kin for sound in SOUNDS if sound.keys.search(phrases[place].text)}
+        fitting = [
+            sound for sound in _absent(caption, rng) if sound.kin in kin or len(_with_sound(phrases, place, sound)) > 1
+        ]
         queues.append([(place, sound) for sound in sorted(fitting, key=lambda sound: sound.kin not in kin)])
     for row in zip_longest(*queues):
         yield from (pair for pair in row if pair)
 
 
-def _with_sound(found: list[Phrase], place: int, sound: Sound) -> list[Phrase]:
-    new = Phrase(found[place].link, sound.said(_wants_clause(found[place])))
-    rest = found[place + 1 :]
+def _with_sound(phrases: list[Phrase], place: int, sound: Sound) -> list[Phrase]:
+    new = Phrase(phrases[place].link, sound.said(_wants_clause(phrases[place])))
+    rest = phrases[place + 1 :]
     if rest and lacks_subject(rest[0].text):
         rest = rest[1:]  # "a man speaks and laughs": the second verb goes with its subject
-    return [*found[:place], new, *rest]
+    return [*phrases[:place], new, *rest]
 
 
-def _after(found: list[Phrase], place: int) -> list[Phrase]:
+def _after(phrases: list[Phrase], place: int) -> list[Phrase]:
     """What follows a phrase that is left out: "a with b and c" goes on as "a with c"."""
-    rest = found[place + 1 :]
+    rest = phrases[place + 1 :]
     if place and rest and rest[0].link in ("and", ","):
-        return [Phrase(found[place].link, rest[0].text), *rest[1:]]
+        return [Phrase(phrases[place].link, rest[0].text), *rest[1:]]
     return rest
 
 

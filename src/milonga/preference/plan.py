@@ -7,11 +7,12 @@ all of them listed, so nothing is generated twice.
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 from milonga.core.config import Strategy
 from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
-from milonga.core.protocols import ConcurrentPerturber, Perturber
+from milonga.core.protocols import Perturber
 from milonga.core.records import Prompt, Refusal, Request
 from milonga.preference.select import temporal
 
@@ -59,16 +60,17 @@ def _in_order(
 
     After an error or Ctrl-C nothing more is begun, and what is under way is told to stop.
     """
-    if not isinstance(perturber, ConcurrentPerturber):
+    shared: Any = perturber  # `concurrency` and `stop` are optional in the protocol
+    if not hasattr(shared, "concurrency"):
         yield from map(work, prompts)
         return
-    pool = ThreadPoolExecutor(perturber.concurrency, thread_name_prefix="perturb")
+    pool = ThreadPoolExecutor(shared.concurrency, thread_name_prefix="perturb")
     try:
         for future in [pool.submit(work, prompt) for prompt in prompts]:
             yield future.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)  # first, or those that stop would begin what waits
-        perturber.stop()
+        shared.stop()
         raise
     finally:
         pool.shutdown()

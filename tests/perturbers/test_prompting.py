@@ -5,8 +5,7 @@ from five_captions import CAPTION, GOOD, NUMBERED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milonga.perturbers.answers import accepted, captions_in
-from milonga.perturbers.instructions import again, instructions
+from milonga.perturbers.prompting import parse_captions, request, usable_captions
 from milonga.perturbers.rules import most_difference
 
 
@@ -34,8 +33,8 @@ from milonga.perturbers.rules import most_difference
     ],
 )
 def test_the_list_is_found(answer):
-    assert [text.rstrip(".") for text in captions_in(answer, 5)] == GOOD
-    assert len(accepted(answer, CAPTION, 5, temporal=True)[0]) == 5
+    assert [text.rstrip(".") for text in parse_captions(answer, 5)] == GOOD
+    assert len(usable_captions(answer, CAPTION, 5, temporal=True)[0]) == 5
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_the_list_is_found(answer):
     ],
 )
 def test_what_will_not_do_is_named_in_one_line(answer, problem):
-    captions, said = accepted(answer, CAPTION, 5, temporal=True)
+    captions, said = usable_captions(answer, CAPTION, 5, temporal=True)
     assert captions == []
     assert problem in said
     assert "\n" not in said
@@ -68,7 +67,7 @@ def test_what_will_not_do_is_named_in_one_line(answer, problem):
 
 def test_events_of_one_moment_have_no_order():
     answer = "1. Thunder rumbles while rain falls\n2. Hail falls while thunder rumbles"
-    captions, problem = accepted(answer, "Rain falls while thunder rumbles", 2, temporal=False)
+    captions, problem = usable_captions(answer, "Rain falls while thunder rumbles", 2, temporal=False)
     assert captions == []
     assert "tells the same events" in problem
     assert not problem.endswith("order")
@@ -77,23 +76,23 @@ def test_events_of_one_moment_have_no_order():
 def test_more_than_asked_makes_up_for_one_that_will_not_do():
     six = [GOOD[0], CAPTION, *GOOD[1:]]
     answer = "\n".join(f"{n}. {text}" for n, text in enumerate(six, 1))
-    assert accepted(answer, CAPTION, 5, temporal=True) == (GOOD, "")
+    assert usable_captions(answer, CAPTION, 5, temporal=True) == (GOOD, "")
 
 
 @given(st.text(max_size=400), st.integers(1, 6), st.booleans())
 def test_garbage_is_refused_and_never_crashes(answer, count, temporal):
-    captions, problem = accepted(answer, CAPTION, count, temporal)
+    captions, problem = usable_captions(answer, CAPTION, count, temporal)
     assert bool(captions) != bool(problem)
     assert len(captions) in (0, count)
 
 
 def test_every_requirement_of_the_paper_is_asked_for():
-    plain, ordered = instructions(CAPTION, 5, temporal=False), instructions(CAPTION, 5, temporal=True)
+    plain, ordered = request(CAPTION, 5, temporal=False), request(CAPTION, 5, temporal=True)
     assert CAPTION in plain
     assert "5 other captions" in plain
     for wanted in ("near", "wrong in part", "Keep some", f"{8 - most_difference(CAPTION)} to 12 words", "own"):
         assert wanted in plain
     assert "another order" in ordered
     assert "another order" not in plain
-    assert again(plain, "") == plain
-    assert again(plain, "it is short").endswith("it is short.")
+    assert request(CAPTION, 5, temporal=False, problem="") == plain
+    assert request(CAPTION, 5, temporal=False, problem="it is short").endswith("it is short.")
