@@ -4,8 +4,8 @@
     python benchmarks/frames.py --sizes    # sizes alone
 
 Frames are Python frames of files in milonga, from the command function (included) to the first forward pass of the
-network (excluded): the denoiser for generate, run and train, a scorer for evaluate. Comprehensions do not count. Work
-on an engine's threads has a stack of its own, so the stack that submitted it is put above it.
+network (excluded, with its own methods): the denoiser for generate, run and train, a scorer for evaluate. Comprehensions
+do not count. Work on an engine's threads has a stack of its own, so the stack that submitted it is put above it.
 """
 
 import argparse
@@ -19,11 +19,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
 import milonga
 
 PACKAGE = Path(milonga.__file__).parent
 LIMITS = {"generate": 4, "run": 8, "train": 7, "evaluate": 6}
 MODULES, LINES, ROOM = 140, 21_500, 15
+COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 RECIPE = """
 name = "frames"
 [models]
@@ -60,7 +64,8 @@ def stack(frame: FrameType | None) -> list[str]:
         if frame.f_code.co_name == "submitted_work":
             return [*names, *frame.f_locals["above"]]
         path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
-        if path.is_relative_to(PACKAGE) and name not in ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"):
+        inside = isinstance(frame.f_locals.get("self"), torch.nn.Module)
+        if path.is_relative_to(PACKAGE) and not inside and name not in COMPREHENSIONS:
             names.append(f"{path.relative_to(PACKAGE).with_suffix('')}:{frame.f_code.co_qualname}")
         frame = frame.f_back
     return names
@@ -72,8 +77,6 @@ class Reached(BaseException):
 
 def path_of(command: str, words: list[str], networks: tuple[str, ...]) -> list[str]:
     """The frames from a command's function to the first forward of one of these network classes, outermost first."""
-    from torch.nn.modules.module import register_module_forward_pre_hook
-
     from milonga.cli.main import app
 
     first: list[str] = []
