@@ -4,8 +4,9 @@
     python benchmarks/frames.py --sizes    # sizes alone
 
 Frames are Python frames of files in milonga, from the command function (included) to the first forward pass of the
-network (excluded, with its own methods): the denoiser for generate, run and train, a scorer for evaluate. Comprehensions
-do not count. Work on an engine's threads has a stack of its own, so the stack that submitted it is put above it.
+network (excluded, with its own methods): the denoiser for generate, run and train, a scorer for evaluate.
+Comprehensions do not count. Work on an engine's threads has a stack of its own, so the stack that submitted it is put
+above it.
 """
 
 import argparse
