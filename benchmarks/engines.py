@@ -43,7 +43,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
 def made(asked: argparse.Namespace, way: str) -> float:
     """Runs one way until its pairs exist; the seconds that it took."""
     engine, batch = WAYS[way]
-    changes = [*asked.set, f"generate.batch={batch}", f"score.batch={batch}"]
+    changes = [*asked.set, f"generate.batch_size={batch}", f"score.batch_size={batch}"]
     words = [sys.executable, "-m", "milonga", "run", asked.recipe, "--until", "pair", "--engine", engine]
     words += ["--out", str(asked.folder / way), *(word for change in changes for word in ("--set", change))]
     begun = time.perf_counter()

@@ -30,8 +30,8 @@ sources = ["world:train:1"]
 strategies = [{ name = "1.1", steps = [1], guidance = 3.0 }]
 [pair]
 thresholds = [
-  { scorer = "a", alpha = 0.45, beta = 0.40, delta_low = 0.05, delta_high = 0.35 },
-  { scorer = "b", alpha = 0.60, beta = 0.00, delta_low = 0.08, delta_high = 0.70 },
+  { scorer = "a", min_winner_score = 0.45, min_loser_score = 0.40, min_margin = 0.05, max_margin = 0.35 },
+  { scorer = "b", min_winner_score = 0.60, min_loser_score = 0.00, min_margin = 0.08, max_margin = 0.70 },
 ]
 """
 HASHES = {"models": {"model": "0", "judge": "0", "tagger": "0", "scorers": {"a": "0", "b": "0"}}}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from milonga.experiment import registry
-from milonga.preference.select import cluster, taken, temporal
+from milonga.preference.select import cluster, sample_clusters, temporal
 from milonga.reports.clusters import page
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     captions = timed("read", lambda: registry.prompt_source(f"captions:{asked.file}"))
     embedder = registry.text_embedder(asked.embedder)
     clusters = timed("embed and cluster", lambda: cluster(captions, embedder, asked.clusters, asked.seed))
-    kept = timed("choose", lambda: taken(clusters, asked.per_cluster, asked.seed))
+    kept = timed("choose", lambda: sample_clusters(clusters, asked.per_cluster, asked.seed))
     timed("report", lambda: page(clusters, kept, embedder.name))
     counts = {"captions": len(captions), "tau_1": len(kept), "tau_2_of_all": len(temporal(captions))}
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

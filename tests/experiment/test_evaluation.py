@@ -32,7 +32,7 @@ tagger = "{folder}/tagger"
 [prompts]
 sources = ["world:train:6"]
 [plan]
-shard = 8
+shard_size = 8
 strategies = [{{ name = "1.1", steps = [2, 2, 2], guidance = 3.0 }}]
 [train]
 batch_size = 4

@@ -20,6 +20,7 @@ from milonga.core.errors import DataError, RecipeError, ServiceError, StoreError
 from milonga.core.ids import content_id
 from milonga.core.records import Pair, Request
 from milonga.core.store import Run
+from milonga.data import pairs as pairs_module
 from milonga.data.audio_alpaca import PUBLISHED, read_alpaca
 from milonga.experiment import export as exporting
 from milonga.experiment import run as pipeline
@@ -27,7 +28,7 @@ from milonga.experiment.export import export, push, split_pairs
 from milonga.experiment.pair import pair
 from milonga.experiment.recipe import parse_recipe
 
-LIMITS = 'pair.thresholds=[{scorer="one", alpha=0.4, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+LIMITS = 'pair.thresholds=[{scorer="one", min_winner_score=0.4, min_loser_score=0.0, min_margin=0.0, max_margin=1.0}]'
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_stopped_export_goes_on_and_a_finished_one_is_left_alone(run, tmp_path
     monkeypatch.setattr(exporting, "ROWS", 4)
     whole = contents(export(run.path, tmp_path / "whole"))
     folder, wrote = tmp_path / "stopped", []
-    original = exporting.alpaca_table
+    original = pairs_module.alpaca_table
 
     def stops(pairs, *rest):
         wrote.append(len(pairs))
@@ -111,7 +112,7 @@ def test_a_stopped_export_goes_on_and_a_finished_one_is_left_alone(run, tmp_path
             raise KeyboardInterrupt
         return original(pairs, *rest)
 
-    monkeypatch.setattr(exporting, "alpaca_table", stops)
+    monkeypatch.setattr(pairs_module, "alpaca_table", stops)
     with pytest.raises(KeyboardInterrupt):
         export(run.path, folder)
     times = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
@@ -145,7 +146,7 @@ def test_what_cannot_be_exported_is_told(run, tmp_path):
     with pytest.raises(StoreError, match="is no run folder"):
         export(tmp_path / "nowhere", tmp_path / "set")
     empty = pipeline.run(parse_recipe(RECIPE, "x", [LIMITS]), tmp_path / "run", until="pair", parts=FakeParts())
-    pair(empty.path, [LIMITS.replace("0.3", "1.0").replace("beta=0.0", "beta=1.0")])
+    pair(empty.path, [LIMITS.replace("0.3", "1.0").replace("min_loser_score=0.0", "min_loser_score=1.0")])
     with pytest.raises(DataError, match="holds no kept pair"):
         export(empty.path, tmp_path / "set")
     assert not (tmp_path / "set").exists()

@@ -22,7 +22,7 @@ from milonga.nano.build import unet as train_unet
 from milonga.nano.build import vae as train_vae
 from milonga.nano.build import vocoder as train_vocoder
 from milonga.nano.world import CLASSES, SECONDS
-from milonga.preference.generate import generate
+from milonga.preference.candidates import generate_clips
 
 CLIPS = 6
 LOSSES = (
@@ -119,7 +119,7 @@ def test_what_ships_loads_and_works_together(work: Path) -> None:
     prompt = Prompt.of("a dog barks then a bell rings", "test")
     steps, guidance = registry.sampling(str(work / "out" / "tango"))
     assert (steps, guidance) == (nano.STEPS, nano.GUIDANCE)
-    ((_, clip, latents),) = generate([Request.of(1, prompt, prompt.text, 2, guidance)], model, 4)
+    ((_, clip, latents),) = generate_clips([Request.of(1, prompt, prompt.text, 2, guidance)], model, 4)
     assert isinstance(clip, Clip)
     assert clip.seconds == SECONDS
     assert np.isfinite(clip.waveform).all()

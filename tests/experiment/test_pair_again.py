@@ -15,7 +15,7 @@ from milonga.experiment import run as pipeline
 from milonga.experiment.pair import pair, sweep
 from milonga.experiment.recipe import parse_recipe
 
-STRICT = 'pair.thresholds=[{scorer="one", alpha=0.5, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+STRICT = 'pair.thresholds=[{scorer="one", min_winner_score=0.5, min_loser_score=0.0, min_margin=0.0, max_margin=1.0}]'
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_a_sweep_writes_nothing_and_agrees_with_pairing(run):
     found = sweep(run.path, [STRICT])
     assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
     for trial in found.trials:
-        if trial.bound == "alpha" and trial.value is not None:
-            again = pair(run.path, [STRICT.replace("alpha=0.5", f"alpha={trial.value}")])
+        if trial.bound == "min_winner_score" and trial.value is not None:
+            again = pair(run.path, [STRICT.replace("min_winner_score=0.5", f"min_winner_score={trial.value}")])
             assert again.kept == trial.kept
     assert {one.scorer for one in sweep(run.path, ["pair.thresholds=[]"]).trials} == {"one", "two"}
 
@@ -93,7 +93,7 @@ def test_the_command_prints_tables_or_json(run):
 
     lines = told("--sweep", "--set", STRICT).splitlines()
     assert lines[0].endswith("pairs kept as it is (*); one bound moved, the others as they are:")
-    assert any(line.split()[:4] == ["one", "alpha", "0.5", "*"] for line in lines)
+    assert any(line.split()[:4] == ["one", "min_winner_score", "0.5", "*"] for line in lines)
     swept = json.loads(told("--sweep", "--json"))
     assert swept["made"] == 30
     assert {one["bound"] for one in swept["flips"]} == {None}

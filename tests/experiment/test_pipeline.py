@@ -20,7 +20,9 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.experiment.status import as_json, as_table, status
 from milonga.preference.select import TfidfEmbedder
 
-THRESHOLD = 'pair.thresholds=[{scorer="one", alpha=0.5, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+THRESHOLD = (
+    'pair.thresholds=[{scorer="one", min_winner_score=0.5, min_loser_score=0.0, min_margin=0.0, max_margin=1.0}]'
+)
 
 
 def go(out: Path, *overrides: str, parts: FakeParts | None = None, **limits) -> Run:
@@ -75,7 +77,7 @@ class TemporalParts(ClusteringParts):
 
 
 def test_strategy_3_takes_temporal_captions_of_all_or_of_the_clusters_alone(tmp_path):
-    wanted = ("prompts.clusters=2", "prompts.per_cluster=1", "plan.strategies.1.words=temporal")
+    wanted = ("prompts.clusters=2", "prompts.per_cluster=1", "plan.strategies.1.negatives=temporal")
     every = go(tmp_path / "all", *wanted, until="plan", parts=TemporalParts())
     prompts = every.stage("prompts").read_records(Prompt)
     assert sum(one.diverse for one in prompts) == 2
@@ -112,9 +114,9 @@ def test_running_again_makes_nothing_again_and_missing_shards_only(tmp_path):
 
 
 def test_neither_workers_nor_batch_nor_shard_size_change_a_clip(tmp_path):
-    one, two = go(tmp_path / "a"), go(tmp_path / "b", "generate.batch=3", engine=LocalEngine(3))
+    one, two = go(tmp_path / "a"), go(tmp_path / "b", "generate.batch_size=3", engine=LocalEngine(3))
     assert everything(one) == everything(two)
-    three = go(tmp_path / "c", "plan.shard=7")
+    three = go(tmp_path / "c", "plan.shard_size=7")
     scores = [{c.request.id: c.scores for c in run.stage("score").read_records(Candidate)} for run in (one, three)]
     assert scores[0] == scores[1]
 
@@ -228,7 +230,7 @@ def test_other_weights_of_the_same_name_are_noticed(tmp_path):
 def test_batch_size_may_change_at_any_time(tmp_path):
     run = go(tmp_path)
     before = {stage: times(run, stage) for stage in ("generate", "score", "pair")}
-    go(tmp_path, "generate.batch=5", "train.save_total_limit=9")
+    go(tmp_path, "generate.batch_size=5", "train.save_total_limit=9")
     assert {stage: times(run, stage) for stage in before} == before
 
 

@@ -53,8 +53,8 @@ def test_nano_makes_the_same_pairs_and_scores_alone_in_batches_and_on_a_cluster(
     ways = {"one": (1, LocalEngine()), "many": (32, LocalEngine(2)), "ray": (16, RayEngine(Workers(cpus=1)))}
     runs = {}
     for name, (batch, engine) in ways.items():
-        small = ('prompts.sources=["world:train:24"]', "prompts.per_cluster=1", "plan.shard=16")
-        recipe = load_recipe("smoke", [*small, f"generate.batch={batch}", f"score.batch={batch}"])
+        small = ('prompts.sources=["world:train:24"]', "prompts.per_cluster=1", "plan.shard_size=16")
+        recipe = load_recipe("smoke", [*small, f"generate.batch_size={batch}", f"score.batch_size={batch}"])
         runs[name] = pipeline.run(recipe, tmp_path / name, until="pair", engine=engine)
     scores = {name: scores_of(run) for name, run in runs.items()}
     pairs = {name: [p.id for p in run.stage("pair").read_records(Pair)] for name, run in runs.items()}

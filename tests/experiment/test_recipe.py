@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milonga.core.config import Phase, Settings, Strategy, Threshold
-from milonga.core.errors import RecipeError
+from milonga.core.config import RENAMED_SETTINGS, Phase, Settings, Strategy, Threshold
+from milonga.core.errors import MilongaWarning, RecipeError
 from milonga.experiment.changes import STAGES, stages_of
 from milonga.experiment.overrides import flat, to_toml
-from milonga.experiment.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
-from milonga.experiment.recipe_tables import System
+from milonga.experiment.recipe import Recipe, System, load_recipe, parse_recipe, shipped_recipes
 
 KINDS = ("pairs", "rewards", "labels", "rounds")
 MINIMAL = """
@@ -70,12 +69,12 @@ def test_malformed_toml_has_its_line():
     ("override", "told"),
     [
         ("seed=-1", "seed = -1: must be greater than or equal to 0"),
-        ("plan.shard=many", 'plan.shard = "many": must be a valid integer'),
+        ("plan.shard_size=many", 'plan.shard_size = "many": must be a valid integer'),
         ("plan.strategies.0.guidance=true", "plan.strategies.0.guidance = true: must be a valid number"),
-        ("plan.strategies.0.words=loud", "must be 'caption', 'perturbed' or 'temporal'"),
+        ("plan.strategies.0.negatives=loud", "must be 'none', 'perturbed' or 'temporal'"),
         ("plan.strategies.0.steps=[]", "plan.strategies.0.steps = []: "),
         ("evaluate.guidance=nan", "must be a finite number"),
-        ("generate.batch=1.5", "generate.batch = 1.5: must be a valid integer"),
+        ("generate.batch_size=1.5", "generate.batch_size = 1.5: must be a valid integer"),
         ("seed=2026-01-01", 'seed = "2026-01-01": must be a valid integer'),
         ("pair.rank_by=nobody", 'pair.rank_by = "nobody": must be one of mean, nano-clap-a, nano-clap-b'),
         ('models.scorers=["a", "a"]', 'models.scorers: "a" comes twice'),
@@ -99,7 +98,7 @@ ONE_SYSTEM = 'train.systems=[{name="a", phases=[{loss="sft", epochs=1}], %s}]'
         ("settings = {batch_size = 0}", "train.systems.0.settings.batch_size = 0: must be greater"),
         ('settings = {reference = "cached"}', "needs noise_samples_per_pair"),
         ('strategies = ["2"]', 'train.systems: strategies = "2": must be one of 1'),
-        ('data = "rewards", strategies = ["1"]', 'a learns from "rewards"'),
+        ('data = "rewards", strategies = ["1"]', 'a is trained on "rewards"'),
     ],
 )
 def test_a_systems_own_settings_and_strategies_are_checked(changes, told):
@@ -141,10 +140,10 @@ def test_what_a_system_needs_is_asked_for(text, told):
 
 
 def test_a_recipe_that_learns_from_elsewhere_needs_no_clips_of_its_own():
-    recipe = parse_recipe(
-        'name = "x"\n[train]\npairs = ["there"]\nsystems = [{name="a", phases=[{loss="sft", epochs=1}]}]', "x"
-    )
-    assert stages_of(recipe) == ("train", "evaluate", "report")
+    text = 'name = "x"\n[train]\npairs = ["there"]\nsystems = [{name="a", phases=[{loss="sft", epochs=1}]}]'
+    assert stages_of(parse_recipe(text, "x", ['evaluate.prompts=["p"]'])) == ("train", "evaluate", "report")
+    recipe = parse_recipe(text, "x")
+    assert stages_of(recipe) == ("train", "report")
     assert stages_of(parse_recipe(MINIMAL, "x")) == tuple(one for one in STAGES if one not in ("label", "reward"))
 
 
@@ -158,9 +157,9 @@ def test_stages_are_those_that_some_system_learns_from():
 
 
 def test_thresholds_must_hang_together():
-    threshold = 'pair.thresholds = [{scorer = "%s", alpha = 0.4, beta = 0.0, delta_low = %s, delta_high = 0.5}]'
+    threshold = 'pair.thresholds = [{scorer = "%s", min_margin = %s, max_margin = 0.5}]'
     assert "pair.thresholds: scorer" in mistake(threshold % ("other", 0.1) + MINIMAL)
-    assert "delta_low is above its delta_high" in mistake(threshold % ("nano-clap-a", 0.6) + MINIMAL)
+    assert "min_margin is above its max_margin" in mistake(threshold % ("nano-clap-a", 0.6) + MINIMAL)
 
 
 def test_overrides_are_toml_and_else_text():
@@ -189,7 +188,7 @@ def test_a_recipe_by_name_by_path_by_run_folder_and_not_at_all(tmp_path):
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 STEPS = st.lists(st.integers(1, 500), min_size=1, max_size=4).map(tuple)
-STRATEGIES = st.builds(Strategy, name=NAMES, steps=STEPS, guidance=st.floats(0, 1e9), count=st.integers(0, 9))
+STRATEGIES = st.builds(Strategy, name=NAMES, steps=STEPS, guidance=st.floats(0, 1e9), num_negatives=st.integers(0, 9))
 PHASES = st.builds(Phase, loss=NAMES, epochs=st.integers(1, 9), beta=st.floats(0, 1e6), learning_rate=st.none())
 SYSTEMS = st.lists(st.sampled_from("abc"), unique=True).map(
     lambda names: [{"name": name, "phases": [{"loss": "sft", "epochs": 1}]} for name in names]
@@ -209,7 +208,7 @@ def test_a_recipe_written_as_toml_reads_back_the_same(name, sources, strategies)
 @given(SYSTEMS, st.lists(PHASES, min_size=1, max_size=2), st.floats(-1, 1), st.floats(1e-9, 1.0))
 def test_nested_arrays_of_tables_read_back_the_same(systems, phases, alpha, rate):
     made = [{**system, "phases": tuple(phases)} for system in systems]
-    threshold = Threshold(scorer="nano-clap-a", alpha=alpha, beta=-1, delta_low=-2, delta_high=2)
+    threshold = Threshold(scorer="nano-clap-a", min_winner_score=alpha, min_loser_score=-1, min_margin=-2, max_margin=2)
     base = parse_recipe(MINIMAL, "x.toml").model_dump()
     base["train"] |= {"systems": made, "learning_rate": rate}
     base["pair"] |= {"thresholds": (threshold,)}
@@ -219,3 +218,90 @@ def test_nested_arrays_of_tables_read_back_the_same(systems, phases, alpha, rate
 
 def test_flat_keys():
     assert flat({"a": {"b": 1, "c": {"d": [2]}}, "e": 3}) == {"a.b": 1, "a.c.d": [2], "e": 3}
+
+
+OLD = """
+name = "old"
+[prompts]
+sources = ["world:train:10"]
+[plan]
+shard = 8
+[[plan.strategies]]
+name = "1"
+words = "caption"
+steps = [4]
+guidance = 3.0
+[[plan.strategies]]
+name = "2"
+words = "perturbed"
+count = 2
+steps = [4]
+guidance = 3.0
+[generate]
+batch = 2
+[score]
+batch = 3
+[[pair.thresholds]]
+scorer = "nano-clap-a"
+alpha = 0.4
+beta = 0.1
+delta_low = 0.05
+delta_high = 0.3
+[label]
+sources = ["truth", "people"]
+[reward]
+held_out = 0.3
+[rounds]
+least_gain = 0.1
+strategies = [{ name = "r", words = "temporal", count = 3, steps = [2], guidance = 1.0 }]
+[rounds.pair]
+thresholds = [{ scorer = "nano-clap-b", alpha = 0.2 }]
+[train]
+heldout = 0.2
+"""
+
+
+def test_keys_of_the_first_edition_are_read_with_one_warning_each():
+    with pytest.warns(MilongaWarning) as caught:
+        old = parse_recipe(OLD, "old.toml")
+    said = [str(warning.message) for warning in caught]
+    assert old.plan.shard_size == 8
+    assert [(one.negatives, one.num_negatives) for one in old.plan.strategies] == [("none", 0), ("perturbed", 2)]
+    assert (old.generate.batch_size, old.score.batch_size) == (2, 3)
+    limit = Threshold("nano-clap-a", min_winner_score=0.4, min_loser_score=0.1, min_margin=0.05, max_margin=0.3)
+    assert old.pair.thresholds == (limit,)
+    assert old.label.sources == ("tagger", "people")
+    assert (old.reward.val_fraction, old.rounds.min_gain, old.train.val_fraction) == (0.3, 0.1, 0.2)
+    assert old.rounds.strategies[0] == Strategy.temporal(3, steps=2, guidance=1.0, name="r")
+    assert old.rounds.pair is not None
+    assert old.rounds.pair.thresholds == (Threshold("nano-clap-b", min_winner_score=0.2),)
+    assert len(said) == len(set(said)) or all("is now" in one for one in said)
+    assert sum("plan.strategies.*.words is now plan.strategies.*.negatives" in one for one in said) == 2
+    assert all(one.startswith("old.toml: ") and "\n" not in one for one in said)
+
+
+def test_settings_of_the_first_edition_are_read_in_train_and_in_a_system():
+    for old, new in RENAMED_SETTINGS.items():
+        assert new in Settings.model_fields, new
+        assert old not in Settings.model_fields, old
+    if RENAMED_SETTINGS:
+        with pytest.warns(MilongaWarning, match="accumulation is now"):
+            recipe = parse_recipe(MINIMAL + "[train]\naccumulation = 4", "x.toml")
+        assert recipe.train.gradient_accumulation_steps == 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_an_old_key_after_set_is_read_and_one_under_both_names_refused():
+    with pytest.warns(MilongaWarning, match=r"--set: plan.strategies.0.words is now plan.strategies.0.negatives"):
+        changed = parse_recipe(MINIMAL, "x", ["plan.strategies.0.words=perturbed"])
+    assert changed.plan.strategies[0].negatives == "perturbed"
+    with pytest.warns(MilongaWarning, match="label.sources"):
+        assert parse_recipe(MINIMAL, "x", ['label.sources=["truth"]']).label.sources == ("tagger",)
+    assert "old name of shard_size" in mistake(
+        MINIMAL.replace("[prompts]", "[plan]\nshard = 1\nshard_size = 2\n[prompts]")
+    )
+
+
+def test_a_recipe_without_old_keys_warns_of_nothing(recwarn):
+    for name in shipped_recipes():
+        load_recipe(name)
+    assert not [one for one in recwarn if issubclass(one.category, MilongaWarning)]

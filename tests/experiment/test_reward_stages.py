@@ -29,12 +29,12 @@ tagger = "{folder}/tagger"
 [prompts]
 sources = ["world:train:8"]
 [plan]
-shard = 8
+shard_size = 8
 strategies = [{{ name = "1", steps = [2, 2], guidance = 3.0 }}]
 [label]
 sources = ["{folder}/people"]
 [reward]
-held_out = 0.4
+val_fraction = 0.4
 [train]
 batch_size = 8
 learning_rate = 1e-2
@@ -109,8 +109,8 @@ def test_other_rewards_make_another_model(run: Run, folder: Path, tmp_path: Path
 
 
 def test_pairs_of_some_strategies_alone_and_settings_of_a_systems_own(folder: Path, tmp_path: Path) -> None:
-    both = """plan.strategies=[{name="1", steps=[2, 2], guidance=3.0}, {name="2", words="perturbed", count=1, steps=[2],
-        guidance=3.0}]"""
+    both = """plan.strategies=[{name="1", steps=[2, 2], guidance=3.0},
+        {name="2", negatives="perturbed", num_negatives=1, steps=[2], guidance=3.0}]"""
     one = '{name="%s", strategies=%s, phases=[{loss="dpo", epochs=1, beta=10.0}], settings={batch_size=%d}}'
     told = [one % ("all", [], 4), one % ("second", '["2"]', 4), one % ("small", '["2"]', 1)]
     asked = recipe(folder, both.replace("\n", ""), f"train.systems=[{', '.join(told)}]")
@@ -139,7 +139,7 @@ def test_the_taggers_labels_and_peoples_together(folder: Path, tmp_path: Path, r
     import shutil
 
     shutil.copytree(run.path, tmp_path / "copy")
-    both = recipe(folder, f'label.sources=["truth", "{folder}/people"]')
+    both = recipe(folder, f'label.sources=["tagger", "{folder}/people"]')
     found = pipeline.run(both, tmp_path / "copy", until="reward")
     own = found.stage("label").read_records(Label)
     assert {one.raters for one in own} == {0}

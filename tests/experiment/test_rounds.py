@@ -25,7 +25,7 @@ tagger = "{folder}/tagger"
 [prompts]
 sources = ["world:train:6"]
 [plan]
-shard = 4
+shard_size = 4
 strategies = [{{ name = "1", steps = [2, 2, 2], guidance = 3.0 }}]
 [rounds]
 count = 2
@@ -134,7 +134,7 @@ def test_rounds_end_by_count_or_when_the_judge_gains_no_more(folder: Path) -> No
     patient = recipe(folder, "rounds.count=9", "rounds.patience=2")
     assert [over(gains[:n], patient) for n in (1, 2, 3, 4)] == [False, False, False, True]
     assert over(gains[:3], recipe(folder, "rounds.count=2"))
-    assert over(gains[:2], recipe(folder, "rounds.patience=1", "rounds.least_gain=0.2", "rounds.count=9"))
+    assert over(gains[:2], recipe(folder, "rounds.patience=1", "rounds.min_gain=0.2", "rounds.count=9"))
     assert best_of(gains).number == 1
     assert best_of([judged(0, 0.9, 0.0), *gains[1:]]).number == 1  # the base is no round
 

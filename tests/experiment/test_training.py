@@ -12,10 +12,12 @@ import small_networks
 import soundfile
 import torch
 
-from milonga.core.errors import DataError, RecipeError
-from milonga.experiment import registry, training
-from milonga.experiment.recipe import parse_as
-from milonga.experiment.training import Training, shipped_trainings
+from milonga.core.config import Settings
+from milonga.core.errors import DataError, MilongaWarning, RecipeError
+from milonga.experiment import registry
+from milonga.experiment.export_system import export_system
+from milonga.experiment.recipe import System, Train, load_recipe, parse_recipe
+from milonga.experiment.run import train
 from milonga.models.load import pipeline
 from milonga.training.schedule import count_steps, lr_factor
 
@@ -59,29 +61,62 @@ def pairs(tmp_path: Path, clips: Path) -> Path:
     return tmp_path / "set"
 
 
-def recipe(tmp_path: Path, model: str, data: str, train: str) -> str:
+def recipe(tmp_path: Path, model: str, train: str, system: str) -> str:
     path = tmp_path / "own.toml"
-    path.write_text(f'name = "own"\nmodel = "{model}"\n[data]\n{data}\n[train]\nbatch_size = 2\n{train}\n')
+    head = f'name = "own"\n[models]\nmodel = "{model}"\n[train]\nbatch_size = 2\n{train}\n'
+    path.write_text(f'{head}[[train.systems]]\nname = "tuned"\n{system}\n')
     return str(path)
 
 
-def test_a_model_is_fine_tuned_on_a_folder_of_clips_and_plays(model, clips, tmp_path, monkeypatch, capsys):
-    phases = 'learning_rate = 1e-3\nphases = [{ loss = "ldm", epochs = 2 }]'
-    file = recipe(tmp_path, model, f'clips = "clips:{clips}"\nmixed = 0.4', phases)
-    (finished,) = training.train(file, tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "own.jsonl").read_text().splitlines()]
+def trained(file: str, out: Path) -> Path:
+    (system,) = train(load_recipe(file), out)
+    return system
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics/training/tuned.jsonl").read_text().splitlines()]
+
+
+def test_a_model_is_fine_tuned_on_a_folder_of_clips_loads_and_exports(model, clips, tmp_path, monkeypatch):
+    data = f'clips = "clips:{clips}"\nmix_ratio = 0.4\nlearning_rate = 1e-3'
+    file = recipe(tmp_path, model, data, 'data = "clips"\nphases = [{ loss = "ldm", epochs = 2 }]')
+    assert trained(file, tmp_path / "out") == tmp_path / "out" / "tuned"
+    rows = rows_of(tmp_path / "out")
     assert len(rows) == 2 * 4  # five clips and two mixes, two at once
     assert {row["phase"] for row in rows} == {"ldm"}
+    finished = export_system(tmp_path / "out", tmp_path / "whole", "tuned")
     tuned, base = pipeline(str(finished)), pipeline(model)
     assert not torch.equal(tuned.unet.conv_in.weight, base.unet.conv_in.weight)
     assert torch.equal(tuned.vae.quant_conv.weight, base.vae.quant_conv.weight)
-    assert json.loads((finished / "training.json").read_text())["name"] == "own"
     card = (finished / "README.md").read_text()
-    for words in ("library_name: diffusers", f"`clips:{clips}`", "after 8 of 8 steps", "## Licences", "| ldm |"):
+    for words in (
+        "library_name: diffusers",
+        f"`clips:{clips}`",
+        "after 8 of 8 steps",
+        "| ldm |",
+        "real clips with captions",
+    ):
         assert words in card, words
     assert "TangoPipeline" in (finished / "pipeline.py").read_text()
     monkeypatch.setattr(registry, "load_denoiser", None)  # done: neither trained nor loaded again
-    assert training.train(file, tmp_path / "out") == [finished]
+    trained(file, tmp_path / "out")
+
+
+def test_the_first_editions_recipe_for_own_data_trains_the_same_system_with_one_warning(model, clips, tmp_path):
+    text = f'''name = "Own 1"
+model = "{model}"
+[data]
+clips = "clips:{clips}"
+mixed = 0.5
+compat = true
+[train]
+phases = [{{ loss = "ldm", epochs = 1 }}]
+'''
+    with pytest.warns(MilongaWarning, match=r"\[data\] is now"):
+        old = parse_recipe(text, "own.toml")
+    assert old.models.model == model
+    assert (old.train.clips, old.train.mix_ratio, old.train.legacy) == (f"clips:{clips}", 0.5, True)
+    assert [(one.name, one.data, len(one.phases)) for one in old.train.systems] == [("own-1", "clips", 1)]
 
 
 def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model, clips, tmp_path, monkeypatch):
@@ -107,10 +142,10 @@ def test_captions_pass_the_text_encoder_once_without_dropout_and_are_kept(model,
 
 
 def test_own_pairs_are_aligned_to_beside_prior_clips_with_captions_held_out(model, pairs, clips, tmp_path, capsys):
-    settings = 'prior_weight = 0.5\nheldout = 0.25\nphases = [{ loss = "dpo", epochs = 1, beta = 100.0 }]'
-    file = recipe(tmp_path, model, f'pairs = "{pairs}"\nclips = "clips:{clips}"', settings)
-    training.train(file, tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "own.jsonl").read_text().splitlines()]
+    data = f'pairs = ["{pairs}"]\nclips = "clips:{clips}"\nprior_weight = 0.5\nval_fraction = 0.25'
+    file = recipe(tmp_path, model, data, 'phases = [{ loss = "dpo", epochs = 1, beta = 100.0 }]')
+    trained(file, tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
     assert all(row["prior_error"] > 0 for row in rows)
     assert set(rows[-1]["val_by_strategy"]) <= {"1.1", "2"}
     assert rows[-1]["val_accuracy"] is not None
@@ -118,32 +153,34 @@ def test_own_pairs_are_aligned_to_beside_prior_clips_with_captions_held_out(mode
 
 
 @pytest.mark.parametrize(
-    ("data", "train", "error", "words"),
+    ("data", "system", "error", "words"),
     [
-        ("", "phases = [{ loss = 'ldm', epochs = 1 }]", RecipeError, "name a folder of pairs or of clips"),
-        ("clips = 'clips:nowhere'", "phases = [{ loss = 'ldm', epochs = 1 }]", DataError, "nowhere"),
-        ("clips = 'clips:x'", "phases = []", RecipeError, "phases"),
-        ("clips = 'clips:x'", "phases = [{ loss = 'ldm', epochs = 1 }]\nbatch = 3", RecipeError, "batch_size"),
+        ("", "data = 'clips'\nphases = [{ loss = 'ldm', epochs = 1 }]", RecipeError, "train.clips is missing"),
+        ("clips = 'clips:nowhere'", "data = 'clips'\nphases = [{ loss = 'ldm', epochs = 1 }]", DataError, "nowhere"),
+        (
+            "pairs = ['nowhere']",
+            "phases = [{ loss = 'dpo', epochs = 1, beta = 1.0 }]",
+            RecipeError,
+            "nowhere is neither",
+        ),
+        ("clips = 'clips:x'", "data = 'clips'\nphases = []", RecipeError, "phases"),
+        ("clips = 'clips:x'\nbatch = 3", "phases = [{ loss = 'ldm', epochs = 1 }]", RecipeError, "batch_size"),
     ],
 )
-def test_what_cannot_be_trained_is_told_in_one_line(data, train, error, words, model, tmp_path):
+def test_what_cannot_be_trained_is_told_in_one_line(data, system, error, words, model, tmp_path):
     with pytest.raises(error, match=words):
-        training.train(recipe(tmp_path, model, data, train), tmp_path / "out")
+        trained(recipe(tmp_path, model, data, system), tmp_path / "out")
 
 
-def test_what_is_no_recipe_is_refused_by_the_names_that_ship(tmp_path):
+def test_what_is_no_recipe_is_refused_by_the_names_that_ship():
     with pytest.raises(RecipeError, match="tango2-paper"):
-        training.train("tango3", tmp_path)
+        load_recipe("tango3")
 
 
-def preset(name: str) -> Training:
-    path = shipped_trainings()[name]
-    return parse_as(Training, path.read_text(), path.name)
-
-
-@pytest.mark.parametrize("name", sorted(shipped_trainings()))
-def test_every_recipe_that_ships_is_read(name):
-    assert preset(name).name == name
+def preset(name: str) -> tuple[Train, System, Settings]:
+    train = load_recipe(name).train
+    (system,) = train.systems
+    return train, system, train.settings(system)
 
 
 @pytest.mark.parametrize(
@@ -151,22 +188,22 @@ def test_every_recipe_that_ships_is_read(name):
     [("tango2-paper", 32, 2350), ("tango2-released", 16, 4700), ("tango2-released-2", 32, 2350)],
 )
 def test_presets_take_the_steps_of_their_sources(name, per_step, steps):
-    train = preset(name).train
+    train, system, settings = preset(name)
     assert train.batch_size * train.gradient_accumulation_steps == per_step
-    assert count_steps(train.phases, PAIRS, train.settings()) == steps
-    assert [(one.loss, one.epochs) for one in train.phases] == [("sft", 1), ("dpo", 4)]
-    assert train.phases[1].beta == 2000
+    assert count_steps(system.phases, PAIRS, settings) == steps
+    assert [(one.loss, one.epochs) for one in system.phases] == [("sft", 1), ("dpo", 4)]
+    assert system.phases[1].beta == 2000
     assert train.learning_rate == 9.6e-7
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("tango2-released", 1), ("tango2-released-2", 2)])
 def test_the_released_rate_is_the_scripts_tick_by_tick(name, ranks):
-    train = preset(name).train
-    per_epoch = ceil(ceil(PAIRS / 4) / 4)  # updates an epoch, by the un-fsdp loader
+    train, system, settings = preset(name)
+    per_epoch = ceil(ceil(PAIRS / 4) / 4)  # updates an epoch, by the un-sharded loader
     horizon, warm = per_epoch * 4 * (5 + 1), 200 * 4
-    total = count_steps(train.phases, PAIRS, train.settings())
+    total = count_steps(system.phases, PAIRS, settings)
     for step in (warm // ranks, total // 2, total):
         tick = step * ranks
-        assert lr_factor(step, total, train.settings()) == pytest.approx((horizon - tick) / (horizon - warm), rel=1e-3)
+        assert lr_factor(step, total, settings) == pytest.approx((horizon - tick) / (horizon - warm), rel=1e-3)
     assert train.released_ranks == ranks
     assert train.warmup_steps == warm // ranks

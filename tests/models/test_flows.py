@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import RecipeError
 from milonga.data.examples import PairExamples
-from milonga.experiment.recipe_tables import Scheduler
+from milonga.experiment.recipe import Scheduler
 from milonga.maths.noise import add_noise, rates, target
 from milonga.models import load
 from milonga.models.original.layout import SCHEDULE

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from milonga.core.records import Clip, Prompt, Request
-from milonga.preference.generate import generate
-from milonga.preference.score import score
+from milonga.preference.candidates import generate_clips, score_clips
 
 
 class Echo:
@@ -47,7 +46,7 @@ def requests() -> list[Request]:
 @pytest.mark.parametrize("batch", [1, 3, 4, 100])
 def test_each_request_comes_back_once_with_its_own_clip_and_latents(batch: int) -> None:
     asked = requests()
-    found = list(generate(asked, Echo(), batch))
+    found = list(generate_clips(asked, Echo(), batch))
     assert sorted(request.id for request, *_ in found) == sorted(request.id for request in asked)
     for request, clip, packed in found:
         assert clip.waveform.tolist() == [request.seed % 1000, request.steps]
@@ -59,7 +58,7 @@ def test_each_request_comes_back_once_with_its_own_clip_and_latents(batch: int) 
 @pytest.mark.parametrize("batch", [1, 3, 4, 100])
 def test_a_batch_is_no_larger_than_asked_and_shares_steps_and_guidance(batch: int) -> None:
     model = Echo()
-    list(generate(requests(), model, batch))
+    list(generate_clips(requests(), model, batch))
     assert max(map(len, model.batches)) == min(batch, 10)
     assert sum(map(len, model.batches)) == 30
     assert all(len({(one.steps, one.guidance) for one in part}) == 1 for part in model.batches)
@@ -68,21 +67,21 @@ def test_a_batch_is_no_larger_than_asked_and_shares_steps_and_guidance(batch: in
 
 def test_neither_batch_nor_order_changes_what_comes_out() -> None:
     asked = requests()
-    first = [(request.id, packed) for request, _, packed in generate(asked, Echo(), 4)]
-    assert [(request.id, packed) for request, _, packed in generate(asked[::-1], Echo(), 7)] == first
+    first = [(request.id, packed) for request, _, packed in generate_clips(asked, Echo(), 4)]
+    assert [(request.id, packed) for request, _, packed in generate_clips(asked[::-1], Echo(), 7)] == first
 
 
 def test_a_model_without_latents_has_none_packed() -> None:
-    assert {packed for *_, packed in generate(requests(), Echo(latents=False), 8)} == {None}
+    assert {packed for *_, packed in generate_clips(requests(), Echo(latents=False), 8)} == {None}
 
 
 def test_nothing_asked_is_nothing_made() -> None:
-    assert list(generate([], Echo(), 4)) == []
+    assert list(generate_clips([], Echo(), 4)) == []
 
 
 def test_clips_come_as_they_are_made_so_that_a_stop_loses_one_batch() -> None:
     model = Echo()
-    stream = generate(requests(), model, 4)
+    stream = generate_clips(requests(), model, 4)
     next(stream)
     assert len(model.batches) == 1
 
@@ -96,7 +95,7 @@ def test_clips_of_a_real_pipeline_do_not_depend_on_batch_and_order() -> None:
     prompts = [Prompt.of(text, "test") for text in small_networks.WORDS]
     asked = [Request.of(1, p, p.text, steps, 3.0, n) for p in prompts[:3] for n, steps in enumerate((2, 2, 3))]
     alone, together = (
-        {request.id: (clip.waveform, packed) for request, clip, packed in generate(part, model, batch)}
+        {request.id: (clip.waveform, packed) for request, clip, packed in generate_clips(part, model, batch)}
         for part, batch in ((asked, 1), (asked[::-1], 4))
     )
     for name, (wave, packed) in alone.items():
@@ -110,7 +109,7 @@ def test_each_clip_gets_its_own_score_from_every_scorer(batch: int) -> None:
     clips = [Clip(np.full(3, n, dtype=np.float32), 8000) for n in range(7)]
     texts = ["o" * (10 - n) for n in range(7)]
     scorers = [Sum("one"), Sum("two")]
-    rows = score(clips, texts, scorers, batch)
+    rows = score_clips(clips, texts, scorers, batch)
     assert rows == [{"one": 3 * n + 10 - n, "two": 3 * n + 10 - n} for n in range(7)]
     assert all(sum(scorer.sizes) == 7 and max(scorer.sizes) <= batch for scorer in scorers)
     assert all(type(value) is float for row in rows for value in row.values())
@@ -118,10 +117,10 @@ def test_each_clip_gets_its_own_score_from_every_scorer(batch: int) -> None:
 
 def test_a_score_that_is_no_number_is_kept() -> None:
     clips = [Clip(np.array([value], dtype=np.float32), 8000) for value in (1.0, np.nan)]
-    rows = score(clips, ["", ""], [Sum("one")], 2)
+    rows = score_clips(clips, ["", ""], [Sum("one")], 2)
     assert rows[0] == {"one": 1.0}
     assert np.isnan(rows[1]["one"])
 
 
 def test_nothing_to_score_is_no_rows() -> None:
-    assert score([], [], [Sum("one")], 4) == []
+    assert score_clips([], [], [Sum("one")], 4) == []

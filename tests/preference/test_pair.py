@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from milonga.core.config import Threshold
 from milonga.core.errors import DataError
 from milonga.core.records import Candidate, Prompt, Request
-from milonga.preference.pair import kept, pair, refusals, table2, unfiltered
+from milonga.data.pairs import kept_pairs, refusals, table2
+from milonga.preference.pair import pair, unfiltered
 
 PROMPT = Prompt.of("A dog barks then a bell rings", "test")
 PAPER = [
-    Threshold(scorer="a", alpha=0.45, beta=0.40, delta_low=0.05, delta_high=0.35),
-    Threshold(scorer="b", alpha=0.60, beta=0.0, delta_low=0.08, delta_high=0.70),
+    Threshold(scorer="a", min_winner_score=0.45, min_loser_score=0.40, min_margin=0.05, max_margin=0.35),
+    Threshold(scorer="b", min_winner_score=0.60, min_loser_score=0.0, min_margin=0.08, max_margin=0.70),
 ]
-OPEN = [Threshold(scorer="a", alpha=-1, beta=-1, delta_low=-2, delta_high=2)]
+OPEN = [Threshold(scorer="a", min_winner_score=-1, min_loser_score=-1, min_margin=-2, max_margin=2)]
 
 
 def candidate(a: float, b: float = 0.9, words: str = PROMPT.text, number: int = 0, strategies=("1",)) -> Candidate:
@@ -54,28 +55,28 @@ def test_the_winner_is_faithful_and_every_other_candidate_is_kept_or_refused(poo
         assert {made.rejected_id for made in own} | winners >= {one.request.id for one in members if len(members) > 1}
         assert len(own) == len(members) - 1
     assert len({made.id for made in pairs}) == len(pairs)
-    assert len(kept(pairs)) + sum(refusals(pairs).values()) == len(pairs)
+    assert len(kept_pairs(pairs)) + sum(refusals(pairs).values()) == len(pairs)
 
 
 @given(pools)
 def test_what_is_kept_meets_all_conditions_by_both_scorers(pool):
-    for made in kept(pair(pool, PAPER, "a")):
+    for made in kept_pairs(pair(pool, PAPER, "a")):
         for limit in PAPER:
             high, low = made.chosen_scores[limit.scorer], made.rejected_scores[limit.scorer]
             assert high > low
-            assert high >= limit.alpha - 1e-8
-            assert low >= limit.beta - 1e-8
-            assert limit.delta_low - 1e-8 <= high - low <= limit.delta_high + 1e-8
+            assert high >= limit.min_winner_score - 1e-8
+            assert low >= limit.min_loser_score - 1e-8
+            assert limit.min_margin - 1e-8 <= high - low <= limit.max_margin + 1e-8
 
 
-@given(pools, st.floats(0, 0.3), st.sampled_from(["alpha", "beta", "delta_low", "delta_high"]))
+@given(pools, st.floats(0, 0.3), st.sampled_from(["min_winner_score", "min_loser_score", "min_margin", "max_margin"]))
 def test_a_stricter_threshold_never_keeps_more(pool, by, which):
     limit = PAPER[0]
-    change = -by if which == "delta_high" else by
+    change = -by if which == "max_margin" else by
     stricter = limit.model_copy(update={which: getattr(limit, which) + change})
-    loose = {made.id for made in kept(pair(pool, [limit], "a"))}
-    assert {made.id for made in kept(pair(pool, [stricter], "a"))} <= loose
-    assert {made.id for made in kept(pair(pool, PAPER, "a"))} <= loose
+    loose = {made.id for made in kept_pairs(pair(pool, [limit], "a"))}
+    assert {made.id for made in kept_pairs(pair(pool, [stricter], "a"))} <= loose
+    assert {made.id for made in kept_pairs(pair(pool, PAPER, "a"))} <= loose
 
 
 @given(pools, st.randoms(use_true_random=False))
@@ -88,7 +89,7 @@ def test_strategy_1_pairs_the_best_with_the_rest():
     pairs = pair([candidate(a, number=n) for n, a in enumerate((0.5, 0.7, 0.6, 0.4))], OPEN, "a")
     assert [made.chosen_scores["a"] for made in pairs] == [0.7, 0.7, 0.7]
     assert sorted(made.rejected_scores["a"] for made in pairs) == [0.4, 0.5, 0.6]
-    assert kept(pairs) == pairs
+    assert kept_pairs(pairs) == pairs
 
 
 def test_where_only_the_worst_may_lose_the_others_say_so_whatever_the_thresholds():
@@ -96,8 +97,15 @@ def test_where_only_the_worst_may_lose_the_others_say_so_whatever_the_thresholds
     made = pair(pool, [], "a", losers="worst")
     told = {one.rejected_id: one.refused.partition(":")[0] for one in made}
     assert told == {pool[1].request.id: "", pool[2].request.id: "worst", pool[3].request.id: "not a number"}
-    strict = pair(pool, [Threshold(scorer="a", alpha=0.95, beta=0, delta_low=0, delta_high=1)], "a", losers="worst")
-    assert {one.rejected_id: one.refused.partition(":")[0] for one in strict} == told | {pool[1].request.id: "alpha"}
+    strict = pair(
+        pool,
+        [Threshold(scorer="a", min_winner_score=0.95, min_loser_score=0, min_margin=0, max_margin=1)],
+        "a",
+        losers="worst",
+    )
+    assert {one.rejected_id: one.refused.partition(":")[0] for one in strict} == told | {
+        pool[1].request.id: "min_winner_score"
+    }
     assert refusals(made)["worst"] == 1
 
 
@@ -111,13 +119,13 @@ def test_a_perturbed_clip_never_wins():
         ((0.60, 0.80), (0.45, 0.50), ""),
         ((0.45, 0.60), (0.40, 0.52), ""),  # all at their lower bounds
         ((0.75, 0.70), (0.40, 0.00), ""),  # both differences at their upper bounds
-        ((0.44, 0.80), (0.40, 0.50), "alpha: a 0.44 < 0.45"),
-        ((0.60, 0.59), (0.45, 0.50), "alpha: b 0.59 < 0.6"),
-        ((0.60, 0.80), (0.39, 0.50), "beta: a 0.39 < 0.4"),
-        ((0.60, 0.65), (0.45, -0.01), "beta: b -0.01 < 0"),
-        ((0.60, 0.80), (0.56, 0.50), "delta: a 0.04 < 0.05"),
-        ((0.80, 0.80), (0.44, 0.50), "delta: a 0.36 > 0.35"),
-        ((0.60, 0.80), (0.45, 0.73), "delta: b 0.07 < 0.08"),
+        ((0.44, 0.80), (0.40, 0.50), "min_winner_score: a 0.44 < 0.45"),
+        ((0.60, 0.59), (0.45, 0.50), "min_winner_score: b 0.59 < 0.6"),
+        ((0.60, 0.80), (0.39, 0.50), "min_loser_score: a 0.39 < 0.4"),
+        ((0.60, 0.65), (0.45, -0.01), "min_loser_score: b -0.01 < 0"),
+        ((0.60, 0.80), (0.56, 0.50), "min_margin: a 0.04 < 0.05"),
+        ((0.80, 0.80), (0.44, 0.50), "max_margin: a 0.36 > 0.35"),
+        ((0.60, 0.80), (0.45, 0.73), "min_margin: b 0.07 < 0.08"),
         ((0.60, 0.80), (0.45, 0.80), "order: b 0.8 <= 0.8"),
         ((0.60, 0.80), (0.60, 0.50), "order: a 0.6 <= 0.6"),
         ((0.60, math.nan), (0.45, 0.50), "not a number: b"),

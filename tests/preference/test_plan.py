@@ -13,8 +13,8 @@ from milonga.preference.plan import plan
 STRATEGIES = [
     Strategy(name="1.1", steps=(5, 25, 50, 100), guidance=3.0),
     Strategy(name="1.2", steps=(50, 50, 50, 50), guidance=3.0),
-    Strategy(name="2", steps=(50,), guidance=3.0, words="perturbed", count=5),
-    Strategy(name="3", steps=(50,), guidance=3.0, words="temporal", count=5),
+    Strategy(name="2", steps=(50,), guidance=3.0, negatives="perturbed", num_negatives=5),
+    Strategy(name="3", steps=(50,), guidance=3.0, negatives="temporal", num_negatives=5),
 ]
 IN_TIME = Prompt.of("A dog barks then a bell rings", "test")
 PLAIN = Prompt.of("Rain falls", "test")

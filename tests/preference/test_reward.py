@@ -9,10 +9,17 @@ from hypothesis import strategies as st
 from milonga.core.config import RewardModel
 from milonga.core.errors import DataError
 from milonga.core.records import Clip, Event, Label, Prompt
-from milonga.preference.label import label
-from milonga.preference.reward import _above, is_held_out, joined, measure, rewards, teach
+from milonga.preference.candidates import label_clips
+from milonga.preference.reward import (
+    _auc,
+    fit_reward,
+    is_held_out,
+    predict_rewards,
+    reward_features,
+    reward_report,
+)
 
-SETTINGS = RewardModel(held_out=0.3)
+SETTINGS = RewardModel(val_fraction=0.3)
 
 
 def some(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[Label]]:
@@ -32,9 +39,9 @@ def some(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[
 
 def test_it_learns_what_makes_a_clip_good_and_says_how_well() -> None:
     clips, texts, labels = some()
-    network = teach(joined(clips, texts), labels, SETTINGS, seed=1)
-    found = rewards(network, joined(clips, texts))
-    report = measure(found, (clips * texts).sum(axis=1), labels, SETTINGS, "tiny")
+    network = fit_reward(reward_features(clips, texts), labels, SETTINGS, seed=1)
+    found = predict_rewards(network, reward_features(clips, texts))
+    report = reward_report(found, (clips * texts).sum(axis=1), labels, SETTINGS, "tiny")
     assert report.taught + report.held_out == len(labels)
     assert 0.15 < report.held_out / len(labels) < 0.45
     assert report.low > report.majority == 0.5
@@ -48,30 +55,33 @@ def test_held_out_labels_teach_nothing() -> None:
         one.model_copy(update={"desirable": not one.desirable}) if is_held_out(one.prompt_id, 0.3) else one
         for one in labels
     ]
-    features = joined(clips, texts)
-    both = [rewards(teach(features, some_labels, SETTINGS, seed=1), features) for some_labels in (labels, turned)]
+    features = reward_features(clips, texts)
+    both = [
+        predict_rewards(fit_reward(features, some_labels, SETTINGS, seed=1), features)
+        for some_labels in (labels, turned)
+    ]
     np.testing.assert_array_equal(*both)
-    assert measure(both[0], both[0], turned, SETTINGS, "tiny").accuracy < 0.5
+    assert reward_report(both[0], both[0], turned, SETTINGS, "tiny").accuracy < 0.5
 
 
 def test_the_seed_alone_decides_and_not_the_global_stream() -> None:
     clips, texts, labels = some(80)
-    features = joined(clips, texts)
+    features = reward_features(clips, texts)
     torch.manual_seed(1)
-    first = rewards(teach(features, labels, SETTINGS, seed=1), features)
+    first = predict_rewards(fit_reward(features, labels, SETTINGS, seed=1), features)
     torch.manual_seed(2)
-    np.testing.assert_array_equal(rewards(teach(features, labels, SETTINGS, seed=1), features), first)
-    assert not np.array_equal(rewards(teach(features, labels, SETTINGS, seed=2), features), first)
+    np.testing.assert_array_equal(predict_rewards(fit_reward(features, labels, SETTINGS, seed=1), features), first)
+    assert not np.array_equal(predict_rewards(fit_reward(features, labels, SETTINGS, seed=2), features), first)
 
 
 def test_labels_of_one_kind_teach_nothing_and_say_so() -> None:
     clips, texts, labels = some(80)
     bad = [one.model_copy(update={"desirable": False}) for one in labels]
     with pytest.raises(DataError, match=r"of \d+ labels to learn from, 0 call their clip good"):
-        teach(joined(clips, texts), bad, SETTINGS, seed=1)
+        fit_reward(reward_features(clips, texts), bad, SETTINGS, seed=1)
     alike = [one.model_copy(update={"desirable": True}) if is_held_out(one.prompt_id, 0.3) else one for one in labels]
     with pytest.raises(DataError, match="labels held out"):
-        teach(joined(clips, texts), alike, SETTINGS, seed=1)
+        fit_reward(reward_features(clips, texts), alike, SETTINGS, seed=1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
@@ -79,7 +89,7 @@ def test_the_area_is_the_share_of_couples_in_order(rows: list[tuple[int, bool]])
     values, truth = np.array([v for v, _ in rows], float), np.array([t for _, t in rows])
     if 0 < truth.sum() < len(truth):
         couples = [(g > b) + 0.5 * (g == b) for g in values[truth] for b in values[~truth]]
-        assert _above(values, truth) == pytest.approx(np.mean(couples))
+        assert _auc(values, truth) == pytest.approx(np.mean(couples))
 
 
 class Ears:
@@ -98,5 +108,5 @@ def test_a_clip_is_good_where_everything_is_heard_in_its_order() -> None:
     order = Prompt.of("a bell, then a dog", "x", scene=(("Bell",), ("Dog",)))
     cat, unknown = Prompt.of("a cat", "x", scene=(("Cat",),)), Prompt.of("something", "x")
     clips = [Clip(np.full(4, onset, np.float32), 8000) for onset in (0.5, 2.0, 0.5, 0.5)]
-    found = label(["a", "b", "c", "d"], [order, order, cat, unknown], clips, Ears(), batch=3)  # type: ignore[arg-type]
+    found = label_clips(["a", "b", "c", "d"], [order, order, cat, unknown], clips, Ears(), batch_size=3)  # type: ignore[arg-type]
     assert [(one.id, one.desirable) for one in found] == [("a", True), ("b", False), ("c", False)]

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from milonga.core.config import Threshold
 from milonga.core.records import Candidate, Prompt, Request
-from milonga.preference.pair import kept, pair
+from milonga.data.pairs import kept_pairs
+from milonga.preference.pair import pair
 from milonga.preference.sweep import OFF, Pool, flips, trials
 
 PROMPTS = [Prompt.of(f"sound {n}", "test") for n in range(3)]
 LIMITS = [
-    Threshold(scorer="a", alpha=0.3, beta=0.1, delta_low=0.05, delta_high=0.6),
-    Threshold(scorer="b", alpha=0.2, beta=-1.0, delta_low=0.0, delta_high=2.0),
+    Threshold(scorer="a", min_winner_score=0.3, min_loser_score=0.1, min_margin=0.05, max_margin=0.6),
+    Threshold(scorer="b", min_winner_score=0.2, min_loser_score=-1.0, min_margin=0.0, max_margin=2.0),
 ]
 
 scores = st.one_of(st.floats(-1, 1, width=16), st.sampled_from([0.1, 0.15, 0.3, 0.35, math.nan]))
@@ -37,7 +38,7 @@ def test_every_trial_counts_what_pairing_with_that_bound_would_keep(found):
     for trial in trials(pair(pool, LIMITS, "mean"), LIMITS):
         value = OFF[trial.bound] if trial.value is None else trial.value
         moved = [one.model_copy(update={trial.bound: value}) if one.scorer == trial.scorer else one for one in LIMITS]
-        good = kept(pair(pool, moved, "mean"))
+        good = kept_pairs(pair(pool, moved, "mean"))
         assert trial.kept == len(good)
         assert sum(trial.strategies.values()) == trial.kept
         assert trial.strategies.get("2", 0) == sum(one.strategy == "2" for one in good)
@@ -51,9 +52,9 @@ def test_each_bound_has_its_present_value_once_and_stricter_ones_keep_no_more(fo
         for bound in OFF:
             own = [one for one in trials(pairs, LIMITS) if (one.scorer, one.bound) == (limit.scorer, bound)]
             assert own[0].value is None
-            assert [one.kept for one in own if one.present] == [len(kept(pairs))]
+            assert [one.kept for one in own if one.present] == [len(kept_pairs(pairs))]
             counts = [one.kept for one in own[1:]]
-            assert counts == sorted(counts, reverse=bound != "delta_high")
+            assert counts == sorted(counts, reverse=bound != "max_margin")
             assert all(one.kept <= own[0].kept for one in own)
 
 
@@ -74,13 +75,14 @@ def test_flips_near_a_threshold_are_those_of_its_nearest_pairs():
     found = [(Prompt.of(f"p{n}", "t"), 0.5 + 0.01 * n * own, 0.5 + (0.1 if n > 1 else -0.1) * own, own)
              for n in range(1, 21) for own in (True, False)]  # fmt: skip
     limits = [
-        Threshold(scorer=name, alpha=-1, beta=-1, delta_low=low, delta_high=2) for name, low in (("a", 0.01), ("b", -2))
+        Threshold(scorer=name, min_winner_score=-1, min_loser_score=-1, min_margin=low, max_margin=2)
+        for name, low in (("a", 0.01), ("b", -2))
     ]
     pairs = pair(candidates(found), limits, "a")
     assert len(pairs) == 20
     every, near, back = flips(pairs, limits)
     assert (every.n, every.bound, every.order) == (20, None, 1 / 20)
-    assert (near.bound, near.value, near.n, near.order) == ("delta_low", 0.01, 2, 1 / 2)
+    assert (near.bound, near.value, near.n, near.order) == ("min_margin", 0.01, 2, 1 / 2)
     assert near.within == pytest.approx(0.01)
     assert (back.scorer, back.other, back.order) == ("b", "a", 1 / 20)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from milonga.core.records import Prompt
-from milonga.preference.select import TfidfEmbedder, cluster, taken
+from milonga.preference.select import TfidfEmbedder, cluster, sample_clusters
 from milonga.reports.clusters import cluster_rows, flat, page
 
 HOSTILE = "</svg><script>document.title='owned'</script> a bell"
@@ -22,7 +22,7 @@ def found():
 
 
 def test_every_caption_is_in_one_cluster_and_every_taken_one_is_counted(found):
-    kept = taken(found, 2, seed=0)
+    kept = sample_clusters(found, 2, seed=0)
     rows = cluster_rows(found, kept)
     assert sum(row.size for row in rows) == 13
     assert sum(row.taken for row in rows) == len(kept)
@@ -49,7 +49,7 @@ def test_the_map_moves_nothing_apart_and_keeps_the_most_spread(rows):
 
 
 def test_the_page_shows_map_and_table_and_no_caption_is_markup(found):
-    kept = taken(found, 2, seed=0)
+    kept = sample_clusters(found, 2, seed=0)
     text = page(found, kept, "tfidf-svd")
     assert f"{len(kept)} of 13 captions, from 3 clusters" in text
     assert "<script" not in text

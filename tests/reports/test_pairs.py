@@ -21,7 +21,7 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.reports import pairs as pages
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> a bell & 'quotes'"
-LIMITS = 'pair.thresholds=[{scorer="one", alpha=0.4, beta=0.0, delta_low=0.0, delta_high=1.0}]'
+LIMITS = 'pair.thresholds=[{scorer="one", min_winner_score=0.4, min_loser_score=0.0, min_margin=0.0, max_margin=1.0}]'
 
 
 class Parts(FakeParts):
@@ -69,8 +69,8 @@ def test_every_pair_is_on_one_page_and_its_clips_are_the_runs(run, place):
 def test_pairs_are_filtered_and_sorted(run, place):
     kept = [one for one in stored(run) if not one.refused]
     assert get(place, "pairs?verdict=kept")["total"] == len(kept)
-    by_reason = {one["refused"].partition(":")[0] for one in get(place, "pairs?verdict=alpha")["pairs"]}
-    assert by_reason == {"alpha"}
+    by_reason = {one["refused"].partition(":")[0] for one in get(place, "pairs?verdict=min_winner_score")["pairs"]}
+    assert by_reason == {"min_winner_score"}
     assert {one["strategy"] for one in get(place, "pairs?strategy=2")["pairs"]} == {"2"}
     assert {one["prompt"] for one in get(place, "pairs?words=NUMBER%207")["pairs"]} == {"sound number 7"}
 

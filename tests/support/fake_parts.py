@@ -20,7 +20,7 @@ scorers = ["one", "two"]
 [prompts]
 sources = ["words:10"]
 [plan]
-shard = 8
+shard_size = 8
 perturber = "shout"
 [[plan.strategies]]
 name = "1"
@@ -28,8 +28,8 @@ steps = [4, 4]
 guidance = 3.0
 [[plan.strategies]]
 name = "2"
-words = "perturbed"
-count = 2
+negatives = "perturbed"
+num_negatives = 2
 steps = [4]
 guidance = 3.0
 """

@@ -23,17 +23,17 @@ rank_by = "ranker-a"
 
 [[pair.thresholds]]
 scorer = "ranker-a"
-alpha = 0.45
-beta = 0.2
-delta_low = 0.05
-delta_high = 0.6
+min_winner_score = 0.45
+min_loser_score = 0.2
+min_margin = 0.05
+max_margin = 0.6
 
 [[pair.thresholds]]
 scorer = "ranker-b"
-alpha = 0.4
-beta = 0.0
-delta_low = 0.08
-delta_high = 0.7
+min_winner_score = 0.4
+min_loser_score = 0.0
+min_margin = 0.08
+max_margin = 0.7
 
 [[train.systems]]
 name = "sft"
@@ -115,8 +115,8 @@ def refusal(winner: float, delta: float) -> str:
     if delta <= 0:
         return "order"
     if winner < 0.45:
-        return f"alpha: ranker-a {winner:.2f} < 0.45"
-    return f"delta: ranker-a {delta:.2f} < 0.05" if delta < 0.05 else ""
+        return f"min_winner_score: ranker-a {winner:.2f} < 0.45"
+    return f"min_margin: ranker-a {delta:.2f} < 0.05" if delta < 0.05 else ""
 
 
 def make_pair(number: int, chosen: dict[str, float], rejected: dict[str, float], refused: str = "") -> Pair:

@@ -133,18 +133,20 @@ def run(
 @handle_errors
 def train(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A run folder, or a .toml file or shipped recipe by its name.")
+        str, typer.Argument(metavar="RECIPE", help="A run folder, a .toml file, or a shipped recipe's name.")
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to train in.", show_default="runs/NAME")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")
     ] = None,
 ) -> None:
-    """Train a run's systems, or a model on data of your own; also under torchrun and accelerate launch -m milonga."""
-    from milonga.experiment import training
+    """Train a recipe's systems; also under torchrun and accelerate launch -m milonga."""
+    from milonga.experiment.recipe import load_recipe
+    from milonga.experiment.run import train as train_systems
 
-    for folder in training.train(target, out, changes or ()):
-        typer.echo(folder)
+    folder = Path(target) if Path(target).is_dir() else out
+    for system in train_systems(load_recipe(target, changes or ()), folder):
+        typer.echo(system)
 
 
 @app.command()

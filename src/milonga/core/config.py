@@ -3,7 +3,8 @@
 They stand on floor 0 so that a stage and the recipe (floor 3) speak of the same thing without seeing each other.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,43 +15,66 @@ Difference = Annotated[float, Field(ge=-2.0, le=2.0)]
 
 
 class Strategy(Record):
-    """One way to make candidates (§4.1.1): whose words, how many denoising steps, which guidance.
+    """One way to make the candidates of a prompt (§4.1.1 of the paper): denoising steps, guidance and wrong captions.
 
-    `words="caption"` asks for one clip per entry of `steps`, all from the prompt's own words; `"perturbed"` and
-    `"temporal"` ask for one clip of the own words and one for each of up to `count` wrong captions, with `steps[0]`;
-    `"temporal"` only for prompts with a temporal word (τ2), the others only for the diverse ones (τ1).
+    `negatives="none"` makes one clip for each entry of `steps`, all from the caption itself. `"perturbed"` and
+    `"temporal"` make one clip from the caption and one from each of up to `num_negatives` wrong captions, with
+    `steps[0]`; `"temporal"` only for captions with a temporal word (τ2), the others only for the diverse ones (τ1).
     """
 
     name: str = Field(min_length=1)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     guidance: float = Field(ge=0.0, allow_inf_nan=False)
-    words: Literal["caption", "perturbed", "temporal"] = "caption"
-    count: int = Field(default=0, ge=0)
+    negatives: Literal["none", "perturbed", "temporal"] = "none"
+    num_negatives: int = Field(default=0, ge=0)
+
+    @classmethod
+    def same_prompt(cls, steps: Sequence[int], guidance: float = 3.0, name: str = "same-prompt") -> Self:
+        """Strategy 1: one clip of the caption for each number of denoising steps (the paper: 5, 25, 50, 100, or four
+        times 50).
+        """
+        return cls(name=name, steps=tuple(steps), guidance=guidance)
+
+    @classmethod
+    def perturbed(cls, num_negatives: int = 5, steps: int = 50, guidance: float = 3.0, name: str = "perturbed") -> Self:
+        """Strategy 2: the caption against clips of `num_negatives` captions that are close but wrong (the paper: 5)."""
+        return cls(name=name, steps=(steps,), guidance=guidance, negatives="perturbed", num_negatives=num_negatives)
+
+    @classmethod
+    def temporal(cls, num_negatives: int = 5, steps: int = 50, guidance: float = 3.0, name: str = "temporal") -> Self:
+        """Strategy 3: the caption against clips of captions whose events come in another order (the paper: 5)."""
+        return cls(name=name, steps=(steps,), guidance=guidance, negatives="temporal", num_negatives=num_negatives)
 
 
 class Threshold(Record):
-    """What a pair must meet by one scorer (§4.1.2), in cosine similarity.
+    """What a pair must meet by one scorer (§4.1.2 of the paper), in cosine similarity. The defaults refuse nothing.
 
-    The winner scores at least `alpha` and the loser at least `beta`; their difference lies within `delta_low` and
-    `delta_high`.
+    The winner scores at least `min_winner_score` (the paper's α) and the loser at least `min_loser_score` (β); the
+    winner's score less the loser's lies from `min_margin` to `max_margin` (both the paper's Δ).
     """
 
     scorer: str = Field(min_length=1)
-    alpha: Cosine
-    beta: Cosine
-    delta_low: Difference
-    delta_high: Difference
+    min_winner_score: Cosine = -1.0
+    min_loser_score: Cosine = -1.0
+    min_margin: Difference = -2.0
+    max_margin: Difference = 2.0
+
+    def __init__(self, scorer: str | None = None, **values: Any) -> None:
+        super().__init__(**(values if scorer is None else {"scorer": scorer, **values}))
+
+    # Pydantic reads this mark: it validates a recipe's table without calling `__init__`, strictly and with its place.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class RewardModel(Record):
-    """A small network on frozen CLAP features that is taught from labels (BATON's first step, arXiv 2402.00744).
+    """A small network on frozen CLAP features that learns from labels (BATON's first step, arXiv 2402.00744).
 
-    `scorer` names the CLAP (None: the first that scores). `held_out` is the share of captions whose labels only
-    measure; `width` the hidden layers', `steps` of AdamW over all labels at once.
+    `scorer` names the CLAP (None: the first scorer). `val_fraction` is the share of captions whose labels are only
+    measured on; `width` is that of the hidden layers, `steps` counts AdamW steps over all labels at once.
     """
 
     scorer: str | None = Field(default=None, min_length=1)
-    held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
+    val_fraction: float = Field(default=0.2, gt=0.0, lt=1.0)
     width: int = Field(default=64, ge=1)
     steps: int = Field(default=100, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0.0, allow_inf_nan=False)

@@ -119,6 +119,28 @@ class Pair(Record):
     rejected_scores: dict[str, float]
     refused: str = ""
 
+    @classmethod
+    def of(cls, winner: Candidate, loser: Candidate, strategy: str, refused: str = "") -> "Pair":
+        """The pair of two candidates of one prompt; its id is the hash of the strategy and the two clips' ids."""
+        chosen, rejected = winner.request, loser.request
+        return cls(
+            id=content_id(strategy, chosen.id, rejected.id),
+            prompt_id=chosen.prompt_id,
+            prompt=chosen.prompt,
+            strategy=strategy,
+            chosen_id=chosen.id,
+            rejected_id=rejected.id,
+            chosen_words=chosen.words,
+            rejected_words=rejected.words,
+            chosen_steps=chosen.steps,
+            rejected_steps=rejected.steps,
+            chosen_seed=chosen.seed,
+            rejected_seed=rejected.seed,
+            chosen_scores=winner.scores,
+            rejected_scores=loser.scores,
+            refused=refused,
+        )
+
 
 class Rating(Record):
     """One listener's judgement, of a clip (`ovl` and `rel`, 1 to 5) or of two (which is `better`), given at a UTC time.

@@ -11,10 +11,13 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 PART = ".part"
 _UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.part")  # what `_temporary` names, which a killed process leaves behind
+PACKAGES = ("milonga", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pyarrow", "soundfile")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -241,6 +245,13 @@ class Run:
         """The shards of a stage (`generate`), or of a part of one (`evaluate/base`)."""
         return Shards(self.path / name)
 
+    def check_visible(self) -> None:
+        """StoreError where the folder cannot be seen: a worker on another machine would generate clips for nobody."""
+        if not (self.path / "manifest.json").exists():
+            raise StoreError(
+                f"{self.path} is not to be seen on {os.uname().nodename}: put the run where all machines see it"
+            )
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from running on this folder; StoreError when one already is.
@@ -281,3 +292,34 @@ def read_manifest(run: Run) -> dict[str, Any] | None:
     """The manifest of a run folder, None where there is none yet; StoreError when it is damaged."""
     path = run.path / "manifest.json"
     return read_json(path) if path.exists() else None
+
+
+def software() -> dict[str, Any]:
+    """The git `commit` (None outside git), the `versions` of the libraries behind the numbers, and the `machine`."""
+    return {
+        "commit": commit(Path(__file__).parent),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit of the checkout that `folder` is in, with `+` when files differ from it; None outside git."""
+    head = _git(folder, "rev-parse", "HEAD")
+    changed = head and _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{head}+" if changed else head
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        found = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

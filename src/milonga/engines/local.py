@@ -4,11 +4,30 @@ Threads suffice, because torch and numpy release the interpreter while they comp
 """
 
 import ctypes
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+from milonga.core.config import Workers
 from milonga.core.errors import RecipeError
+from milonga.core.protocols import Engine
+
+# Threads share the models, so more of them cost little memory; beyond four, Python itself is in their way.
+MOST_WORKERS = 4
+
+
+def engine_named(name: str, workers: Workers | None = None) -> Engine:
+    """The engine `local` or `ray` with a recipe's `workers`; RecipeError for another name."""
+    if name == "ray":
+        from milonga.engines.ray import RayEngine
+
+        return RayEngine(workers, prepare=keep_freed_memory)
+    if name != "local":
+        raise RecipeError(f"no engine {name!r}: there are local and ray")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    return LocalEngine((workers.count if workers else 0) or min(MOST_WORKERS, cores))
+
 
 # malloc.h: the most mappings at once, the free memory above which the heap shrinks, what it grows by.
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2
@@ -34,11 +53,9 @@ class LocalEngine:
         The first exception stops the rest and is raised; closing the generator stops the rest, too.
         """
         if self.workers == 1:
-            yield from ((shard, work(shard)) for shard in shards)
-        else:
-            yield from self._threaded(work, shards)
-
-    def _threaded(self, work: Callable[[str], int], shards: Sequence[str]) -> Iterator[tuple[str, int]]:
+            for shard in shards:
+                yield shard, work(shard)
+            return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="milonga", initializer=_one_thread)
         try:
             pending = {pool.submit(work, shard): shard for shard in shards}

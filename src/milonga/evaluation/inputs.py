@@ -18,7 +18,7 @@ from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Prompt
 from milonga.core.store import Run, read_manifest
 from milonga.data.captions import ClipCaption, audio_files, clip_captions, tags_of
-from milonga.data.run_clips import evaluation_requests
+from milonga.data.pairs import evaluation_requests
 
 # §5.5: the splits of captions by their tags.
 SPLITS: dict[str, Callable[[Prompt], bool]] = {

@@ -8,7 +8,7 @@ from typing import Any
 from milonga.core.errors import StoreError
 from milonga.core.store import Run
 from milonga.experiment.overrides import flat
-from milonga.experiment.recipe import Recipe
+from milonga.experiment.recipe import TAGGER, Recipe
 
 STAGES = ("prompts", "plan", "generate", "score", "pair", "label", "reward", "train", "evaluate", "report")
 
@@ -56,7 +56,7 @@ OUTPUTS = {
 UNTRAINED = ("base", "reference", "prompts")
 SYSTEMS = "train.systems."
 # Keys that only decide after how many rounds to stop: the rounds that were done stand.
-ENDS = {"rounds.count", "rounds.patience", "rounds.least_gain"}
+ENDS = {"rounds.count", "rounds.patience", "rounds.min_gain"}
 
 
 def stages_of(recipe: Recipe) -> tuple[str, ...]:
@@ -66,10 +66,12 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
         left_out |= {"plan", "generate", "score", "pair"}
     if not recipe.makes_clips and not recipe.trains_on("rounds"):
         left_out.add("prompts")
-    if not (recipe.trains_on("rewards", "labels") and "truth" in recipe.label.sources):
+    if not (recipe.trains_on("rewards", "labels") and TAGGER in recipe.label.sources):
         left_out.add("label")
     if not recipe.trains_on("rewards"):
         left_out.add("reward")
+    if recipe.train.systems and not (recipe.prompts.sources or recipe.evaluate.prompts):
+        left_out.add("evaluate")  # a model trained on one's own data, with no captions to evaluate it on
     return tuple(stage for stage in STAGES if stage not in left_out)
 
 

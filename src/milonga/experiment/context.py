@@ -1,6 +1,5 @@
 """What every step of a run is given: the recipe, the run folder, the parts by name, and where work runs."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,12 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from milonga.core.config import Asking
-from milonga.core.errors import StoreError
-from milonga.core.progress import tracked
 from milonga.core.protocols import Engine, Model, Perturber, Scorer, Tagger, TextEmbedder
 from milonga.core.records import Clip, Pair, Prompt
-from milonga.core.store import Run, Shards, complete
+from milonga.core.store import Run
 from milonga.experiment.recipe import Recipe
+from milonga.preference.build import PairBuilder, shards_left
 
 
 class Parts(Protocol):
@@ -61,29 +59,32 @@ class Context:
     parts: Parts
     engine: Engine
 
-    def over_shards(self, stage: str, sizes: Mapping[str, int], work: Callable[[str], int], label: str = "") -> None:
+    def over_shards(self, stage: str, sizes: Mapping[str, int], work: Callable[[str], int]) -> None:
         """Does `work` for each shard of `sizes` (shard: items) that `stage` does not have yet, showing progress."""
-        shards = self.run.stage(stage)
-        finished = set(shards.names())
-        left = [name for name in sizes if name not in finished]
-        begun = partial(_where_the_run_is, self.run.path, work)
-        done = sum(size for name, size in sizes.items() if name in finished)
-        if left:
-            with tracked(label or stage, sum(sizes.values()), done) as advance:
-                for shard, _ in self.engine.run(begun, left):
-                    advance(sizes[shard])
+        with shards_left(self.run, stage, sizes) as (left, advance):
+            for shard, _ in self.engine.run(work, left):
+                advance(sizes[shard])
+
+    def pair_builder(self) -> PairBuilder:
+        """The stages from prompts to pairs with this recipe's values."""
+        recipe, parts = self.recipe, self.parts
+        models = recipe.models
+        return PairBuilder(
+            run=self.run,
+            engine=self.engine,
+            load_model=partial(parts.load, models.model, models.scheduler),
+            load_scorers=partial(_scorers, parts, models.scorers),
+            load_perturber=partial(parts.perturber, recipe.plan.perturber, recipe.plan.llm),
+            strategies=recipe.plan.strategies,
+            thresholds=recipe.pair.thresholds,
+            rank_by=recipe.pair.rank_by,
+            losers=recipe.pair.losers,
+            seed=recipe.seed,
+            shard_size=recipe.plan.shard_size,
+            generate_batch_size=recipe.generate.batch_size,
+            score_batch_size=recipe.score.batch_size,
+        )
 
 
-def _where_the_run_is(path: Path, work: Callable[[str], int], shard: str) -> int:
-    """`work(shard)`, where the run folder can be seen: a worker on another machine might make clips for nobody."""
-    if not (path / "manifest.json").exists():
-        raise StoreError(f"{path} is not to be seen on {os.uname().nodename}: put the run where all machines see it")
-    return work(shard)
-
-
-def needed(context: Context, stage: str) -> Shards:
-    """The shards of an earlier stage; StoreError when it is not complete."""
-    shards = context.run.stage(stage)
-    if not complete(shards):
-        raise StoreError(f"{context.run.path} has no complete {stage} yet: run `milonga run` without --only first")
-    return shards
+def _scorers(parts: Parts, names: Sequence[str]) -> list[Scorer]:
+    return [parts.scorer(name) for name in names]

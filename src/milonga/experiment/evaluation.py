@@ -1,13 +1,15 @@
 """The evaluate stage: every system generates the held-out prompts; features are stored; the evaluator computes."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from milonga.core.audio import clip_table, clips_of
 from milonga.core.errors import DataError
+from milonga.core.protocols import Model
 from milonga.core.records import Prompt, Request
 from milonga.core.store import cut, write_json
 from milonga.experiment.context import Context
-from milonga.preference.produce import make_clips
+from milonga.preference.candidates import generate_shard
 
 
 def eval_requests(context: Context, prompts: Sequence[Prompt]) -> list[Request]:
@@ -19,21 +21,20 @@ def eval_requests(context: Context, prompts: Sequence[Prompt]) -> list[Request]:
 def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
     """One system's clips for the held-out prompts, in evaluate/NAME."""
     stage, base, scheduler = f"evaluate/{name}", context.recipe.models.model, context.recipe.models.scheduler
-    parts = cut(eval_requests(context, prompts), context.recipe.plan.shard)
+    parts = cut(eval_requests(context, prompts), context.recipe.plan.shard_size)
     trained = context.run.path / "checkpoints" / name / "model"
 
-    def work(shard: str) -> int:
-        parts_of = context.parts
-        model = parts_of.load(base, scheduler) if name == "base" else parts_of.tuned(base, trained, scheduler)
-        return make_clips(context.run, stage, shard, parts[shard], model, context.recipe.generate.batch)
+    def model() -> Model:
+        return context.parts.load(base, scheduler) if name == "base" else context.parts.tuned(base, trained, scheduler)
 
+    work = partial(generate_shard, context.run, stage, model, parts.__getitem__, context.recipe.generate.batch_size)
     context.over_shards(stage, {shard: len(part) for shard, part in parts.items()}, work)
 
 
 def store_references(context: Context, prompts: Sequence[Prompt]) -> None:
     """The real clips of the held-out prompts, in evaluate/reference."""
     known = {prompt.id: prompt for prompt in prompts}
-    parts = cut(eval_requests(context, prompts), context.recipe.plan.shard)
+    parts = cut(eval_requests(context, prompts), context.recipe.plan.shard_size)
 
     def work(shard: str) -> int:
         clips = [context.parts.reference(known[request.prompt_id]) for request in parts[shard]]
@@ -55,7 +56,7 @@ def store_features(context: Context, name: str, prompts: Sequence[Prompt]) -> No
     def work(shard: str) -> int:
         judge, tagger = context.parts.scorer(models.judge), context.parts.tagger(models.tagger)
         clips = clips_of(shards.read_table(shard, ["id", "audio"]))
-        own, batch = [prompt_of[clip_id] for clip_id in clips], context.recipe.score.batch
+        own, batch = [prompt_of[clip_id] for clip_id in clips], context.recipe.score.batch_size
         rows = extract_features(list(clips), own, list(clips.values()), judge, tagger, batch)
         context.run.stage(f"features/{name}").write_records(shard, rows, ClipFeatures)
         return len(rows)

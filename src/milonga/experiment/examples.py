@@ -11,17 +11,15 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Label, Pair, Request
 from milonga.core.store import Run
-from milonga.experiment.context import Context, needed
-from milonga.experiment.recipe import Recipe
-from milonga.experiment.recipe_tables import System
-from milonga.experiment.reward import TRUTH, clips_by_id, labels_in
+from milonga.experiment.context import Context
+from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
+from milonga.experiment.reward import clips_by_id, labels_in
 from milonga.models.load import load_denoiser
+from milonga.preference.build import needed
 
 if TYPE_CHECKING:
     from milonga.data.examples import Examples, Latents, PairExamples
     from milonga.models.denoiser import Conditioning, Denoiser
-
-OWN = "run"
 
 
 def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
@@ -32,12 +30,15 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
     from milonga.data.examples import ConcatExamples, filter_by_strategy, with_prior_data
     from milonga.experiment.registry import prior_clips
 
-    parts = {"pairs": _pairs, "rewards": _rewards, "labels": _labels}[system.data](context, prior)
+    kinds = {"pairs": _pairs, "clips": _real_clips, "rewards": _rewards, "labels": _labels}
+    parts = kinds[system.data](context, prior)
     examples = parts[0] if len(parts) == 1 else ConcatExamples(parts)
     examples = filter_by_strategy(examples, system.strategies) if system.strategies else examples
-    if prior and not examples.num_prior:
-        return with_prior_data(examples, prior_clips(load_denoiser(context.recipe.models.model), prior))
-    return examples
+    if not prior or examples.num_prior or system.data == "clips":
+        return examples
+    if context.recipe.train.clips is not None:
+        return with_prior_data(examples, *_real_clips(context, prior))
+    return with_prior_data(examples, prior_clips(load_denoiser(context.recipe.models.model), prior))
 
 
 def hashes(recipe: Recipe) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def hashes(recipe: Recipe) -> dict[str, Any]:
     Raises RecipeError for what is no folder or file.
     """
     pairs = [one for one in recipe.train.pairs if one != OWN and recipe.trains_on("pairs")]
-    labels = [one for one in recipe.label.sources if one != TRUTH and recipe.trains_on("rewards", "labels")]
+    labels = [one for one in recipe.label.sources if one != TAGGER and recipe.trains_on("rewards", "labels")]
     found: dict[str, Any] = {"train": {"pairs": {one: _hash("train.pairs", one) for one in pairs}}}
     return found | {"label": {"sources": {one: _hash("label.sources", one) for one in labels}}}
 
@@ -64,8 +65,9 @@ def _pairs(context: Context, prior: int) -> "list[Examples]":
     model, parts = context.recipe.models.model, []
     for source in context.recipe.train.pairs:
         if source == OWN:
-            pairs = needed(context, "pair").read_records(Pair)
-            parts += [context.parts.examples(model, context.run, pairs, prior)] if pairs else []
+            pairs = needed(context.run, "pair").read_records(Pair)
+            world = prior if context.recipe.train.clips is None else 0
+            parts += [context.parts.examples(model, context.run, pairs, world)] if pairs else []
         elif (Path(source) / "pair").is_dir():
             parts.append(_folder_of_pairs(context, Run(Path(source))))
         else:
@@ -96,15 +98,26 @@ def _data_set(context: Context, path: Path) -> "PairExamples":
     from milonga.data.encode import encode_pairs
 
     recipe = context.recipe
-    return encode_pairs(load_denoiser(recipe.models.model), path, context.run.path / "encoded", seed=recipe.seed)[1]
+    work = context.run.path / "encoded"
+    return encode_pairs(load_denoiser(recipe.models.model), path, work, recipe.train.split, recipe.seed)[1]
+
+
+def _real_clips(context: Context, _: int) -> "list[Examples]":
+    """The clips of train.clips with their captions, encoded once and stored in the run's encoded/."""
+    from milonga.data.encode import encode_clips
+
+    recipe, train = context.recipe, context.recipe.train
+    assert train.clips is not None
+    denoiser, work = load_denoiser(recipe.models.model), context.run.path / "encoded"
+    return [encode_clips(denoiser, train.clips, work, train.mix_ratio, train.legacy, recipe.seed)]
 
 
 def _rewards(context: Context, _: int) -> "list[Examples]":
     """Every clip of the run that has a reward, weighted by it."""
     from milonga.preference.reward import Reward
 
-    rows = {one.id: one.reward for one in needed(context, "reward").read_records(Reward)}
-    planned = {one.id: one.prompt for one in needed(context, "plan").read_records(Request) if one.id in rows}
+    rows = {one.id: one.reward for one in needed(context.run, "reward").read_records(Reward)}
+    planned = {one.id: one.prompt for one in needed(context.run, "plan").read_records(Request) if one.id in rows}
     weights = [rows[one] for one in planned]
     return [_clips(context, context.run, planned, weights=weights)]
 
@@ -113,8 +126,8 @@ def _labels(context: Context, _: int) -> "list[Examples]":
     """A part for each of label.sources: clips one by one, liked or disliked."""
     parts: list[Examples] = []
     for source in context.recipe.label.sources:
-        run = context.run if source == TRUTH else Run(Path(source))
-        found = needed(context, "label").read_records(Label) if source == TRUTH else labels_in(Path(source))
+        run = context.run if source == TAGGER else Run(Path(source))
+        found = needed(context.run, "label").read_records(Label) if source == TAGGER else labels_in(Path(source))
         liked, texts = [one.desirable for one in found], {one.id: one.prompt for one in found}
         parts += [_clips(context, run, texts, desirable=liked)] if found else []
     if not parts:

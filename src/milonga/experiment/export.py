@@ -13,8 +13,7 @@ from milonga.core.ids import content_id
 from milonga.core.progress import tracked
 from milonga.core.records import Pair
 from milonga.core.store import Run, Shards, cut, read_json, read_manifest, write_json, write_text
-from milonga.data.audio_alpaca import Origin, alpaca_table
-from milonga.data.run_clips import ClipBytes, Planned, planned
+from milonga.data.pairs import RunPairs, origin_of
 
 ROWS = 250  # pairs in a shard: two clips of ten seconds each make it about 150 MB
 NOTE = "export.json"
@@ -37,12 +36,12 @@ def export(path: Path, folder: Path, validation: float = 0.05) -> Path:
     material = read_material(path)
     if not material.accepted:
         raise DataError(f"{path} holds no kept pair: run it until `pair`, or loosen pair.thresholds by `milonga pair`")
-    origin = _origin(manifest)
-    splits = split_pairs(material.accepted, validation)
+    dataset = RunPairs(Run(path))
+    splits = split_pairs(dataset.pairs, validation)
     made = content_id([pair.id for pair in material.accepted], manifest["fingerprints"], validation)
     if _claimed(folder, made):
         return folder
-    _write_shards(Run(path), splits, origin, folder)
+    _write_shards(dataset, splits, folder)
     _write_card(material, {name: len(pairs) for name, pairs in splits.items()}, manifest, folder)
     return folder
 
@@ -81,11 +80,6 @@ def check_credentials() -> None:
         raise RecipeError("there is no Hugging Face token: log in by `hf auth login`, or set HF_TOKEN")
 
 
-def _origin(manifest: Mapping[str, Any]) -> Origin:
-    hashes = manifest["fingerprints"]["models"]
-    return Origin(manifest["recipe"]["models"]["model"], hashes["model"], hashes["scorers"])
-
-
 def _claimed(folder: Path, made: str) -> bool:
     """Whether the folder is finished; marks an empty one as begun, and StoreError when it holds something else."""
     note = folder / NOTE
@@ -99,31 +93,16 @@ def _claimed(folder: Path, made: str) -> bool:
     return False
 
 
-def _write_shards(run: Run, splits: Mapping[str, Sequence[Pair]], origin: Origin, folder: Path) -> None:
-    where, clips, shards = planned(run), ClipBytes(run), Shards(folder / "data")
-    parts = {}
+def _write_shards(dataset: RunPairs, splits: Mapping[str, Sequence[Pair]], folder: Path) -> None:
+    shards, parts = Shards(folder / "data"), {}
     for split, pairs in splits.items():
-        # In the order of the plan, so that a shard's clips lie in few shards of the run.
-        ordered = sorted(pairs, key=lambda pair: (_at(where, pair.chosen_id).place, pair.strategy, pair.rejected_id))
-        parts |= {f"{split}-{name}": part for name, part in cut(ordered, ROWS).items()}
+        parts |= {f"{split}-{name}": part for name, part in cut(pairs, ROWS).items()}
     done = sum(len(part) for name, part in parts.items() if shards.has(name))
     with tracked("export", sum(map(len, parts.values())), done) as advance:
         for name, part in parts.items():
             if not shards.has(name):
-                shards.write_table(name, _table(part, where, clips, origin))
+                shards.write_table(name, dataset.table(part))
                 advance(len(part))
-
-
-def _table(pairs: Sequence[Pair], where: Mapping[str, Planned], clips: ClipBytes, origin: Origin) -> Any:
-    ids = dict.fromkeys(one for pair in pairs for one in (pair.chosen_id, pair.rejected_id))
-    audio = {one: clips.get(one, _at(where, one).shard) for one in ids}
-    return alpaca_table(pairs, audio, {one: where[one].guidance for one in ids}, origin)
-
-
-def _at(where: Mapping[str, Planned], clip: str) -> Planned:
-    if clip not in where:
-        raise DataError(f"clip {clip} is in no shard of the plan: the run's pairs and its plan do not belong together")
-    return where[clip]
 
 
 def _write_card(material: Any, splits: Mapping[str, int], manifest: Mapping[str, Any], folder: Path) -> None:
@@ -137,7 +116,7 @@ def _write_card(material: Any, splits: Mapping[str, int], manifest: Mapping[str,
 
 def made_by(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What made a run, as (what, value): model, scorers, seed, commit and versions."""
-    origin = _origin(manifest)
+    origin = origin_of(manifest)
     scorers = [("scorer", f"{name}, weights {digest}") for name, digest in origin.scorer_hashes.items()]
     return [("model", f"{origin.model}, weights {origin.model_hash}"), *scorers, *facts(manifest)]
 

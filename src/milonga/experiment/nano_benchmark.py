@@ -22,7 +22,7 @@ from milonga.models.generator import TangoModel
 from milonga.models.load import load_denoiser
 from milonga.nano.build.text import replaced, swapped
 from milonga.nano.captions import caption_in
-from milonga.preference.generate import generate
+from milonga.preference.candidates import generate_clips
 from milonga.scorers.clap import ClapScorer
 
 Answer = dict[str, Interval]
@@ -97,7 +97,7 @@ def base_exam(prompts: Sequence[Prompt], seed: int) -> Answer:
     requests = [Request.of(seed, prompt, prompt.text, steps, guidance) for prompt in prompts]
     made = {}
     with tracked("base", len(requests)) as advance:
-        for request, clip, _ in generate(requests, model, BATCH):
+        for request, clip, _ in generate_clips(requests, model, BATCH):
             made[request.prompt_id] = clip
             advance(1)
     clips = [made[prompt.id] for prompt in prompts]

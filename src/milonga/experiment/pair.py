@@ -9,13 +9,13 @@ from milonga.core.config import Threshold
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.records import Candidate, Pair, Record
 from milonga.core.store import Run, complete, read_manifest
+from milonga.data.pairs import Row, refusals, table2
 from milonga.experiment import run as pipeline
 from milonga.experiment.context import Parts
 from milonga.experiment.recipe import Recipe, load_recipe
 from milonga.experiment.status import aligned
-from milonga.preference.pair import Row, refusals, table2
 from milonga.preference.pair import pair as paired
-from milonga.preference.sweep import OFF, Flip, Trial, flips, trials
+from milonga.preference.sweep import Flip, Trial, flips, trials
 
 
 class Pairing(Record):
@@ -47,6 +47,11 @@ class _AsMade:
     def fingerprint(self, name: str) -> str:
         return self._hashes[name]
 
+    def __getattr__(self, name: str) -> Any:
+        from milonga.experiment import registry
+
+        return getattr(registry, name)
+
 
 def pair(path: Path, changes: Sequence[str] = ()) -> Pairing:
     """Pairs a run's candidates again under its recipe with `changes` (`pair.KEY=VALUE`), and says what came of it.
@@ -71,7 +76,7 @@ def sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     Without thresholds in the recipe, open ones of all scorers are moved. Raises as `pair` does.
     """
     recipe, _ = _asked(path, changes)
-    thresholds = recipe.pair.thresholds or tuple(Threshold(scorer=name, **OFF) for name in recipe.models.scorers)
+    thresholds = recipe.pair.thresholds or tuple(Threshold(name) for name in recipe.models.scorers)
     table = recipe.pair
     found = paired(Run(path).stage("score").read_records(Candidate), thresholds, table.rank_by, table.losers)
     kept = sum(not one.refused for one in found)

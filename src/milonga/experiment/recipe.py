@@ -1,39 +1,182 @@
-"""A recipe: one page of TOML with every number of an experiment, read strictly.
+"""A recipe: one page of TOML with every number of an experiment, read strictly; each table with its defaults.
 
-What a recipe does not say has the value given here. `load_recipe` tells any mistake in one line: an unknown key with
-its nearest known one, malformed TOML with its line, a wrong value with its key and what is allowed.
+`load_recipe` reports any mistake in one line: an unknown key with its nearest known one, malformed TOML with its line,
+a wrong value with its key and what is allowed.
 """
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
-from milonga.core.config import RewardModel, Workers
-from milonga.core.errors import RecipeError
+from milonga.core.config import Asking, Phase, RewardModel, Settings, Strategy, Threshold, Workers
+from milonga.core.errors import MilongaWarning, RecipeError
 from milonga.core.records import Record
-from milonga.experiment.overrides import apply_override, explain
-from milonga.experiment.recipe_tables import (
-    RESERVED,
-    Batch,
-    Evaluate,
-    Labels,
-    Models,
-    Pairing,
-    Plan,
-    Prompts,
-    Rounds,
-    Train,
-)
+from milonga.experiment.overrides import apply_override, explain, modern_override, modernised, to_toml
+from milonga.perturbers.endpoint import Endpoint
 
-R = TypeVar("R", bound=Record)
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+# The names of `models.schedulers`, which imports torch.
+Scheduler = Literal["ddpm", "ddim", "dpm++", "unipc", "compat", "euler"]
+Split = Literal["overall", "temporal", "non-temporal", "multi-concept", "single-concept"]
+# Folders of a run beside which a trained system's clips are stored.
+RESERVED = ("base", "reference", "prompts")
+TAGGER = "tagger"  # of label.sources: the run's own clips, labelled by its tagger
+OWN = "run"  # of train.pairs: the pairs that this run makes
+
+
+class Models(Record):
+    """`[models]`: the generator, the scorers that rank and filter, the judge that only evaluates, the event tagger."""
+
+    model: Name = "nano"
+    scheduler: Scheduler | None = None
+    scorers: tuple[Name, ...] = Field(default=("nano-clap-a", "nano-clap-b"), min_length=1)
+    judge: Name = "nano-judge"
+    tagger: Name = "nano-tagger"
+
+
+class Prompts(Record):
+    """`[prompts]`: sources of captions, the k-means selection of τ1 (0 clusters: all), and where τ2 is taken from."""
+
+    sources: tuple[Name, ...] = ()
+    embedder: Name = "tfidf-svd"
+    clusters: int = Field(default=0, ge=0)
+    per_cluster: Count = 70
+    nearest: bool = True
+    temporal: Literal["all", "selected"] = "all"
+
+
+class Plan(Record):
+    """`[plan]`: the strategies, the perturber of captions, and the number of clips in a shard."""
+
+    perturber: Name = "rules"
+    shard_size: Count = 64
+    llm: Asking = Asking()
+    strategies: tuple[Strategy, ...] = ()
+
+    @field_validator("perturber")
+    @classmethod
+    def _is_valid(cls, name: str) -> str:
+        """A language model's name is checked before a run stores it: a URL may hold a password."""
+        if name.startswith("llm:"):
+            Endpoint.of(name)
+        return name
+
+
+class Batch(Record):
+    """`[generate]` and `[score]`: clips in one batch; results do not depend on it."""
+
+    batch_size: Count = 16
+
+
+class Pairing(Record):
+    """`[pair]`: the scorer that ranks (`mean`: their mean), which candidates lose, and what a pair must meet."""
+
+    rank_by: Name = "mean"
+    losers: Literal["all", "worst"] = "all"
+    thresholds: tuple[Threshold, ...] = ()
+
+
+class Labels(Record):
+    """`[label]`: where labels of good clips come from: `tagger`, or folders that `milonga listen export` wrote."""
+
+    sources: tuple[Name, ...] = Field(default=(TAGGER,), min_length=1)
+
+
+class System(Record):
+    """`[[train.systems]]`: a model trained from the base by phases, and its data.
+
+    `pairs` (of `strategies` where some are named), `clips`: real clips with captions; `rewards`: the run's own clips,
+    each with its reward; `labels`: labelled clips; `rounds`: pairs by the latest policy, round after round. A key in
+    `settings` replaces `[train]`'s.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    data: Literal["pairs", "clips", "rewards", "labels", "rounds"] = "pairs"
+    strategies: tuple[Name, ...] = ()
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    settings: Settings = Settings()
+
+    @field_serializer("settings")
+    def _only_set_keys(self, settings: Settings) -> dict[str, Any]:
+        """Keys that a system leaves to `[train]` stay out when a recipe is written back."""
+        return settings.model_dump(exclude_unset=True)
+
+    @model_validator(mode="after")
+    def _strategies_need_pairs(self) -> Self:
+        if self.strategies and self.data != "pairs":
+            raise ValueError(f'strategies choose among pairs, and {self.name} is trained on "{self.data}"')
+        return self
+
+
+class Train(Settings):
+    """`[train]`: the trainer's settings, the systems to train, and their data.
+
+    `pairs` are sources of pairs: `run` (this run's own), folders of runs or data sets (`split`: of that split's files).
+    `clips` is a source of captioned clips, for systems trained on clips and for prior preservation; `mix_ratio` adds so
+    many mixes of two clips for each, and `legacy` reads them as the original code does. `val_fraction` of the captions
+    are only measured on. `trackers` get every step, beside the run's own curves.
+    """
+
+    val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    trackers: tuple[Tracker, ...] = ()
+    pairs: tuple[Name, ...] = Field(default=(OWN,), min_length=1)
+    split: Name | None = None
+    clips: Name | None = None
+    mix_ratio: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    legacy: bool = False
+    systems: tuple[System, ...] = ()
+
+    def settings(self, system: System) -> Settings:
+        """The trainer's settings alone, with a system's own in their places."""
+        own = {name: getattr(system.settings, name) for name in system.settings.model_fields_set}
+        return Settings(**{name: getattr(self, name) for name in Settings.model_fields} | own)
+
+    @model_validator(mode="after")
+    def _fits_every_system(self) -> Self:
+        for system in self.systems:
+            try:
+                self.settings(system)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"settings of {system.name}: {message}") from error
+        return self
+
+
+class Rounds(Record):
+    """`[rounds]`: generate, score, pair and train with the latest policy, round after round (CRPO, arXiv 2412.21037).
+
+    A round generates clips for `captions` of the run's captions (0: all), drawn anew. After it the judge scores the
+    policy on `prompts`; it stops after `patience` rounds in a row that gain no more than `min_gain` over the best.
+    """
+
+    count: Count = 4
+    captions: int = Field(default=0, ge=0)
+    prompts: tuple[Name, ...] = ()
+    patience: Count = 1
+    min_gain: float = Field(default=0.0, ge=0.0, le=2.0)
+    strategies: tuple[Strategy, ...] = ()
+    pair: Pairing | None = None
+
+
+class Evaluate(Record):
+    """`[evaluate]`: held-out prompts, the sampling of the systems' clips, and the resamples of the bootstrap."""
+
+    prompts: tuple[Name, ...] = ()
+    steps: Count = 200
+    guidance: float = Field(default=3.0, ge=0.0, allow_inf_nan=False)
+    splits: tuple[Split, ...] = ("overall", "temporal", "multi-concept")
+    resamples: Count = 1000
 
 
 class Recipe(Record):
-    """A whole recipe."""
+    """A whole recipe; `load_recipe` and `Recipe.from_toml` read one from a file, `to_toml` writes it."""
 
     name: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -50,19 +193,28 @@ class Recipe(Record):
     rounds: Rounds = Rounds()
     evaluate: Evaluate = Evaluate()
 
+    @classmethod
+    def from_toml(cls, path_or_name: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+        """The recipe in a file, a run folder, or the shipped one of that name. Raises as `load_recipe` does."""
+        return load_recipe(path_or_name, overrides)
+
+    def to_toml(self) -> str:
+        """This recipe as TOML that reads back as the same recipe."""
+        return to_toml(self)
+
     def trains_on(self, *kinds: str) -> bool:
-        """Whether a system is trained on data of one of these kinds (`pairs`, `rewards`, `labels`, `rounds`)."""
+        """Whether a system is trained on data of one of these kinds (`pairs`, `clips`, `rewards`, …)."""
         return any(system.data in kinds for system in self.train.systems)
 
     @property
     def makes_clips(self) -> bool:
-        """Whether the run makes clips to learn from, by its plan; else they come from elsewhere, or in rounds."""
-        on_pairs = "run" in self.train.pairs and (self.trains_on("pairs") or not self.train.systems)
-        on_labels = "truth" in self.label.sources and self.trains_on("labels")
+        """Whether the run generates training clips by its plan; else they come from elsewhere, or in rounds."""
+        on_pairs = OWN in self.train.pairs and (self.trains_on("pairs") or not self.train.systems)
+        on_labels = TAGGER in self.label.sources and self.trains_on("labels")
         return on_pairs or on_labels or self.trains_on("rewards")
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Self:
+    def _is_consistent(self) -> Self:
         scorers = set(self.models.scorers)
         _distinct("models.scorers", list(self.models.scorers))
         _distinct("train.systems", [system.name for system in self.train.systems])
@@ -71,7 +223,7 @@ class Recipe(Record):
         for where, pairing in (("pair", self.pair), ("rounds.pair", self.rounds.pair)):
             if pairing is not None:
                 _fits(where, pairing, scorers)
-        if self.train.pairs == ("run",):
+        if self.train.pairs == (OWN,):
             known = {strategy.name for strategy in self.plan.strategies}
             for name in {name for system in self.train.systems for name in system.strategies}:
                 _one_of("train.systems: strategies", name, known)
@@ -79,70 +231,81 @@ class Recipe(Record):
             _one_of("reward.scorer", self.reward.scorer, scorers)
         for name in {system.name for system in self.train.systems} & set(RESERVED):
             raise ValueError(f'train.systems: "{name}" is a name that evaluation uses; choose another')
-        self._has_what_it_needs()
+        self._check_needed_tables()
         return self
 
-    def _has_what_it_needs(self) -> None:
-        """ValueError for a table that a system, or the run itself, cannot do without and that says nothing."""
+    def _check_needed_tables(self) -> None:
+        """ValueError for an empty table that a system, or the run itself, needs."""
         rounds = self.trains_on("rounds")
         if (self.makes_clips or rounds) and not self.prompts.sources:
             raise ValueError(
                 'prompts.sources is missing: this run makes clips (it would not without "run" in train.pairs)'
             )
         if (self.makes_clips or (rounds and not self.rounds.strategies)) and not self.plan.strategies:
-            raise ValueError("plan.strategies is missing: say how the clips are made that this run learns from")
+            raise ValueError("plan.strategies is missing: say how the training clips are generated")
         if any(self.train.settings(one).sample_every for one in self.train.systems) and not self.prompts.sources:
             raise ValueError("prompts.sources is missing: train.sample_every makes clips of the first of them")
+        if self.trains_on("clips") and self.train.clips is None:
+            raise ValueError("train.clips is missing: name a source of clips with captions, such as clips:FOLDER")
         if rounds and not self.rounds.prompts:
-            raise ValueError("rounds.prompts is missing: name held-out captions on which the judge decides to go on")
+            raise ValueError(
+                "rounds.prompts is missing: name held-out captions on which the judge decides whether to continue"
+            )
 
 
 def _fits(where: str, pairing: Pairing, scorers: set[str]) -> None:
-    """ValueError where a pairing asks for what no scorer gives."""
+    """ValueError where a pairing names a scorer that is not of this recipe, or bounds that exclude each other."""
     _distinct(f"{where}.thresholds", [threshold.scorer for threshold in pairing.thresholds])
     _one_of(f"{where}.rank_by", pairing.rank_by, scorers | {"mean"})
     for threshold in pairing.thresholds:
         _one_of(f"{where}.thresholds: scorer", threshold.scorer, scorers)
-        if threshold.delta_low > threshold.delta_high:
-            raise ValueError(f"{where}.thresholds: {threshold.scorer}'s delta_low is above its delta_high")
+        if threshold.min_margin > threshold.max_margin:
+            raise ValueError(f"{where}.thresholds: {threshold.scorer}'s min_margin is above its max_margin")
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, or the shipped one of that name (`smoke`), with `key=value` overrides applied.
+    """The recipe in a file, a run folder, or the shipped one of that name (`smoke`), with overrides applied.
 
-    An override's key is dotted (`train.learning_rate=3e-4`, `plan.strategies.0.guidance=5`) and its value TOML; what
-    is not TOML is taken as text. Raises RecipeError, in one line, for anything that is wrong.
+    An override is `key=value`, its key dotted (`train.learning_rate=3e-4`, `plan.strategies.0.guidance=5`) and its
+    value TOML; what is not TOML is taken as text. Raises RecipeError, in one line, for anything that is wrong.
     """
     path = find_recipe(path_or_name)
-    return parse_recipe(_read(path), path.name, overrides)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from error
+    return parse_recipe(text, path.name, overrides)
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a TOML text; `source` names it in errors. Raises as `load_recipe` does."""
-    return parse_as(Recipe, text, source, overrides)
+    """The recipe in a TOML text; `source` names it in errors. Raises as `load_recipe` does.
 
-
-def parse_as(kind: type[R], text: str, source: str, overrides: Sequence[str] = ()) -> R:
-    """A recipe of some kind in a TOML text. Raises as `load_recipe` does."""
+    Keys of the first edition are read with one warning each (`overrides.modernised`).
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{source}: this is not TOML: {error}") from error
+    data = modernised(data, source)
     for override in overrides:
-        apply_override(data, override)
+        apply_override(data, modern_override(override))
+    data = modernised(data, source)  # an override may have brought a whole table
     try:
-        return kind.model_validate_json(json.dumps(data, default=str), strict=True)
+        return Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {explain(error, kind)}") from error
+        raise RecipeError(f"{source}: {explain(error, Recipe)}") from error
+
+
+def stored_recipe(table: dict[str, Any]) -> Recipe:
+    """The recipe in a run's manifest; ValidationError where a key of its time is gone since."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MilongaWarning)
+        return Recipe.model_validate_json(json.dumps(modernised(table, "manifest.json")))
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
     """The file of a shipped recipe's name, of a path, or of a run folder; RecipeError lists the shipped ones."""
-    return find_in(path_or_name, shipped_recipes())
-
-
-def find_in(path_or_name: str | Path, shipped: Mapping[str, Path]) -> Path:
-    """The file of one of `shipped`, of a path, or of a run folder. Raises as `find_recipe` does."""
+    shipped = shipped_recipes()
     if str(path_or_name) in shipped:
         return shipped[str(path_or_name)]
     given = Path(path_or_name)
@@ -157,13 +320,6 @@ def shipped_recipes() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     folders = (package / "recipes", package.parents[1] / "recipes")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from error
 
 
 def _distinct(where: str, names: list[str]) -> None:

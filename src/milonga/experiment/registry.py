@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from milonga.core.config import Asking
-from milonga.core.errors import DataError, RecipeError
-from milonga.core.protocols import Perturber, TextEmbedder
+from milonga.core.errors import DataError
 from milonga.core.records import Pair
 from milonga.core.store import Run
 from milonga.core.weights import SHIPPED as SHIPPED
@@ -18,6 +16,8 @@ from milonga.models.load import load as load
 from milonga.models.load import load_denoiser as load_denoiser
 from milonga.models.load import sampling as sampling
 from milonga.models.load import tuned as tuned
+from milonga.perturbers.load import perturber as perturber
+from milonga.preference.select import text_embedder as text_embedder
 from milonga.scorers.load import fingerprint as fingerprint
 from milonga.scorers.load import scorer as scorer
 from milonga.scorers.load import tagger as tagger
@@ -25,37 +25,6 @@ from milonga.scorers.load import tagger as tagger
 if TYPE_CHECKING:
     from milonga.data.examples import PairExamples
     from milonga.models.denoiser import Denoiser
-
-
-def text_embedder(name: str) -> TextEmbedder:
-    """A sentence embedder by name: `tfidf-svd`, which needs no download, or `sentence-transformers:MODEL`.
-
-    Raises RecipeError for another name, or where the latter's library is missing; CheckpointError for no such model.
-    """
-    from milonga.preference.select import TfidfEmbedder
-    from milonga.preference.sentences import PREFIX, SentenceEmbedder
-
-    if name == TfidfEmbedder.name:
-        return TfidfEmbedder()
-    if not name.removeprefix(PREFIX) or not name.startswith(PREFIX):
-        raise RecipeError(f"unknown text embedder {name!r}: choose {TfidfEmbedder.name} or {PREFIX}MODEL")
-    return SentenceEmbedder(name.removeprefix(PREFIX))
-
-
-def perturber(name: str, asking: Asking | None = None) -> Perturber:
-    """A perturber by name: `rules`, or a language model as `llm:MODEL@URL`, asked as `asking` says.
-
-    Raises RecipeError for another name, and where a language model lacks the `openai` client.
-    """
-    from milonga.perturbers.rules import RulePerturber
-
-    if name == RulePerturber.name:
-        return RulePerturber()
-    if not name.startswith("llm:"):
-        raise RecipeError(f"unknown perturber {name!r}: choose {RulePerturber.name} or llm:MODEL@URL")
-    from milonga.perturbers.llm import named
-
-    return named(name, asking)
 
 
 def examples(name: str, run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":

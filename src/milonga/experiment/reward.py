@@ -11,27 +11,27 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.core.protocols import Embedder
 from milonga.core.records import Clip, Label, Prompt, Request
 from milonga.core.store import Run, Shards, complete, write_json
-from milonga.experiment.context import Context, needed
+from milonga.experiment.context import Context
+from milonga.experiment.recipe import TAGGER
+from milonga.preference.build import needed
 
 if TYPE_CHECKING:
     import pyarrow
     from torch.nn import Module
 
-TRUTH = "truth"
-
 
 def label(context: Context) -> None:
     """The tagger's yes or no to every clip whose prompt's scene is known, in label/."""
-    from milonga.preference.label import label as labelled
+    from milonga.preference.candidates import label_clips
 
-    clips, batch = needed(context, "generate"), context.recipe.score.batch
-    prompts = {one.id: one for one in needed(context, "prompts").read_records(Prompt)}
-    asked = {one.id: prompts[one.prompt_id] for one in needed(context, "plan").read_records(Request)}
+    clips, batch = needed(context.run, "generate"), context.recipe.score.batch_size
+    prompts = {one.id: one for one in needed(context.run, "prompts").read_records(Prompt)}
+    asked = {one.id: prompts[one.prompt_id] for one in needed(context.run, "plan").read_records(Request)}
 
     def work(shard: str) -> int:
         heard = clips_of(clips.read_table(shard, ["id", "audio"]))
         tagger = context.parts.tagger(context.recipe.models.tagger)
-        found = labelled(list(heard), [asked[one] for one in heard], list(heard.values()), tagger, batch)
+        found = label_clips(list(heard), [asked[one] for one in heard], list(heard.values()), tagger, batch)
         context.run.stage("label").write_records(shard, found, Label)
         return len(heard)
 
@@ -42,17 +42,17 @@ def reward(context: Context) -> None:
     """A reward for every clip of the run, in reward/, by a model taught from all labels; metrics/reward.json says how
     right it is on labels that were held out.
     """
-    from milonga.preference.reward import Reward, joined, rewards
+    from milonga.preference.reward import Reward, predict_rewards, reward_features
 
     shards, embedder = context.run.stage("reward"), embedder_of(context)
     if complete(shards) and (context.run.path / "metrics" / "reward.json").exists():
         return
     _embed(context)
     network = _taught(context, embedder)
-    planned = {one.id: one for one in needed(context, "plan").read_records(Request)}
+    planned = {one.id: one for one in needed(context.run, "plan").read_records(Request)}
     for shard, ids, rows in _embedded(context):
         texts = [planned[one].prompt for one in ids]
-        found = rewards(network, joined(rows, embedder.embed_texts(texts))) if ids else []
+        found = predict_rewards(network, reward_features(rows, embedder.embed_texts(texts))) if ids else []
         records = [
             Reward(id=one, prompt_id=planned[one].prompt_id, reward=float(value))
             for one, value in zip(ids, found, strict=True)
@@ -93,13 +93,13 @@ def clips_by_id(shards: Shards, wanted: set[str]) -> dict[str, Clip]:
 
 def _taught(context: Context, embedder: Embedder) -> "Module":
     """The network taught from all labels; its report goes to metrics/reward.json."""
-    from milonga.preference.reward import joined, measure, rewards, teach
+    from milonga.preference.reward import fit_reward, predict_rewards, reward_features, reward_report
 
     table, labels, clips = context.recipe.reward, *_labelled(context, embedder)
     texts = embedder.embed_texts([one.prompt for one in labels])
-    network = teach(joined(clips, texts), labels, table, context.recipe.seed)
-    found = rewards(network, joined(clips, texts))
-    report = measure(found, (clips * texts).sum(axis=1), labels, table, embedder.name)
+    network = fit_reward(reward_features(clips, texts), labels, table, context.recipe.seed)
+    found = predict_rewards(network, reward_features(clips, texts))
+    report = reward_report(found, (clips * texts).sum(axis=1), labels, table, embedder.name)
     write_json(context.run.path / "metrics" / "reward.json", report.model_dump(mode="json"))
     return network
 
@@ -109,14 +109,14 @@ def _labelled(context: Context, embedder: Embedder) -> tuple[list[Label], np.nda
     labels: list[Label] = []
     rows: list[np.ndarray] = []
     for source in context.recipe.label.sources:
-        if source == TRUTH:
-            own = needed(context, "label").read_records(Label)
+        if source == TAGGER:
+            own = needed(context.run, "label").read_records(Label)
             known = {one: row for _, ids, part in _embedded(context) for one, row in zip(ids, part, strict=True)}
         else:
             own = labels_in(Path(source))
             clips = clips_by_id(Run(Path(source)).stage("generate"), {one.id for one in own})
             known = dict(
-                zip(clips, _in_batches(embedder, list(clips.values()), context.recipe.score.batch), strict=True)
+                zip(clips, _in_batches(embedder, list(clips.values()), context.recipe.score.batch_size), strict=True)
             )
         labels += own
         rows += [known[one.id] for one in own]
@@ -127,7 +127,7 @@ def _labelled(context: Context, embedder: Embedder) -> tuple[list[Label], np.nda
 
 def _embed(context: Context) -> None:
     """The embedding of every clip of the run, in embed/."""
-    clips, batch = needed(context, "generate"), context.recipe.score.batch
+    clips, batch = needed(context.run, "generate"), context.recipe.score.batch_size
 
     def work(shard: str) -> int:
         heard = clips_of(clips.read_table(shard, ["id", "audio"]))

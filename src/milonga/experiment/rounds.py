@@ -22,13 +22,13 @@ from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.protocols import Model
 from milonga.core.records import Pair, Prompt, Round
 from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
-from milonga.experiment.context import Context, needed
+from milonga.experiment.context import Context
 from milonga.experiment.evaluation import generate_eval_clips, store_features
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
-from milonga.experiment.recipe import Recipe
-from milonga.experiment.recipe_tables import System
+from milonga.experiment.recipe import Recipe, System
+from milonga.preference.build import needed
 
-Steps = Mapping[str, Callable[[Context], None]]
+Steps = Callable[[Context], Mapping[str, Callable[[], None]]]
 POLICY = "policy"
 FOLDER = "rounds"
 STAGES = ("plan", "generate", "score", "pair")
@@ -119,12 +119,12 @@ def in_rounds(context: Context, system: System, steps: Steps) -> None:
 def over(found: Sequence[Round], recipe: Recipe) -> bool:
     """Whether the rounds so far, the base first, are all there will be: as many as asked for, or no gain any more.
 
-    A round gains when the judge's mean rises by more than `least_gain` over the best round before it; `patience`
+    A round gains when the judge's mean rises by more than `min_gain` over the best round before it; `patience`
     rounds in a row without a gain are the end.
     """
     waited = 0
     for one in found[1:]:
-        waited = 0 if one.gain > recipe.rounds.least_gain else waited + 1
+        waited = 0 if one.gain > recipe.rounds.min_gain else waited + 1
     return len(found) > recipe.rounds.count or waited >= recipe.rounds.patience
 
 
@@ -149,7 +149,7 @@ def _deciding(context: Context) -> list[Prompt]:
     """
     sources, evaluated = context.recipe.rounds.prompts, context.recipe.evaluate.prompts
     found = {one.id: one for source in sources for one in context.parts.prompt_source(source)}
-    learnt = {one.id for one in needed(context, "prompts").read_records(Prompt)}
+    learnt = {one.id for one in needed(context.run, "prompts").read_records(Prompt)}
     reported = {one.id for source in evaluated for one in context.parts.prompt_source(source)}
     if len(found) < 2:
         raise DataError(f"rounds.prompts: {', '.join(sources)} hold fewer than two captions")
@@ -166,12 +166,13 @@ def _made(rounds: _Rounds, number: int) -> bool:
         return True
     _note(context)
     _draw_prompts(rounds, context, number)
+    steps = rounds.steps(context)
     for stage in STAGES:
-        rounds.steps[stage](context)
+        steps[stage]()
     if number > 1 and not context.run.stage("pair").read_records(Pair):
         print(f"{rounds.system.name}: round {number} keeps no pair, so there is no more to learn", file=sys.stderr)
         return False
-    rounds.steps["train"](context)
+    steps["train"]()
     return True
 
 
@@ -188,7 +189,7 @@ def _draw_prompts(rounds: _Rounds, context: Context, number: int) -> None:
     shards, asked = context.run.stage("prompts"), rounds.context.recipe.rounds.captions
     if complete(shards):
         return
-    known = needed(rounds.context, "prompts").read_records(Prompt)
+    known = needed(rounds.context.run, "prompts").read_records(Prompt)
     order = np.random.default_rng(derive_seed(context.recipe.seed, "captions")).permutation(len(known))
     taken = sorted(order[: asked or len(known)].tolist())
     shards.write_records(shard_name(0, 1), [known[place] for place in taken], Prompt)

@@ -1,24 +1,23 @@
 """A run from its recipe to its report: each stage does what is missing in the run folder, and nothing twice."""
 
-import json
-import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from milonga.core.config import Workers
 from milonga.core.errors import RecipeError
 from milonga.core.protocols import Engine
 from milonga.core.store import Run, read_manifest
+from milonga.engines.local import engine_named as engine_named
 from milonga.experiment.changes import OUTPUTS, STAGES, changed_keys, check_change, clear_changed, rules_of, stages_of
 from milonga.experiment.context import Context, Parts
 from milonga.experiment.examples import hashes
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
-from milonga.experiment.recipe import Recipe
-from milonga.experiment.stages import STEPS
+from milonga.experiment.recipe import Recipe, stored_recipe
+from milonga.experiment.stages import steps_of
 
 
 def run(
@@ -40,9 +39,30 @@ def run(
     with folder.lock():
         context = Context(recipe, folder, parts or _registry(), engine or engine_named("local", recipe.workers))
         _accept(context, stages)
+        steps = steps_of(context)
         for stage in stages:
-            STEPS[stage](context)
+            steps[stage]()
     return folder
+
+
+def train(recipe: Recipe, out: Path | None = None, parts: Parts | None = None) -> list[Path]:
+    """Trains a recipe's systems in the run folder `out` (default runs/NAME), and gives `RUN/SYSTEM` of each.
+
+    What they are trained on is made first where it is missing. Under torchrun or `accelerate launch` the first rank
+    does that and the others wait for it. Raises RecipeError for a recipe without systems, and as `run` does.
+    """
+    from milonga.training.distributed import Ranks
+
+    if not recipe.train.systems:
+        raise RecipeError(f"{recipe.name} trains no system: add a table [[train.systems]]")
+    ranks, folder = Ranks(), Run(out or Path("runs") / recipe.name)
+    if ranks.is_main:
+        run(recipe, folder.path, until="reward", parts=parts)  # the last stage before training
+    ranks.wait()
+    with folder.lock() if ranks.is_main else nullcontext():
+        context = Context(recipe, folder, parts or _registry(), engine_named("local", recipe.workers))
+        steps_of(context)["train"]()
+    return [folder.path / system.name for system in recipe.train.systems]
 
 
 def chosen(until: str | None = None, only: str | None = None) -> tuple[str, ...]:
@@ -61,25 +81,6 @@ def _asked(recipe: Recipe, stages: tuple[str, ...], only: str | None) -> tuple[s
     if only and only not in asked:
         raise RecipeError(f"this recipe asks for no {only}: nothing in it is trained on that")
     return tuple(stage for stage in stages if stage in asked)
-
-
-# Threads share the models, so more of them cost little memory; beyond four, Python itself is in their way.
-MOST_WORKERS = 4
-
-
-def engine_named(name: str, workers: Workers | None = None) -> Engine:
-    """The engine of that name with a recipe's `workers`; RecipeError lists those there are."""
-    if name == "ray":
-        from milonga.engines.local import keep_freed_memory
-        from milonga.engines.ray import RayEngine
-
-        return RayEngine(workers, prepare=keep_freed_memory)
-    if name != "local":
-        raise RecipeError(f"no engine {name!r}: there are local and ray")
-    from milonga.engines.local import LocalEngine
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    return LocalEngine((workers.count if workers else 0) or min(MOST_WORKERS, cores))
 
 
 def _accept(context: Context, stages: Sequence[str]) -> None:
@@ -128,7 +129,7 @@ def _changes(before: dict[str, Any], earlier: Recipe | None, after: dict[str, An
 def _earlier(recipe: dict[str, Any]) -> Recipe | None:
     """A stored recipe as this version reads it; None where a key of its time is gone since."""
     try:
-        return Recipe.model_validate_json(json.dumps(recipe))
+        return stored_recipe(recipe)
     except ValidationError:
         return None
 

@@ -10,7 +10,7 @@ from milonga.core.errors import StoreError
 from milonga.core.records import Record
 from milonga.core.store import Run, Shards, expected, read_json
 from milonga.experiment.changes import OUTPUTS, stages_of
-from milonga.experiment.recipe import Recipe
+from milonga.experiment.recipe import stored_recipe
 
 # Stages whose shards follow the plan's, one for one.
 AS_PLANNED = ("plan", "generate", "score", "label", "reward")
@@ -33,7 +33,7 @@ def status(path: Path) -> list[StageStatus]:
     if not manifest.exists():
         raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
     recipe, run = read_json(manifest)["recipe"], Run(path)
-    asked = Recipe.model_validate(recipe)
+    asked = stored_recipe(recipe)
     rows = [_stage(run, stage, recipe) for stage in stages_of(asked)]
     rounds = [
         _rounds(run, system.name, asked.rounds.count) for system in asked.train.systems if system.data == "rounds"

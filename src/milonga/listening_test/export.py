@@ -7,8 +7,7 @@ from pathlib import Path
 
 from milonga.core.arrow import rows_to_table
 from milonga.core.errors import DataError, StoreError
-from milonga.core.ids import content_id
-from milonga.core.records import Label, Pair, Prompt, Rating, Record
+from milonga.core.records import Candidate, Label, Pair, Prompt, Rating, Record, Request
 from milonga.core.store import Run, Shards, write_bytes
 from milonga.listening_test.records import ScreenedRating, Test
 from milonga.listening_test.screening import Verdict
@@ -130,22 +129,20 @@ def _new_run(source: Shards, shards: Sequence[str], prompts: Sequence[Prompt], o
 def _pair(test: Test, prompt_id: str, low: str, high: str, for_low: int, for_high: int) -> Pair:
     systems, counts = ((low, high), (for_low, for_high)) if for_low >= for_high else ((high, low), (for_high, for_low))
     chosen, rejected = (test.clip(prompt_id, system) for system in systems)
-    total, words = sum(counts), test.prompt(prompt_id).text
-    reason = f"votes: {total} < {MIN_VOTES}" if total < MIN_VOTES else "order: as many votes for either"
-    return Pair(
-        id=content_id(STRATEGY, chosen.id, rejected.id),
-        prompt_id=prompt_id,
-        prompt=words,
-        strategy=STRATEGY,
-        chosen_id=chosen.id,
-        rejected_id=rejected.id,
-        chosen_words=words,
-        rejected_words=words,
-        chosen_steps=chosen.steps,
-        rejected_steps=rejected.steps,
-        chosen_seed=chosen.seed,
-        rejected_seed=rejected.seed,
-        chosen_scores={HUMAN_PREFERENCE: counts[0] / max(1, total)},
-        rejected_scores={HUMAN_PREFERENCE: counts[1] / max(1, total)},
-        refused=reason if total < MIN_VOTES or counts[0] == counts[1] else "",
-    )
+    total, prompt = sum(counts), test.prompt(prompt_id)
+    refused = ""
+    if total < MIN_VOTES:
+        refused = f"votes: {total} < {MIN_VOTES}"
+    elif counts[0] == counts[1]:
+        refused = "order: as many votes for either"
+    winner, loser = (
+        Candidate(
+            request=Request(
+                id=clip.id, prompt_id=prompt_id, prompt=prompt.text, words=prompt.text, strategies=(STRATEGY,),
+                steps=clip.steps, guidance=0.0, number=0, seed=clip.seed,
+            ),
+            scores={HUMAN_PREFERENCE: votes / max(1, total)},
+        )
+        for clip, votes in ((chosen, counts[0]), (rejected, counts[1]))
+    )  # fmt: skip
+    return Pair.of(winner, loser, STRATEGY, refused)

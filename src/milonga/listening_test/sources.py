@@ -11,7 +11,7 @@ from milonga.core.ids import content_id
 from milonga.core.records import Prompt, Request
 from milonga.core.store import Run
 from milonga.data.captions import audio_files, clip_captions
-from milonga.data.run_clips import evaluation_requests
+from milonga.data.pairs import evaluation_requests
 from milonga.listening_test.database import FILE
 from milonga.listening_test.material import Plan, Source, read_test
 from milonga.listening_test.ratings import Ratings

@@ -1,10 +1,12 @@
 """Models by name: the weights that ship, a folder, a repository on the hub. Loaded once and kept."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import once
 from milonga.core.errors import RecipeError
+from milonga.core.ids import content_id
 from milonga.core.protocols import Model
 from milonga.core.weights import weights_of
 
@@ -100,3 +102,37 @@ def sampling(name: str) -> tuple[int, float]:
     folder = weights_of(name)
     kind = baseline_class(folder)
     return own_sampling(kind) if kind else loading.sampling(folder)
+
+
+def as_model(model: Any, scheduler: str | None = None) -> Model:
+    """A model ready to generate from a name, a pipeline that is loaded already, or an object that is one already."""
+    from milonga.models.generator import TangoModel
+    from milonga.models.tango import TangoPipeline
+
+    if isinstance(model, str | Path):
+        return load(str(model), scheduler)
+    if isinstance(model, TangoPipeline):
+        return TangoModel(str(model.config.get("_name_or_path") or "pipeline"), model, scheduler)
+    return model
+
+
+def object_fingerprint(model: Any) -> str:
+    """A hash that tells one object's weights from another's: its own `fingerprint`, else of all tensors inside it.
+
+    An object without tensors is known by its class and its name.
+    """
+    import torch
+
+    given = getattr(model, "fingerprint", None)
+    if given is not None:
+        return given() if callable(given) else str(given)
+    components = getattr(model, "components", None) or {"": getattr(model, "pipeline", model)}
+    if hasattr(components.get(""), "components"):
+        components = components[""].components
+    parts = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
+    hashes = [
+        [name, key, sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()]
+        for name, part in sorted(parts.items())
+        for key, tensor in part.state_dict().items()
+    ]
+    return content_id(hashes or [type(model).__qualname__, getattr(model, "name", "")])

@@ -1,32 +1,21 @@
-"""Winners and losers (§4.1.2): one rule for all strategies, and the ensemble filter over several scorers.
+"""Winners and losers (§4.1.2 of the paper): one rule for all strategies, and the ensemble filter over the scorers.
 
 Within a prompt and a strategy the winner is the best-ranked candidate made from the prompt's own words; every other
-candidate is a possible loser. Strategy 1: all are faithful, best against the rest. Strategies 2 and 3: only x_τ is
-faithful, so it wins where it scores higher. Whatever does not meet all conditions of all scorers is refused, with the
-first condition that it fails. Equal scores: among the faithful the smallest id wins; a loser that scores the same as
-the winner is not beaten, so that pair is refused as "order". Where only the worst may lose (CRPO, arXiv 2412.21037),
-the others are refused as "worst".
+candidate is a possible loser. Strategy 1: all are faithful, so the best stands against the rest. Strategies 2 and 3:
+only x_τ is faithful, so it wins where it scores higher. A pair that fails a condition of any scorer is refused and
+keeps the first condition that it fails. Equal scores: among the faithful the smallest id wins; a loser that scores the
+same as the winner is not beaten, so that pair is refused as "order". Where only the worst may lose (CRPO, arXiv
+2412.21037), the others are refused as "worst".
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from milonga.core.config import Threshold
 from milonga.core.errors import DataError
-from milonga.core.ids import content_id
 from milonga.core.records import Candidate, Pair, Record
 
 TOLERANCE = 1e-9  # 0.45 - 0.40 is a little less than 0.05 in binary; bounds are meant in decimals
-
-
-class Row(Record):
-    """A row of Table 2: how many pairs were kept, and their mean scores by one scorer (None where there are none)."""
-
-    strategy: str
-    n: int
-    winner: float | None
-    loser: float | None
-    delta: float | None
 
 
 class Distribution(Record):
@@ -46,50 +35,36 @@ def pair(
     thresholds). With `losers` "worst", of all others only the lowest-ranked may lose. A prompt without a faithful
     candidate under a strategy gives no pair. Raises DataError when a scorer was not run or a candidate comes twice.
     """
-    _check(candidates, {threshold.scorer for threshold in thresholds} | ({rank_by} - {"mean"}))
-    scorers = sorted({t.scorer for t in thresholds}) if rank_by == "mean" else [rank_by]
+    scorers = sorted({limit.scorer for limit in thresholds})
+    _check(candidates, {*scorers, rank_by} - {"mean"})
+    rank_scorers = scorers if rank_by == "mean" else [rank_by]
+    groups: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in candidates:
+        for strategy in candidate.request.strategies:
+            groups.setdefault((strategy, candidate.request.prompt_id), []).append(candidate)
+
     pairs = []
-    for strategy, members in _grouped(candidates):
+    for (strategy, _), members in groups.items():
         faithful = [member for member in members if member.request.faithful]
-        if faithful:
-            winner = min(faithful, key=lambda one: (-_rank(one, scorers, worst=-math.inf), one.request.id))
-            others = [member for member in members if member is not winner]
-            made = [_judged(winner, other, strategy, thresholds, rank_by, scorers) for other in others]
-            pairs += made if losers == "all" else _of_worst(made, others, scorers)
-    return sorted(pairs, key=lambda made: (made.strategy, made.prompt_id, made.rejected_id))
-
-
-def _of_worst(made: Sequence[Pair], losers: Sequence[Candidate], scorers: Sequence[str]) -> list[Pair]:
-    """The pairs of one winner, of which only that with the lowest-ranked loser may be kept, whatever the thresholds."""
-    worst = min(losers, key=lambda one: (_rank(one, scorers, worst=math.inf), one.request.id), default=None)
-    name, other = worst.request.id if worst else "", {"refused": "worst: another loser ranks lower"}
-    unbeaten = ("order", "not a number")
-    return [
-        one if one.rejected_id == name or one.refused.startswith(unbeaten) else one.model_copy(update=other)
-        for one in made
-    ]
-
-
-def kept(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs that were not refused."""
-    return [made for made in pairs if not made.refused]
-
-
-def refusals(pairs: Iterable[Pair]) -> dict[str, int]:
-    """How many pairs each condition refused: not a number, order, alpha, beta, delta, worst."""
-    counts: dict[str, int] = dict.fromkeys(("not a number", "order", "alpha", "beta", "delta", "worst"), 0)
-    for made in pairs:
-        if made.refused:
-            counts[made.refused.partition(":")[0]] += 1
-    return counts
-
-
-def table2(pairs: Sequence[Pair], scorer: str) -> list[Row]:
-    """Table 2 for the kept pairs: one row per strategy (also of those that kept none), then "Overall"."""
-    strategies = sorted({made.strategy for made in pairs})
-    good = kept(pairs)
-    rows = [_row(name, [made for made in good if made.strategy == name], scorer) for name in strategies]
-    return [*rows, _row("Overall", good, scorer)]
+        if not faithful:
+            continue
+        winner = min(faithful, key=lambda member: (-_rank(member, rank_scorers, worst=-math.inf), member.request.id))
+        others = [member for member in members if member is not winner]
+        worst = min(
+            others, key=lambda member: (_rank(member, rank_scorers, worst=math.inf), member.request.id), default=None
+        )
+        for loser in others:
+            ranks = (rank_by, _rank(winner, rank_scorers), _rank(loser, rank_scorers))
+            compared = [
+                ranks,
+                *((name.scorer, winner.scores[name.scorer], loser.scores[name.scorer]) for name in thresholds),
+            ]
+            refused = _not_beaten(compared)
+            if not refused and losers == "worst" and loser is not worst:
+                refused = "worst: another loser ranks lower"
+            refused = refused or _outside(winner, loser, thresholds)
+            pairs.append(Pair.of(winner, loser, strategy, refused))
+    return sorted(pairs, key=lambda row: (row.strategy, row.prompt_id, row.rejected_id))
 
 
 def unfiltered(pairs: Sequence[Pair], scorer: str) -> list[Distribution]:
@@ -97,25 +72,13 @@ def unfiltered(pairs: Sequence[Pair], scorer: str) -> list[Distribution]:
 
     The pool is every pair whose winner scores higher than its loser by `scorer` (§4.1.2), whatever else refused it.
     """
-    pool = [made for made in pairs if _delta(made, scorer) > 0]
     distributions = []
-    for name in sorted({made.strategy for made in pairs}):
-        own = [made for made in pool if made.strategy == name]
-        winners, deltas = (made.chosen_scores[scorer] for made in own), (_delta(made, scorer) for made in own)
-        distributions.append(Distribution(strategy=name, winners=tuple(winners), deltas=tuple(deltas)))
+    for name in sorted({row.strategy for row in pairs}):
+        scores = [(row.chosen_scores[scorer], row.rejected_scores[scorer]) for row in pairs if row.strategy == name]
+        winners = tuple(high for high, low in scores if high - low > 0)
+        deltas = tuple(high - low for high, low in scores if high - low > 0)
+        distributions.append(Distribution(strategy=name, winners=winners, deltas=deltas))
     return distributions
-
-
-def _delta(made: Pair, scorer: str) -> float:
-    return made.chosen_scores[scorer] - made.rejected_scores[scorer]
-
-
-def _row(name: str, pairs: Sequence[Pair], scorer: str) -> Row:
-    if not pairs:
-        return Row(strategy=name, n=0, winner=None, loser=None, delta=None)
-    winner = sum(made.chosen_scores[scorer] for made in pairs) / len(pairs)
-    loser = sum(made.rejected_scores[scorer] for made in pairs) / len(pairs)
-    return Row(strategy=name, n=len(pairs), winner=winner, loser=loser, delta=winner - loser)
 
 
 def _check(candidates: Sequence[Candidate], scorers: set[str]) -> None:
@@ -131,15 +94,6 @@ def _check(candidates: Sequence[Candidate], scorers: set[str]) -> None:
         seen.add(name)
 
 
-def _grouped(candidates: Sequence[Candidate]) -> Iterable[tuple[str, list[Candidate]]]:
-    """(strategy, candidates) for each prompt and strategy; a candidate is in every group that its request serves."""
-    groups: dict[tuple[str, str], list[Candidate]] = {}
-    for candidate in candidates:
-        for strategy in candidate.request.strategies:
-            groups.setdefault((strategy, candidate.request.prompt_id), []).append(candidate)
-    return [(strategy, members) for (strategy, _), members in groups.items()]
-
-
 def _rank(candidate: Candidate, scorers: Sequence[str], worst: float = math.nan) -> float:
     """The score that ranks: the mean over `scorers` (all, where none is named); `worst` where one is not a number."""
     values = [candidate.scores[name] for name in scorers or sorted(candidate.scores)]
@@ -147,55 +101,24 @@ def _rank(candidate: Candidate, scorers: Sequence[str], worst: float = math.nan)
     return mean if math.isfinite(mean) else worst
 
 
-def _judged(
-    winner: Candidate,
-    loser: Candidate,
-    strategy: str,
-    thresholds: Sequence[Threshold],
-    rank_by: str,
-    scorers: Sequence[str],
-) -> Pair:
-    ranks = (rank_by, _rank(winner, scorers), _rank(loser, scorers))
-    judged = [ranks, *((t.scorer, winner.scores[t.scorer], loser.scores[t.scorer]) for t in thresholds)]
-    chosen, rejected = winner.request, loser.request
-    return Pair(
-        id=content_id(strategy, chosen.id, rejected.id),
-        prompt_id=chosen.prompt_id,
-        prompt=chosen.prompt,
-        strategy=strategy,
-        chosen_id=chosen.id,
-        rejected_id=rejected.id,
-        chosen_words=chosen.words,
-        rejected_words=rejected.words,
-        chosen_steps=chosen.steps,
-        rejected_steps=rejected.steps,
-        chosen_seed=chosen.seed,
-        rejected_seed=rejected.seed,
-        chosen_scores=winner.scores,
-        rejected_scores=loser.scores,
-        refused=_unbeaten(judged) or _outside(winner, loser, thresholds),
-    )
-
-
-def _unbeaten(judged: Sequence[tuple[str, float, float]]) -> str:
+def _not_beaten(compared: Sequence[tuple[str, float, float]]) -> str:
     """Condition 3 for every (scorer, winner's score, loser's score): the winner scores higher."""
-    for scorer, high, low in judged:
+    for scorer, high, low in compared:
         if not (math.isfinite(high) and math.isfinite(low)):
             return f"not a number: {scorer}"
-    for scorer, high, low in judged:
+    for scorer, high, low in compared:
         if not high > low:
             return f"order: {scorer} {high:.4g} <= {low:.4g}"
     return ""
 
 
 def _outside(winner: Candidate, loser: Candidate, thresholds: Sequence[Threshold]) -> str:
-    """Conditions 1, 2 and 4 for every scorer: the first that fails, as "alpha: clap 0.41 < 0.45"."""
+    """Conditions 1, 2 and 4 for every scorer: the first that fails, as "min_winner_score: clap 0.41 < 0.45"."""
     for limit in thresholds:
         high, low = winner.scores[limit.scorer], loser.scores[limit.scorer]
-        checks = (("alpha", high, limit.alpha), ("beta", low, limit.beta), ("delta", high - low, limit.delta_low))
-        for name, value, least in checks:
-            if value < least - TOLERANCE:
-                return f"{name}: {limit.scorer} {value:.4g} < {least:g}"
-        if high - low > limit.delta_high + TOLERANCE:
-            return f"delta: {limit.scorer} {high - low:.4g} > {limit.delta_high:g}"
+        for bound, value in (("min_winner_score", high), ("min_loser_score", low), ("min_margin", high - low)):
+            if value < getattr(limit, bound) - TOLERANCE:
+                return f"{bound}: {limit.scorer} {value:.4g} < {getattr(limit, bound):g}"
+        if high - low > limit.max_margin + TOLERANCE:
+            return f"max_margin: {limit.scorer} {high - low:.4g} > {limit.max_margin:g}"
     return ""

@@ -1,10 +1,10 @@
-"""Which clips to make: the paper's strategies (§4.1.1) as requests.
+"""Which clips to generate: the paper's strategies (§4.1.1) as requests.
 
 The clip x_τ of a prompt's own words at 50 steps serves strategies 1.1, 1.2, 2 and 3 at once; it is planned once, with
 all of them listed, so nothing is generated twice.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -26,39 +26,47 @@ def plan(
     run_seed: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Planned:
-    """The requests of all prompts under all strategies, each clip once, and the prompts that gave fewer than asked.
+    """The requests of all prompts under all strategies, each clip once, and the prompts that gave too few.
 
-    Order: prompt by prompt, strategy by strategy, also where the perturber works on several prompts at once. `advance`
-    is told of each prompt done. Raises DataError when two strategies share a name.
+    Order: prompt by prompt, strategy by strategy, also where the perturber works on several prompts at once.
+    `advance(1)` is called after each prompt. Raises DataError when two strategies share a name.
     """
     names = [strategy.name for strategy in strategies]
     if len(set(names)) < len(names):
         raise DataError(f"two strategies have the same name (names: {', '.join(names)}); rename one")
-    in_time = {prompt.id for prompt in temporal(prompts)}
+    temporal_ids = {prompt.id for prompt in temporal(prompts)}
 
-    def one(prompt: Prompt) -> Planned:
-        def fits(strategy: Strategy) -> bool:
-            return prompt.id in in_time if strategy.words == "temporal" else prompt.diverse
+    def plan_prompt(prompt: Prompt) -> Planned:
+        requests: list[Request] = []
+        refusals: list[Refusal] = []
+        for strategy in strategies:
+            if prompt.id in temporal_ids if strategy.negatives == "temporal" else prompt.diverse:
+                new, reason = _requests(prompt, strategy, perturber, run_seed)
+                requests += new
+                if reason:
+                    refusals.append(Refusal(stage="plan", id=prompt.id, reason=f"{strategy.name}: {reason}"))
+        return requests, refusals
 
-        fitting = [strategy for strategy in strategies if fits(strategy)]
-        return _planned(prompt, fitting, perturber, run_seed)
-
-    requests: dict[str, Request] = {}
+    merged: dict[str, Request] = {}
     refusals: list[Refusal] = []
-    with closing(_in_order(one, prompts, perturber)) as done:
-        for made, refused in done:
+    with closing(_in_order(plan_prompt, prompts, perturber)) as plans:
+        for requests, refused in plans:
             refusals += refused
-            _merge(requests, made)
+            for request in requests:
+                known = merged.setdefault(request.id, request)
+                if request.strategies[0] not in known.strategies:  # the same clip serves another strategy too
+                    strategies_of_both = known.strategies + request.strategies
+                    merged[request.id] = known.model_copy(update={"strategies": strategies_of_both})
             advance(1)
-    return list(requests.values()), refusals
+    return list(merged.values()), refusals
 
 
 def _in_order(
     work: Callable[[Prompt], Planned], prompts: Sequence[Prompt], perturber: Perturber
 ) -> Generator[Planned, None, None]:
-    """`work` done for each prompt, in the order of the prompts, by as many threads as the perturber can take.
+    """`work` for each prompt, in the order of the prompts, by as many threads as the perturber allows.
 
-    After an error or Ctrl-C nothing more is begun, and what is under way is told to stop.
+    After an error or Ctrl-C no new prompt is started, and calls under way are stopped.
     """
     shared: Any = perturber  # `concurrency` and `stop` are optional in the protocol
     if not hasattr(shared, "concurrency"):
@@ -69,70 +77,46 @@ def _in_order(
         for future in [pool.submit(work, prompt) for prompt in prompts]:
             yield future.result()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)  # first, or those that stop would begin what waits
+        pool.shutdown(wait=False, cancel_futures=True)  # first, or the stopped threads would take up waiting prompts
         shared.stop()
         raise
     finally:
         pool.shutdown()
 
 
-def _planned(prompt: Prompt, strategies: Iterable[Strategy], perturber: Perturber, run_seed: int) -> Planned:
-    """One prompt's requests, strategy by strategy, and its refusals."""
-    requests: list[Request] = []
-    refusals: list[Refusal] = []
-    for strategy in strategies:
-        words, refused = _words(prompt, strategy, perturber, run_seed)
-        refusals += refused
-        requests += _requests(prompt, strategy, words, run_seed)
-    return requests, refusals
+def _requests(prompt: Prompt, strategy: Strategy, perturber: Perturber, run_seed: int) -> tuple[list[Request], str]:
+    """One prompt's requests under one strategy, and why there are fewer than the strategy asks for ("").
 
+    Clips of the same words and steps are numbered 0, 1, 2, …; x_τ has number 0.
+    """
 
-def _words(
-    prompt: Prompt, strategy: Strategy, perturber: Perturber, run_seed: int
-) -> tuple[list[tuple[str, int, int]], list[Refusal]]:
-    """(words, steps, number) of each clip: equal steps are numbered 0, 1, 2, ...; x_τ has number 0."""
-    if strategy.words == "caption":
-        steps = strategy.steps
-        return [(prompt.text, count, steps[:place].count(count)) for place, count in enumerate(steps)], []
-    wrong, reason = _perturbed(prompt, strategy, perturber, run_seed)
-    refused = [Refusal(stage="plan", id=prompt.id, reason=f"{strategy.name}: {reason}")] if reason else []
+    def request(words: str, steps: int, number: int) -> Request:
+        return Request.of(run_seed, prompt, words, steps, strategy.guidance, number, (strategy.name,))
+
+    steps = strategy.steps
+    if strategy.negatives == "none":
+        return [request(prompt.text, count, steps[:place].count(count)) for place, count in enumerate(steps)], ""
+    wrong, reason = _wrong_captions(prompt, strategy, perturber, run_seed)
     # Without a wrong caption x_τ would have nothing to win against.
-    texts = [prompt.text, *wrong] if wrong else []
-    return [(text, strategy.steps[0], 0) for text in texts], refused
+    return [request(text, steps[0], 0) for text in ([prompt.text, *wrong] if wrong else [])], reason
 
 
-def _perturbed(prompt: Prompt, strategy: Strategy, perturber: Perturber, run_seed: int) -> tuple[list[str], str]:
-    """At most `count` wrong captions, none the caption itself or another one again, and why there are fewer ("")."""
-    seed = derive_seed(run_seed, "perturb", strategy.words, prompt.id)
+def _wrong_captions(prompt: Prompt, strategy: Strategy, perturber: Perturber, run_seed: int) -> tuple[list[str], str]:
+    """At most `num_negatives` captions, none the caption itself or another one again, and why there are fewer ("")."""
+    seed = derive_seed(run_seed, "perturb", strategy.negatives, prompt.id)
     try:
-        made = perturber.perturb(prompt, strategy.count, temporal=strategy.words == "temporal", seed=seed)
-    except DataError as refusal:  # of this caption alone: kept with its reason, and the next one gets its turn
+        texts = perturber.perturb(prompt, strategy.num_negatives, temporal=strategy.negatives == "temporal", seed=seed)
+    except DataError as refusal:  # of this caption alone: it is refused with its reason, and the next one is planned
         return [], str(refusal)
     distinct: dict[str, str] = {}
-    for text in made:
-        distinct.setdefault(_plain(text), text.strip())
-    wrong = [text for plain, text in distinct.items() if plain and plain != _plain(prompt.text)][: strategy.count]
-    few = len(wrong) < strategy.count
-    return wrong, f"perturber {perturber.name!r} gave {len(wrong)} of {strategy.count} wrong captions" if few else ""
+    for text in texts:
+        distinct.setdefault(_normal(text), text.strip())
+    own = _normal(prompt.text)
+    wrong = [text for normal, text in distinct.items() if normal and normal != own][: strategy.num_negatives]
+    if len(wrong) < strategy.num_negatives:
+        return wrong, f"perturber {perturber.name!r} gave {len(wrong)} of {strategy.num_negatives} wrong captions"
+    return wrong, ""
 
 
-def _plain(text: str) -> str:
+def _normal(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(" .")
-
-
-def _requests(
-    prompt: Prompt, strategy: Strategy, words: Iterable[tuple[str, int, int]], run_seed: int
-) -> Iterable[Request]:
-    for text, steps, number in words:
-        yield Request.of(run_seed, prompt, text, steps, strategy.guidance, number, (strategy.name,))
-
-
-def _merge(requests: dict[str, Request], new: Iterable[Request]) -> None:
-    """Adds requests to those there are; the same clip twice becomes one that serves both strategies."""
-    for request in new:
-        known = requests.get(request.id)
-        if known is None:
-            requests[request.id] = request
-        elif request.strategies[0] not in known.strategies:
-            strategies = known.strategies + request.strategies
-            requests[request.id] = known.model_copy(update={"strategies": strategies})

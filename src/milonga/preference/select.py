@@ -12,11 +12,12 @@ from itertools import groupby
 
 import numpy as np
 
-from milonga.core.errors import DataError
+from milonga.core.errors import CheckpointError, DataError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.protocols import TextEmbedder
 from milonga.core.records import Prompt
 
+SENTENCES = "sentence-transformers:"
 _SEQUENCE = re.compile(r"\b(before|after|then|followed)\b", re.IGNORECASE)  # τ2 of strategy 3, §4.1.1
 
 
@@ -43,41 +44,37 @@ def select(
 
     Prompts that come twice count once. Raises DataError when there are fewer prompts than clusters.
     """
-    return taken(cluster(prompts, embedder, clusters, seed), per_cluster, seed, nearest)
+    return sample_clusters(cluster(prompts, embedder, clusters, seed), per_cluster, seed, nearest)
 
 
 def cluster(prompts: Sequence[Prompt], embedder: TextEmbedder, clusters: int, seed: int) -> Clusters:
     """The different ones of some prompts, embedded and clustered by k-means; DataError when they are too few."""
-    unique = list({prompt.id: prompt for prompt in prompts}.values())
-    if not 1 <= clusters <= len(unique):
-        raise DataError(f"cannot make {clusters} clusters of {len(unique)} different prompts; lower `clusters`")
-    rows = embedder.embed([prompt.text for prompt in unique])
-    labels, distances = _clustered(rows, clusters, seed)
-    return Clusters(unique, rows, labels, distances, clusters)
-
-
-def taken(found: Clusters, per_cluster: int, seed: int, nearest: bool = True) -> list[Prompt]:
-    """Up to `per_cluster` prompts of each cluster: the nearest to its centre, or drawn by the seed; in their order."""
-    if per_cluster < 1:
-        raise DataError(f"cannot take {per_cluster} from each cluster of {len(found.prompts)} different prompts")
-    chance = np.random.default_rng(derive_seed(seed, "select")).random(len(found.prompts))
-    rank = found.distances if nearest else chance
-    order = sorted(range(len(found.prompts)), key=lambda i: (found.labels[i], rank[i], found.prompts[i].id))
-    kept = {i for _, members in groupby(order, key=lambda i: found.labels[i]) for i in list(members)[:per_cluster]}
-    return [prompt for i, prompt in enumerate(found.prompts) if i in kept]
-
-
-def _clustered(vectors: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's cluster and its distance to that cluster's centre: vectors (N, D) -> (N,), (N,)."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
+    unique = list({prompt.id: prompt for prompt in prompts}.values())
+    if not 1 <= clusters <= len(unique):
+        raise DataError(f"cannot make {clusters} clusters of {len(unique)} different prompts; lower `clusters`")
+    rows = embedder.embed([prompt.text for prompt in unique])
     means = KMeans(clusters, n_init="auto", random_state=derive_seed(seed, "k-means") % 2**32)
     with threadpool_limits(1), warnings.catch_warnings():  # one thread: sums in one order, so the same clusters
         warnings.simplefilter("ignore", ConvergenceWarning)  # captions alike leave clusters empty, and that is fine
-        labels = means.fit_predict(vectors)
-    return labels, np.linalg.norm(vectors - means.cluster_centers_[labels], axis=1)
+        labels = means.fit_predict(rows)
+    distances = np.linalg.norm(rows - means.cluster_centers_[labels], axis=1)
+    return Clusters(unique, rows, labels, distances, clusters)
+
+
+def sample_clusters(clusters: Clusters, per_cluster: int, seed: int, nearest: bool = True) -> list[Prompt]:
+    """Up to `per_cluster` prompts of each cluster: the nearest to its centre, or drawn by the seed; in their order."""
+    prompts, labels = clusters.prompts, clusters.labels
+    if per_cluster < 1:
+        raise DataError(f"cannot take {per_cluster} from each cluster of {len(prompts)} different prompts")
+    chance = np.random.default_rng(derive_seed(seed, "select")).random(len(prompts))
+    rank = clusters.distances if nearest else chance
+    order = sorted(range(len(prompts)), key=lambda i: (labels[i], rank[i], prompts[i].id))
+    chosen = {i for _, members in groupby(order, key=lambda i: labels[i]) for i in list(members)[:per_cluster]}
+    return [prompt for i, prompt in enumerate(prompts) if i in chosen]
 
 
 def temporal(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -108,19 +105,58 @@ class TfidfEmbedder:
             )
         except ValueError as error:
             raise DataError("the captions hold no words to tell them apart; check the column they come from") from error
-        return _unit(self._reduced(table))
-
-    def _reduced(self, table) -> np.ndarray:
-        from sklearn.decomposition import TruncatedSVD
-
         dimensions = min(self.dimensions, min(table.shape) - 1)
         if dimensions < 2:
-            return table.toarray()
+            return _unit(table.toarray())
+        from sklearn.decomposition import TruncatedSVD
+
         svd = TruncatedSVD(dimensions, random_state=derive_seed(self.seed, "svd") % 2**32)
-        return svd.fit_transform(table)
+        return _unit(svd.fit_transform(table))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows scaled to length one; a row of zeros (a text without words) becomes the even vector."""
     rows = np.where(np.linalg.norm(rows, axis=1, keepdims=True) > 1e-9, rows, 1.0)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def text_embedder(name: str) -> TextEmbedder:
+    """A sentence embedder by name: `tfidf-svd`, which needs no download, or `sentence-transformers:MODEL`.
+
+    Raises RecipeError for another name, or where the latter's library is missing; CheckpointError for no such model.
+    """
+    if name == TfidfEmbedder.name:
+        return TfidfEmbedder()
+    if not name.removeprefix(SENTENCES) or not name.startswith(SENTENCES):
+        raise RecipeError(f"unknown text embedder {name!r}: choose {TfidfEmbedder.name} or {SENTENCES}MODEL")
+    return SentenceEmbedder(name.removeprefix(SENTENCES))
+
+
+class SentenceEmbedder:
+    """Captions in the space of a sentence model, such as the paper's gte-large (§4.1.1), by its Hub name or its folder.
+
+    No instruction is put before a caption: gte-large wants none, and a model that does has it in its configuration.
+    Raises RecipeError where sentence-transformers is not installed, CheckpointError when it finds no model.
+    """
+
+    def __init__(self, model: str, batch_size: int = 64) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]  (an extra)
+        except ImportError as error:
+            raise RecipeError(f"{SENTENCES}{model} needs its library: pip install 'milonga[text]'") from error
+        self.name, self.batch_size = f"{SENTENCES}{model}", batch_size
+        try:
+            self._model = SentenceTransformer(model)
+        except Exception as error:  # the library raises the Hub's, torch's and the system's errors
+            raise CheckpointError(f"no sentence model {model}: {brief(error)}") from error
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """One unit-norm row per text, shape (N, D); the library shows its own progress on stderr."""
+        rows = self._model.encode(
+            list(texts),
+            batch_size=self.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=True,
+        )
+        return np.asarray(rows, dtype=np.float32)

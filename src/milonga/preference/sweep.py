@@ -1,7 +1,7 @@
-"""What other thresholds would keep, and how often two scorers disagree near them: how α, β and Δ are chosen (§4.1.2).
+"""What other thresholds would keep, and how often two scorers disagree near them: how the bounds are chosen (§4.1.2).
 
-One bound is moved at a time and all others stay. The pairs are those of `stages.pair` under the present thresholds, so
-no clip is made and none is scored: the work is a few comparisons of columns.
+One bound is moved at a time and all others stay. The pairs are those that `pair` gives under the present thresholds, so
+no clip is generated and none is scored: the work is a few comparisons of columns.
 """
 
 import math
@@ -16,9 +16,9 @@ from milonga.core.config import Threshold
 from milonga.core.records import Pair, Record
 from milonga.preference.pair import TOLERANCE
 
-Bound = Literal["alpha", "beta", "delta_low", "delta_high"]
+Bound = Literal["min_winner_score", "min_loser_score", "min_margin", "max_margin"]
 # Every bound with the value at which no pair fails it.
-OFF: dict[Bound, float] = {"alpha": -1.0, "beta": -1.0, "delta_low": -2.0, "delta_high": 2.0}
+OFF: dict[Bound, float] = {"min_winner_score": -1.0, "min_loser_score": -1.0, "min_margin": -2.0, "max_margin": 2.0}
 NEAR = 0.1  # the share of all pairs that counts as near a threshold
 VALUES = 8  # about as many round values of each bound are tried
 
@@ -66,25 +66,25 @@ class Pool:
         scorers = sorted(pairs[0].chosen_scores) if pairs else []
         unbeaten = ("order", "not a number", "worst")  # these reasons do not depend on a bound's value
         return cls(
-            winners={name: np.array([one.chosen_scores[name] for one in pairs]) for name in scorers},
-            losers={name: np.array([one.rejected_scores[name] for one in pairs]) for name in scorers},
-            strategies=np.array([one.strategy for one in pairs], dtype=object),
-            beaten=np.array([not one.refused.startswith(unbeaten) for one in pairs], dtype=bool),
+            winners={name: np.array([pair.chosen_scores[name] for pair in pairs]) for name in scorers},
+            losers={name: np.array([pair.rejected_scores[name] for pair in pairs]) for name in scorers},
+            strategies=np.array([pair.strategy for pair in pairs], dtype=object),
+            beaten=np.array([not pair.refused.startswith(unbeaten) for pair in pairs], dtype=bool),
         )
 
     def delta(self, scorer: str) -> np.ndarray:
         """Δ by one scorer, shape (N,)."""
         return self.winners[scorer] - self.losers[scorer]
 
-    def measured(self, scorer: str, bound: Bound) -> np.ndarray:
-        """What a bound is about, shape (N,): the winner's score, the loser's, or their difference."""
-        plain = {"alpha": self.winners, "beta": self.losers}.get(bound)
-        return self.delta(scorer) if plain is None else plain[scorer]
+    def values(self, scorer: str, bound: Bound) -> np.ndarray:
+        """What a bound limits, shape (N,): the winner's score, the loser's, or their difference."""
+        scores = {"min_winner_score": self.winners, "min_loser_score": self.losers}.get(bound)
+        return self.delta(scorer) if scores is None else scores[scorer]
 
     def meets(self, scorer: str, bound: Bound, value: float) -> np.ndarray:
-        """Which pairs meet a bound, shape (N,), by the very comparison that `stages.pair` makes."""
-        measured = self.measured(scorer, bound)
-        return measured <= value + TOLERANCE if bound == "delta_high" else measured >= value - TOLERANCE
+        """Which pairs meet a bound, shape (N,), by the very comparison that `pair` makes."""
+        values = self.values(scorer, bound)
+        return values <= value + TOLERANCE if bound == "max_margin" else values >= value - TOLERANCE
 
 
 def trials(pairs: Sequence[Pair], thresholds: Sequence[Threshold]) -> list[Trial]:
@@ -93,75 +93,63 @@ def trials(pairs: Sequence[Pair], thresholds: Sequence[Threshold]) -> list[Trial
         return []
     pool = Pool.of(pairs)
     met = {(t.scorer, bound): pool.meets(t.scorer, bound, getattr(t, bound)) for t in thresholds for bound in OFF}
-    found = []
+    rows = []
     for threshold in thresholds:
         for bound in OFF:
             others = [mask for key, mask in met.items() if key != (threshold.scorer, bound)]
-            rest = np.logical_and.reduce([pool.beaten, *others])
-            found += _moved(pool, threshold, bound, rest)
-    return found
+            rows += _trials_of(pool, threshold, bound, np.logical_and.reduce([pool.beaten, *others]))
+    return rows
 
 
-def _moved(pool: Pool, threshold: Threshold, bound: Bound, rest: np.ndarray) -> Iterator[Trial]:
-    """One bound at its values; `rest`, shape (N,), are the pairs that meet everything else."""
-    scorer, present = threshold.scorer, getattr(threshold, bound)
-    measured = pool.measured(scorer, bound)[pool.beaten]
-    for value in [None, *_values(measured[np.isfinite(measured)], present, OFF[bound])]:
-        good = rest & pool.meets(scorer, bound, OFF[bound] if value is None else value)
-        names, counts = np.unique(pool.strategies[good].astype(str), return_counts=True)
-        strategies = dict.fromkeys(sorted(set(pool.strategies.tolist())), 0) | dict(
-            zip(names.tolist(), counts.tolist(), strict=True)
-        )
-        now = present == (OFF[bound] if value is None else value)
-        yield Trial(scorer=scorer, bound=bound, value=value, present=now, kept=int(good.sum()), strategies=strategies)
+def _trials_of(pool: Pool, threshold: Threshold, bound: Bound, rest: np.ndarray) -> Iterator[Trial]:
+    """One bound at its values; `rest`, shape (N,), are the pairs that meet everything else.
 
-
-def _values(measured: np.ndarray, present: float, off: float) -> list[float]:
-    """Round values over the middle nine tenths of what is measured, and the present one unless it is off; sorted."""
-    low, high = np.quantile(measured, (0.05, 0.95)) if len(measured) else (present, present)
+    The values are round ones over the middle nine tenths of what the bound limits, and the present one.
+    """
+    scorer, present, off = threshold.scorer, getattr(threshold, bound), OFF[bound]
+    values = pool.values(scorer, bound)[pool.beaten]
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, (0.05, 0.95)) if len(values) else (present, present)
     tried = ticks(float(low), float(high), VALUES) if high - low > 1e-6 else []
-    return sorted({*tried, present} - {off})
+    for value in [None, *sorted({*tried, present} - {off})]:
+        good = rest & pool.meets(scorer, bound, off if value is None else value)
+        names, counts = np.unique(pool.strategies[good].astype(str), return_counts=True)
+        strategies = dict.fromkeys(sorted(set(pool.strategies.tolist())), 0)
+        strategies |= dict(zip(names.tolist(), counts.tolist(), strict=True))
+        now = present == (off if value is None else value)
+        yield Trial(scorer=scorer, bound=bound, value=value, present=now, kept=int(good.sum()), strategies=strategies)
 
 
 def flips(pairs: Sequence[Pair], thresholds: Sequence[Threshold]) -> list[Flip]:
     """For every two scorers with thresholds: how often they disagree, over all pairs and near each bound in force."""
     if not pairs:
         return []
-    pool, found = Pool.of(pairs), []
-    for one, other in permutations(thresholds, 2):
-        order = (pool.delta(one.scorer) > 0) != (pool.delta(other.scorer) > 0)
-        verdict = _keeps(pool, one) != _keeps(pool, other)
-        judged = np.isfinite(pool.delta(one.scorer)) & np.isfinite(pool.delta(other.scorer))
-        in_force: list[Bound] = [bound for bound in OFF if getattr(one, bound) != OFF[bound]]
+    pool, rows = Pool.of(pairs), []
+    for limit, other in permutations(thresholds, 2):
+        order = (pool.delta(limit.scorer) > 0) != (pool.delta(other.scorer) > 0)
+        verdict = _keeps(pool, limit) != _keeps(pool, other)
+        comparable = np.flatnonzero(np.isfinite(pool.delta(limit.scorer)) & np.isfinite(pool.delta(other.scorer)))
+        in_force: list[Bound] = [bound for bound in OFF if getattr(limit, bound) != OFF[bound]]
         for bound in (None, *in_force):
-            near, within = _nearest(pool, one, bound, judged)
+            near, within, value = comparable, None, None if bound is None else getattr(limit, bound)
+            if bound is not None and len(comparable):  # the tenth of the pairs that is nearest to the bound
+                distances = np.abs(pool.values(limit.scorer, bound)[comparable] - value)
+                nearest = np.argsort(distances, kind="stable")[: max(1, round(NEAR * len(comparable)))]
+                near, within = comparable[nearest], float(distances[nearest].max())
             shares = [float(flipped[near].mean()) if len(near) else None for flipped in (order, verdict)]
-            value = None if bound is None else getattr(one, bound)
-            found.append(
+            rows.append(
                 Flip(
-                    scorer=one.scorer, other=other.scorer, bound=bound, value=value, within=within, n=len(near),
+                    scorer=limit.scorer, other=other.scorer, bound=bound, value=value, within=within, n=len(near),
                     order=shares[0], verdict=shares[1],
                 )
             )  # fmt: skip
-    return found
+    return rows
 
 
 def _keeps(pool: Pool, threshold: Threshold) -> np.ndarray:
     """Which pairs one scorer alone would keep, shape (N,)."""
     met = [pool.meets(threshold.scorer, bound, getattr(threshold, bound)) for bound in OFF]
     return np.logical_and.reduce([pool.delta(threshold.scorer) > 0, *met])
-
-
-def _nearest(
-    pool: Pool, threshold: Threshold, bound: Bound | None, judged: np.ndarray
-) -> tuple[np.ndarray, float | None]:
-    """Indices of the tenth of the judged pairs nearest to a bound (of all of them without one), and how far they go."""
-    places = np.flatnonzero(judged)
-    if bound is None or not len(places):
-        return places, None
-    far = np.abs(pool.measured(threshold.scorer, bound)[places] - getattr(threshold, bound))
-    near = np.argsort(far, kind="stable")[: max(1, round(NEAR * len(places)))]
-    return places[near], float(far[near].max())
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:

@@ -55,7 +55,8 @@ def data_card(run: RunMaterial, splits: Mapping[str, int], provenance: Sequence[
     rows = [(r.strategy, str(r.built), str(r.accepted), r.winner, r.loser, r.delta) for r in pair_rows(run)]
     table2 = table(("strategy", "pairs built", "kept", "winner", "loser", "delta"), rows)
     bounds = [
-        (t.scorer, *(f"{bound:g}" for bound in (t.alpha, t.beta, t.delta_low, t.delta_high))) for t in run.thresholds
+        (t.scorer, *(f"{bound:g}" for bound in (t.min_winner_score, t.min_loser_score, t.min_margin, t.max_margin)))
+        for t in run.thresholds
     ]
     thresholds = table(("scorer", "winner at least (α)", "loser at least (β)", "Δ at least", "Δ at most"), bounds)
     refused = table(("reason", "pairs"), [(reason, str(count)) for reason, count in refused_by(run)])
@@ -117,6 +118,7 @@ def code(text: str) -> str:
 
 DATA = {
     "pairs": "preference pairs: a winner and a loser of one caption",
+    "clips": "real clips with captions",
     "rewards": "the base’s own clips, each weighted by the reward model (BATON, arXiv 2402.00744)",
     "labels": "clips that were liked or disliked one by one",
     "rounds": "preference pairs that the latest policy generated, round after round (CRPO, arXiv 2412.21037)",
@@ -155,29 +157,6 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def own_model_card(recipe: Mapping[str, Any], last: Mapping[str, Any], provenance: Sequence[tuple[str, str]]) -> str:
-    """The card of a model that was trained on the user's own data, without a run; `last` is the last row of curves."""
-    base, train = recipe["model"], recipe["train"]
-    measured = [(words, f"{last[name]:.4g}") for name, words in MEASURED.items() if last.get(name) is not None]
-    data = [
-        f"- {what}: {code(recipe['data'][what])}" for what in ("pairs", "clips") if recipe["data"][what] is not None
-    ]
-    steps = f"{last['step']:,} of {last['total']:,} steps"
-    parts = [
-        _model_head(recipe["name"], train["phases"]),
-        f"# {recipe['name']}",
-        f"A text-to-audio latent diffusion model: {code(base)}, whose U-Net was trained by Milonga on the user's "
-        "own data.",
-        _load(base),
-        f"## Results\n\nIt was not evaluated. Its training ended after {steps} with\n\n{table(('', ''), measured)}",
-        f"## Training\n\n{_phases(train)}\n\n{_settings(train)}",
-        "## Data\n\n" + "\n".join(data),
-        "## Provenance\n\n" + table(("", ""), provenance),
-        f"## Licences\n\n{LICENCES}",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 MEASURED = {
     "loss": "loss of the last step",
     "val_accuracy": "preference accuracy on validation pairs",
@@ -212,7 +191,12 @@ def _results(run: RunMaterial, name: str) -> str:
     values = by_system_and_metric(view.summaries, OVERALL)
     metrics = metrics_named(sorted({metric for system, metric in values if system == name}), view.sources)
     if not metrics:
-        return "It has not been evaluated."
+        last = (run.training.get(name) or [{}])[-1]
+        measured = [(words, f"{last[key]:.4g}") for key, words in MEASURED.items() if last.get(key) is not None]
+        if not measured:
+            return "It has not been evaluated."
+        steps = f"{last['step']:,} of {last['total']:,} steps"
+        return f"It has not been evaluated. Its training ended after {steps} with\n\n{table(('', ''), measured)}"
     against = compared(view.comparisons, name, "base", OVERALL)
     rows = []
     for one in metrics:
@@ -251,8 +235,10 @@ def _data(run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any]
     lines = [f"- captions: {', '.join(map(code, recipe['prompts']['sources'])) or 'none of its own'}"]
     if system["data"] == "pairs":
         lines.append(f"- pairs: {', '.join(map(code, recipe['train']['pairs']))} (`run`: the run's own)")
+    if recipe["train"]["clips"] is not None:
+        lines.append(f"- real clips: {code(recipe['train']['clips'])}")
     if system["data"] in ("rewards", "labels"):
-        lines.append(f"- labels: {', '.join(map(code, recipe['label']['sources']))} (`truth`: the tagger's)")
+        lines.append(f"- labels: {', '.join(map(code, recipe['label']['sources']))} (`tagger`: the run's tagger's)")
     if system["data"] == "rewards":
         lines.append(f"- {reward_sentence(run.reward)}")
     for one in run.rounds.get(system["name"], [])[1:]:

@@ -16,8 +16,7 @@ from milonga.core import web
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.records import Pair
 from milonga.core.store import Run
-from milonga.data.run_clips import ClipBytes, planned
-from milonga.preference.pair import refusals
+from milonga.data.pairs import ClipBytes, planned, refusals
 
 PAGE = 20  # pairs that the page shows at once
 SIDES = ("chosen", "rejected")

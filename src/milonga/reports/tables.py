@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from milonga.core.config import Threshold
 from milonga.core.records import Comparison, RewardReport, Round, Summary
+from milonga.data.pairs import refusals, table2
 from milonga.evaluation.formatting import (
     OVERALL,
     Verdict,
@@ -20,7 +21,7 @@ from milonga.evaluation.formatting import (
     verdict_words,
 )
 from milonga.evaluation.metrics import Metric, get_metric, metrics_named
-from milonga.preference.pair import refusals, table2, unfiltered
+from milonga.preference.pair import unfiltered
 from milonga.reports.figures import Line, curves, forest, histogram, rounds_figure
 from milonga.reports.material import EvaluationView, RunMaterial
 
@@ -35,9 +36,10 @@ TABLES = (
 REASONS = {
     "not a number": "a scorer gave the clip no score",
     "order": "order: the loser scores as high as the winner",
-    "alpha": "α: the winner scores too low",
-    "beta": "β: the loser scores too low",
-    "delta": "Δ: the two are too close or too far apart",
+    "min_winner_score": "α: the winner scores too low",
+    "min_loser_score": "β: the loser scores too low",
+    "min_margin": "Δ: the two are too close",
+    "max_margin": "Δ: the two are too far apart",
     "worst": "another loser ranks lower, and only the worst is paired",
 }
 
@@ -206,9 +208,11 @@ def figure2(run: RunMaterial) -> list[tuple[str, Markup]]:
 
 
 def _spreads(run: RunMaterial, scorer: str, limit: Threshold | None) -> list[tuple[str, Markup]]:
-    alpha = [(limit.alpha, f"α {limit.alpha:g}")] if limit else []
+    alpha = [(limit.min_winner_score, f"α {limit.min_winner_score:g}")] if limit else []
     delta = (
-        [(limit.delta_low, f"Δ ≥ {limit.delta_low:g}"), (limit.delta_high, f"≤ {limit.delta_high:g}")] if limit else []
+        [(limit.min_margin, f"Δ ≥ {limit.min_margin:g}"), (limit.max_margin, f"≤ {limit.max_margin:g}")]
+        if limit
+        else []
     )
     sides = [unfiltered(pairs, scorer) for pairs in (run.accepted, run.refused)]
     winners = [_joined([part.winners for part in side]) for side in sides]

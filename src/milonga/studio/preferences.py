@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from milonga.core.ids import content_id
-from milonga.core.records import Label, Pair, Prompt
+from milonga.core.records import Candidate, Label, Pair, Prompt
 from milonga.listening_test.export import HUMAN_PREFERENCE
 from milonga.studio.clips import STUDIO, Choice, Take
 
@@ -51,22 +50,9 @@ def _pair(a: Take, b: Take, better: Mapping[tuple[str, str], str]) -> Pair | Non
     if preferred and decided and preferred not in keepers:
         refused = "contradiction: the preferred take was discarded and the other kept"
     chosen, rejected = (b, a) if preferred == b.id else (a, b)
-    first, second = chosen.request(), rejected.request()
     share = 1.0 if preferred else 0.5
-    return Pair(
-        id=content_id(STUDIO, chosen.id, rejected.id),
-        prompt_id=chosen.prompt_id,
-        prompt=chosen.prompt,
-        strategy=STUDIO,
-        chosen_id=chosen.id,
-        rejected_id=rejected.id,
-        chosen_words=first.words,
-        rejected_words=second.words,
-        chosen_steps=chosen.steps,
-        rejected_steps=rejected.steps,
-        chosen_seed=first.seed,
-        rejected_seed=second.seed,
-        chosen_scores={HUMAN_PREFERENCE: share},
-        rejected_scores={HUMAN_PREFERENCE: 1.0 - share},
-        refused=refused,
+    winner, loser = (
+        Candidate(request=take.request().model_copy(update={"id": take.id}), scores={HUMAN_PREFERENCE: votes})
+        for take, votes in ((chosen, share), (rejected, 1.0 - share))
     )
+    return Pair.of(winner, loser, STUDIO, refused)
