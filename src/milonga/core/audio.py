@@ -214,17 +214,17 @@ def _read(source: Path | bytes, name: str, seconds: float | None) -> tuple[np.nd
     if not held:
         raise AudioError(f"{name}: the audio is empty")
     if frames < promised:
-        raise AudioError(f"{name}: is cut off: it holds {frames} of {promised} samples; fetch it again")
+        raise AudioError(f"{name}: the audio is cut off: it holds {frames} of {promised} samples; fetch it again")
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     return samples, rate, total / frames if held < frames else None
 
 
 def _check_length(file: BinaryIO, name: str) -> None:
-    """Raises AudioError for a WAV that holds less than its header promises, which libsndfile takes without a word."""
+    """Raises AudioError for a WAV or AIFF that holds less than its header promises, which libsndfile reads."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(12)
-    if head[:4] not in (b"RIFF", b"RIFX") or head[8:] != b"WAVE":
+    if head[:4] + head[8:] not in (b"RIFFWAVE", b"RIFXWAVE", b"FORMAIFF", b"FORMAIFC"):
         return
     place = 12
     while True:
@@ -234,11 +234,13 @@ def _check_length(file: BinaryIO, name: str) -> None:
             return
         length = int.from_bytes(chunk[4:], "little" if head[:4] == b"RIFF" else "big")
         place += 8
-        if chunk[:4] == b"data":
+        if chunk[:4] in (b"data", b"SSND"):
             break
         place += length + length % 2
     if size - place < length < STREAMED:
-        raise AudioError(f"{name}: is cut off: it holds {size - place} of {length} bytes of audio; fetch it again")
+        raise AudioError(
+            f"{name}: the audio is cut off: it holds {size - place} of {length} bytes of audio; fetch it again"
+        )
     if length == 0 and size > place:
         raise AudioError(
             f"{name}: its header says that the audio is empty, but {size - place} bytes follow: the recording was "
