@@ -42,8 +42,8 @@ def load(
 
     check_scheduler(scheduler)
     check_device(device or "cpu")
-    made = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
-    return (made if scheduler is None else made.use(scheduler)).to(device or "cpu")
+    pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
+    return (pipe if scheduler is None else pipe.use(scheduler)).to(device or "cpu")
 
 
 def run(

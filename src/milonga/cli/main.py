@@ -36,7 +36,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Text-to-audio latent diffusion, aligned to preferences that it builds itself, measured with error bars."""
+    """Generate audio from text with latent diffusion, build preference data, align models to it, and evaluate them."""
     _debug["on"] = _debug["on"] or debug
     if context.invoked_subcommand in RUNS_NETWORKS:
         from milonga.engines.local import keep_freed_memory
@@ -56,8 +56,8 @@ def generate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Prompts of a table (.csv, .tsv, .json, .jsonl, .parquet), or of a text with one a line; "
-            "clips that are there already are not generated again.",
+            help="A table of prompts (.csv, .tsv, .json, .jsonl, .parquet), or a text file with one prompt per line; "
+            "existing clips are not generated again.",
         ),
     ] = None,
     model: Annotated[
@@ -91,22 +91,22 @@ def generate(
         say("Missing argument 'PROMPT...': give prompts, or --prompts FILE")
         raise typer.Exit(2)
     texts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
-    found = system(model)
-    own_steps, own_guidance = found.sampling()
+    selected = system(model)
+    own_steps, own_guidance = selected.sampling()
     steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
     check(texts, steps, guidance, number, duration)
-    loaded = found.load(scheduler, duration)
-    options = {"scheduler": scheduler, "duration": duration, "weights": found.fingerprint()}
+    pipe = selected.load(scheduler, duration)
+    options = {"scheduler": scheduler, "duration": duration, "weights": selected.fingerprint()}
     details = {name: str(value) for name, value in options.items() if value is not None}
     resume = prompts_file is not None
-    for path in generate_clips(loaded, texts, out, steps, guidance, seed, number, details, resume):
+    for path in generate_clips(pipe, texts, out, steps, guidance, seed, number, details, resume):
         typer.echo(path)
 
 
 @app.command()
 @handle_errors
 def run(
-    recipe: Annotated[str, typer.Argument(help="A .toml file, or a shipped recipe's name such as smoke.")],
+    recipe: Annotated[str, typer.Argument(help="A .toml file, or the name of a shipped recipe such as smoke.")],
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage.")] = None,
@@ -120,13 +120,13 @@ def run(
     from milonga.experiment import run as pipeline
     from milonga.experiment.recipe import load_recipe
 
-    wanted = load_recipe(recipe, changes or ())
-    done = pipeline.run(wanted, out, until, only, pipeline.engine_named(engine, wanted.workers))
-    summary = run_outcome(done.path)
+    loaded = load_recipe(recipe, changes or ())
+    folder = pipeline.run(loaded, out, until, only, pipeline.engine_named(engine, loaded.workers)).path
+    summary = run_outcome(folder)
     if summary is not None:
         typer.echo(summary + "\n")
-    report = done.path / "report.html"
-    typer.echo(report if report.exists() else done.path)
+    report = folder / "report.html"
+    typer.echo(report if report.exists() else folder)
 
 
 @app.command()
@@ -167,42 +167,43 @@ def status(
 def pair(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Change nothing: show what other values of each threshold would keep.")
+        bool, typer.Option("--sweep", help="Change nothing; show how many pairs other values of each threshold keep.")
     ] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe's [pair].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Pair a run's stored scores again, by other thresholds; no clip is made, no model loaded."""
+    """Pair a run's stored scores again with other thresholds, without generating clips or loading models."""
     from milonga.experiment import pair as pairing
 
     if sweep:
-        swept = pairing.sweep(run, changes or ())
-        typer.echo(pairing.as_json(swept) if as_json else pairing.sweep_text(swept))
+        table = pairing.sweep(run, changes or ())
+        typer.echo(pairing.as_json(table) if as_json else pairing.sweep_text(table))
         return
-    found = pairing.pair(run, changes or ())
-    typer.echo(pairing.as_json(found) if as_json else pairing.pairing_text(found))
+    summary = pairing.pair(run, changes or ())
+    typer.echo(pairing.as_json(summary) if as_json else pairing.pairing_text(summary))
 
 
 @app.command()
 @handle_errors
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs, or trained systems.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with pairs or trained systems.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
     system: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Export this trained system and not the pairs.")
+        str | None, typer.Option(metavar="NAME", help="Export this trained system instead of the pairs.")
     ] = None,
     validation: Annotated[
-        float | None, typer.Option(help="Share of the captions whose pairs form that split.", show_default="0.05")
+        float | None,
+        typer.Option(help="Fraction of captions whose pairs form the validation split.", show_default="0.05"),
     ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Upload it to the Hugging Face Hub under that name.")
+        str | None, typer.Option(metavar="USER/NAME", help="Upload to the Hugging Face Hub under this name.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make what --push creates public.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make the uploaded repository public.")] = False,
 ) -> None:
-    """Write a run's kept pairs as a data set in Audio-alpaca's layout, or with --system a trained model in diffusers'
-    layout, each with its card, and print where it is.
+    """Export a run's pairs as a data set in Audio-alpaca's layout, or a trained system as a model in diffusers' layout,
+    with its card, and print the folder.
     """
     from milonga.experiment.export_system import export_any
 
@@ -213,16 +214,16 @@ def export(
 @app.command()
 @handle_errors
 def pairs(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that has pairs.")],
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 0,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Only print the address, open no browser.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with pairs.")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 picks a free one.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the address without opening a browser.")] = False,
 ) -> None:
-    """Look through a run's pairs in the browser, hearing winner and loser; Ctrl-C ends it."""
+    """Browse a run's pairs and listen to winners and losers. Stop with Ctrl-C."""
     import contextlib
 
     from milonga.reports.pairs import serve
 
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not an interruption
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the normal way to stop the server
         serve(run, port, lambda address: show_page(address, no_open))
 
 
