@@ -142,4 +142,4 @@ def studio_systems(names: Sequence[str]) -> "list[System]":
     from milonga.experiment.systems import systems
     from milonga.studio.worker import System
 
-    return [System(one.name, one.fingerprint(), *one.sampling(), one.load) for one in systems(names)]
+    return [System(own.name, own.fingerprint(), *own.sampling(), own.load) for own in systems(names)]

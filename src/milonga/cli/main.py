@@ -20,8 +20,8 @@ RUNS_NETWORKS = ("generate", "edit", "run", "pair", "train", "evaluate", "studio
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         typer.echo(version("milonga"))

@@ -111,7 +111,7 @@ def clip_file(folder: Path, clip: PlaybackClip) -> Path:
 
 def quieter(test: Test) -> int:
     """The number of clips that stay more than 1 dB below the target loudness because of their peaks."""
-    return sum(one.lufs is not None and one.lufs + one.gain < TARGET - 1 for one in test.clips)
+    return sum(clip.lufs is not None and clip.lufs + clip.gain < TARGET - 1 for clip in test.clips)
 
 
 def _check(plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[str, Source]]) -> None:
@@ -122,10 +122,10 @@ def _check(plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[
     compared = len(sources) - bool(plan.reference)
     if "compare" in plan.kinds and compared < 2:
         raise DataError(f"a comparison needs two systems besides the reference, not {compared}: use --kind rate")
-    wanted = RESERVED + (plan.prompts or 1)
-    if len(prompts) < wanted:
+    needed = RESERVED + (plan.prompts or 1)
+    if len(prompts) < needed:
         raise DataError(
-            f"the test needs {wanted} prompts that all systems have clips for, {RESERVED} of them for checks and an "
+            f"the test needs {needed} prompts that all systems have clips for, {RESERVED} of them for checks and an "
             f"example, and there are {len(prompts)}"
         )
 

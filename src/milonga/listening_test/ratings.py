@@ -133,7 +133,7 @@ class Ratings(Database):
 
     def ratings(self, test: Test) -> list[Rating]:
         """All ratings with attention checks, by rater and place."""
-        texts = {one.id: one.text for one in (*test.prompts, *test.check_prompts)}
+        texts = {prompt.id: prompt.text for prompt in (*test.prompts, *test.check_prompts)}
         rows = self._rows(
             "SELECT rater, place, kind, checks, prompt, a, b, ovl, rel, better, seconds, given"
             " FROM ratings JOIN trials USING (rater, place) ORDER BY rater, place"

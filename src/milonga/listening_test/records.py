@@ -50,11 +50,11 @@ class Test(Record):
 
     def clip(self, prompt_id: str, system: str) -> PlaybackClip:
         """A system's clip for a prompt; KeyError where it is not part of this test."""
-        return {(one.prompt_id, one.system): one for one in self.clips}[prompt_id, system]
+        return {(clip.prompt_id, clip.system): clip for clip in self.clips}[prompt_id, system]
 
     def prompt(self, prompt_id: str) -> Prompt:
         """The prompt with that id; KeyError where it is not part of this test."""
-        return {one.id: one for one in (*self.prompts, *self.check_prompts, self.example)}[prompt_id]
+        return {prompt.id: prompt for prompt in (*self.prompts, *self.check_prompts, self.example)}[prompt_id]
 
 
 class Trial(Record):

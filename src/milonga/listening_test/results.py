@@ -69,8 +69,8 @@ def _opinions(test: Test, rated: Sequence[Rating]) -> list[Summary]:
 
 
 def _agreement(test: Test, rated: Sequence[Rating]) -> list[Summary]:
-    raters = {name: place for place, name in enumerate(dict.fromkeys(one.rater for one in rated))}
-    clips = {name: place for place, name in enumerate(dict.fromkeys((one.prompt_id, one.a) for one in rated))}
+    raters = {name: place for place, name in enumerate(dict.fromkeys(rating.rater for rating in rated))}
+    clips = {name: place for place, name in enumerate(dict.fromkeys((rating.prompt_id, rating.a) for rating in rated))}
     rows = []
     for scale in SCALES if rated else ():
         table = np.full((len(raters), len(clips)), np.nan)
@@ -82,24 +82,26 @@ def _agreement(test: Test, rated: Sequence[Rating]) -> list[Summary]:
 
 
 def _strengths(test: Test, compared: Sequence[Rating]) -> list[Summary]:
-    systems = [name for name in test.systems if any(name in (one.a, one.b) for one in compared)]
+    systems = [name for name in test.systems if any(name in (rating.a, rating.b) for rating in compared)]
     if not systems:
         return []
-    first, second = (np.array([systems.index(getattr(one, side)) for one in compared]) for side in ("a", "b"))
-    points = np.array([POINTS[str(one.better)] for one in compared])
+    first, second = (np.array([systems.index(getattr(rating, side)) for rating in compared]) for side in ("a", "b"))
+    points = np.array([POINTS[str(rating.better)] for rating in compared])
     strengths = bradley_terry(first, second, points, *_raters_and_prompts(compared), len(systems))
     return [_summary(name, "strength", interval) for name, interval in zip(systems, strengths, strict=True)]
 
 
 def _differences(test: Test, rated: Sequence[Rating]) -> list[Comparison]:
     """Differences of every two systems on both scales, with Holm's p-values (NaN where there was none)."""
-    scores = {(one.rater, one.prompt_id, one.a): one for one in rated}
+    scores = {(rating.rater, rating.prompt_id, rating.a): rating for rating in rated}
     rows = []
     for scale in SCALES:
         for b, a in combinations(test.systems, 2):
-            own = [one for one in rated if one.a == a and (one.rater, one.prompt_id, b) in scores]
+            own = [rating for rating in rated if rating.a == a and (rating.rater, rating.prompt_id, b) in scores]
             if own:
-                values = [getattr(one, scale) - getattr(scores[one.rater, one.prompt_id, b], scale) for one in own]
+                values = [
+                    getattr(rating, scale) - getattr(scores[rating.rater, rating.prompt_id, b], scale) for rating in own
+                ]
                 difference = opinion_difference(np.array(values, dtype=np.float64), *_raters_and_prompts(own))
                 rows.append((scale, a, b, difference))
     adjusted = np.array([difference.p for *_, difference in rows], dtype=np.float64)
@@ -116,9 +118,11 @@ def _differences(test: Test, rated: Sequence[Rating]) -> list[Comparison]:
 def _preferences(test: Test, compared: Sequence[Rating]) -> list[Preference]:
     rows = []
     for b, a in combinations(test.systems, 2):
-        own = [one for one in compared if {one.a, one.b} == {a, b}]
+        own = [rating for rating in compared if {rating.a, rating.b} == {a, b}]
         if own:
-            votes = np.array([POINTS[str(one.better)] if one.a == a else 1 - POINTS[str(one.better)] for one in own])
+            votes = np.array(
+                [POINTS[str(rating.better)] if rating.a == a else 1 - POINTS[str(rating.better)] for rating in own]
+            )
             rate = mean_opinion(votes, *_raters_and_prompts(own))
             wins, losses, ties = (int((votes == value).sum()) for value in (1.0, 0.0, 0.5))
             rows.append(Preference(
@@ -128,7 +132,7 @@ def _preferences(test: Test, compared: Sequence[Rating]) -> list[Preference]:
 
 
 def _raters_and_prompts(ratings: Sequence[Rating]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([one.rater for one in ratings]), np.array([one.prompt_id for one in ratings])
+    return np.array([rating.rater for rating in ratings]), np.array([rating.prompt_id for rating in ratings])
 
 
 def _summary(system: str, metric: str, interval: Interval) -> Summary:
