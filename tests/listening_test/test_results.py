@@ -92,6 +92,13 @@ def test_known_effects_are_found_again_and_those_who_did_not_listen_are_out(fold
     assert len(shares) == 3
 
 
+def test_verdicts_follow_the_corrected_p(folder, monkeypatch):
+    test, every, checks = read(folder)
+    assert all(one.better == "neither" or one.p <= 0.05 for one in compute_results(test, every, checks).comparisons)
+    monkeypatch.setattr("milonga.listening_test.results.holm", np.ones_like)
+    assert {one.better for one in compute_results(test, every, checks).comparisons} == {"neither"}
+
+
 def test_clips_of_checks_count_for_nobody(folder):
     test, every, found = read(folder)
     counted = [one for one in every if not one.check and one.rater not in ("r15", "r16")]

@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -92,7 +93,7 @@ def _strengths(test: Test, compared: Sequence[Rating]) -> list[Summary]:
 
 
 def _differences(test: Test, rated: Sequence[Rating]) -> list[Comparison]:
-    """Differences of every two systems on both scales, with Holm's p-values (NaN where there was none)."""
+    """Differences of every two systems on both scales; p-values and verdicts after Holm's correction, NaN for no p."""
     scores = {(rating.rater, rating.prompt_id, rating.a): rating for rating in rated}
     rows = []
     for scale in SCALES:
@@ -106,12 +107,13 @@ def _differences(test: Test, rated: Sequence[Rating]) -> list[Comparison]:
                 rows.append((scale, a, b, difference))
     adjusted = np.array([difference.p for *_, difference in rows], dtype=np.float64)
     adjusted[~np.isnan(adjusted)] = holm(adjusted[~np.isnan(adjusted)])
+    corrected = [(scale, a, b, replace(own, p=float(p))) for (scale, a, b, own), p in zip(rows, adjusted, strict=True)]
     return [
         Comparison(
             split="overall", metric=scale, a=a, b=b, better={"a": a, "b": b, "neither": "neither"}[own.better()],
-            difference=own.value, low=own.low, high=own.high, p=float(p), n=own.n,
+            difference=own.value, low=own.low, high=own.high, p=own.p, n=own.n,
         )
-        for (scale, a, b, own), p in zip(rows, adjusted, strict=True)
+        for scale, a, b, own in corrected
     ]  # fmt: skip
 
 
