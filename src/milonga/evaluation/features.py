@@ -320,7 +320,7 @@ def named_events(places: np.ndarray, classes: Sequence[str]) -> tuple[Event, ...
 
 def reconstruction_values(own: Decoded, real: Decoded, loading: Loading) -> dict[str, float]:
     """PSNR, SSIM and LSD of a clip against its original; a clip that is silent or too short lacks some of them."""
-    waves = [loading.image(*own), loading.image(*real)]
+    waves = loading.image(*own), loading.image(*real)
     images = [reconstruction.mel_image(wave) for wave in waves]
     frames = min(map(len, images))
     first, second = (image[:frames] for image in images)
@@ -328,7 +328,7 @@ def reconstruction_values(own: Decoded, real: Decoded, loading: Loading) -> dict
     if frames >= reconstruction.WINDOW:
         values["ssim"] = reconstruction.ssim(first, second, loading.ssim_span)
     try:
-        spectra = reconstruction.spectra(*waves, loading.generated_offset)
+        spectra = reconstruction.spectra(waves[0], waves[1], loading.generated_offset)
     except DataError:  # silent: not measured, and its n says so
         return values
     values["lsd"] = reconstruction.lsd(*spectra)
