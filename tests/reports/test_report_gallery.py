@@ -111,6 +111,9 @@ def test_a_report_that_lacks_a_number_is_refused_and_not_half_told(tmp_path: Pat
 
 
 def test_thresholds_come_from_the_recipe_and_a_broken_recipe_is_an_error(material: RunMaterial) -> None:
-    assert [(one.scorer, one.alpha) for one in material.thresholds] == [("ranker-a", 0.45), ("ranker-b", 0.4)]
+    assert [(one.scorer, one.min_winner_score) for one in material.thresholds] == [
+        ("ranker-a", 0.45),
+        ("ranker-b", 0.4),
+    ]
     with pytest.raises(StoreError, match="is not TOML"):
         read_thresholds("[pair", Path("recipe.toml"))

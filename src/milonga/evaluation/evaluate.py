@@ -75,14 +75,13 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
         config = with_weights(config, inputs)
         splits = inputs.splits(config.splits, config.labels)
         features = Features(inputs, config)
-    metrics = features.allowed_metrics()
     systems = [features.systems[name] for name in inputs.systems]
     real = features.systems.get(REFERENCE)
     recipe = inputs.manifest.get("recipe", {})
     resamples = config.resamples or recipe.get("evaluate", {}).get("resamples", 1000)
     seed = recipe.get("seed", 0) if config.seed is None else config.seed
     plan = EvalPlan(splits, real, inputs.prompts, inputs.paired, resamples, seed)
-    numbers = Numbers(systems, metrics, plan, features.stamp)
+    numbers = Numbers(systems, features.metrics, plan, features.stamp)
     with tracked("metrics", numbers.count) as advance:
         summaries, comparisons = numbers.summaries(advance), numbers.comparisons(advance)
     warnings = [*left_out(given, inputs), *agreement(splits), *numbers.warnings(), *dict.fromkeys(numbers.failures)]
@@ -129,21 +128,23 @@ def with_weights(config: EvalConfig, inputs: EvalInputs) -> EvalConfig:
     """The same with the weights of a named set in place. Raises RecipeError where audio comes without weights, for a
     CLAP without captions, and for options that need clips or weights which are not there.
     """
+    metrics = _named_metrics(config)
+    features = {row.feature for row in metrics or all_metrics()}
     if config.weights == "published":
-        clap = f"laion-clap:{extract.weights_file(extract.PUBLISHED['clap'], config.fetch)}"
-        config = replace(
-            config, scorers=config.scorers or ((clap,) if inputs.prompts else ()),
-            panns=config.panns or extract.PUBLISHED["panns"], vggish=config.vggish or extract.PUBLISHED["vggish"],
-        )  # fmt: skip
+        if "clap" in features and inputs.prompts and not config.scorers:
+            clap = extract.weights_file(extract.PUBLISHED["clap"], config.fetch)
+            config = replace(config, scorers=(f"laion-clap:{clap}",))
+        if features & {"embedding", "logits"}:
+            config = replace(config, panns=config.panns or extract.PUBLISHED["panns"])
+        if "vggish" in features:
+            config = replace(config, vggish=config.vggish or extract.PUBLISHED["vggish"])
     elif config.weights == "nano":
         scorers = config.scorers or (NANO["scorers"] if inputs.prompts else ())
         config = replace(config, scorers=scorers, tagger=config.tagger or NANO["tagger"])
     elif config.weights is not None:
         raise RecipeError(f"no weights {config.weights!r}: there are published (LAION-CLAP, PANNs, VGGish) and nano")
     named = config.panns or config.vggish or config.scorers or config.tagger or config.reconstruction
-    metrics = _named_metrics(config)
-    audio_only = metrics and all(row.feature in ("audio", "silent", "clipped") for row in metrics)
-    if not (named or inputs.run or audio_only):
+    if not (named or inputs.run or (metrics and features <= {"audio", "silent", "clipped"})):
         raise RecipeError(
             "no weights are named: --weights published takes LAION-CLAP, PANNs and VGGish (--fetch downloads them), "
             "--weights nano takes nano's (--clap nano-judge --tagger nano-tagger), which know 26 classes of sound only"
@@ -174,16 +175,19 @@ class Features:
         names, tagger = self._stored()
         scorers = [extract.scorer_of(given) for given in names]
         extractors = self._extractors(scorers, tagger)
+        self.stamps |= {column: one.description for one in extractors for column in one.columns}
+        claps = self._name_stamps(scorers)
+        self.metrics = self._allowed_metrics()
         cache = feature_cache() if config.cache else None
         with tracked("features", sum(map(len, self.sides.values()))) as advance:
             for name, clips in self.sides.items() if extractors else ():
                 self.columns[name] |= extract.extract_columns(clips, extractors, cache, advance)
-        self.stamps |= {column: one.description for one in extractors for column in one.columns}
-        if tagger and "event places" in self.stamps:
-            self._name_events(extract.scorers.tagger(tagger).classes)
-        for scorer in scorers:
-            if f"rows {scorer.name}" in self.stamps:
-                self._cosines(scorer)
+        for columns in self.columns.values():
+            if tagger:
+                classes, places = extract.scorers.tagger(tagger).classes, columns.pop("event places")
+                columns["events"] = {key: extract.named_events(rows, classes) for key, rows in places.items()}
+            for column, scorer in claps.items():
+                columns[column] = self._cosines(scorer, columns.pop(f"rows {scorer.name}"))
         for column in extract.RECONSTRUCTION:  # of the originals with themselves they say nothing
             self.columns.get(REFERENCE, {}).pop(column, None)
 
@@ -202,7 +206,7 @@ class Features:
         parts = (self.stamps[metric.feature], metric.stamp, sampling, f"protocol {self.config.protocol}", versions)
         return "; ".join(part for part in parts if part)
 
-    def allowed_metrics(self) -> list[Metric]:
+    def _allowed_metrics(self) -> list[Metric]:
         """The metrics that were named, or all that the features allow.
 
         Raises RecipeError for a metric that is unknown or whose feature is missing.
@@ -264,26 +268,27 @@ class Features:
                 extractors.append(extract.audio_metric_extractor(row, inputs.prompts, inputs.reference))
         return extractors
 
-    def _name_events(self, classes: Sequence[str]) -> None:
-        """Turns the cached places of events into events with the names of their classes."""
-        self.stamps["events"] = self.stamps.pop("event places")
-        for columns in self.columns.values():
-            places = columns.pop("event places")
-            columns["events"] = {key: extract.named_events(rows, classes) for key, rows in places.items()}
+    def _name_stamps(self, scorers: Sequence[Any]) -> dict[str, Any]:
+        """Renames extracted columns to those that metrics read; gives each CLAP by its column, the first by `clap`."""
+        claps: dict[str, Any] = {}
+        if "event places" in self.stamps:
+            self.stamps["events"] = self.stamps.pop("event places")
+        for scorer in scorers:
+            if f"rows {scorer.name}" in self.stamps:
+                column = f"clap {scorer.name}" if "clap" in self.stamps else "clap"
+                claps[column], self.stamps[column] = scorer, self.stamps.pop(f"rows {scorer.name}")
+        if "clap" in claps:
+            self.sources.setdefault("clap", claps["clap"].name)
+        return claps
 
-    def _cosines(self, scorer: Any) -> None:
-        """The cosines of a CLAP's clip rows with their captions; the first CLAP's are the column `clap`."""
-        column = f"clap {scorer.name}" if "clap" in self.stamps else "clap"
-        self.stamps[column] = self.stamps.pop(f"rows {scorer.name}")
-        if column == "clap":
-            self.sources.setdefault("clap", scorer.name)
-        for columns in self.columns.values():
-            rows = columns.pop(f"rows {scorer.name}")
-            keys = [key for key in rows if key in self.inputs.prompts]
-            if keys:
-                texts = scorer.embed_texts([self.inputs.prompts[key].text for key in keys])
-                cosines = (np.stack([rows[key] for key in keys]) * texts).sum(axis=1)
-                columns[column] = dict(zip(keys, cosines.tolist(), strict=True))
+    def _cosines(self, scorer: Any, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The cosine of a CLAP's row of each clip with its caption's."""
+        keys = [key for key in rows if key in self.inputs.prompts]
+        if not keys:
+            return {}
+        texts = scorer.embed_texts([self.inputs.prompts[key].text for key in keys])
+        cosines = (np.stack([rows[key] for key in keys]) * texts).sum(axis=1)
+        return dict(zip(keys, cosines.tolist(), strict=True))
 
 
 def _named_metrics(config: EvalConfig) -> list[Metric]:

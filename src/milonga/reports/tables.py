@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -13,7 +14,6 @@ from milonga.core.records import Comparison, RewardReport, Round, Summary
 from milonga.data.pairs import refusals, table2
 from milonga.evaluation.formatting import (
     OVERALL,
-    Verdict,
     by_system_and_metric,
     compared,
     in_table_order,
@@ -45,57 +45,6 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A value with its interval, and whether it is better or worse than the base's by a paired interval."""
-
-    text: str
-    interval: str
-    mark: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """One split: a row of cells per system."""
-
-    split: str
-    n: int
-    rows: list[tuple[str, list[Cell]]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the paper in miniature."""
-
-    name: str
-    about: str
-    metrics: list[Metric]
-    groups: list[Group]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A system's difference from the base: as text, its interval, the verdict, and the relative change."""
-
-    system: str
-    text: str
-    interval: str
-    verdict: Verdict
-    words: str
-    relative: str
-    holm: str
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One metric of the headline table: the base's value, every system's difference, and their forest plot."""
-
-    metric: Metric
-    base: str
-    differences: list[Difference]
-    plot: Markup
-
-
-@dataclass(frozen=True)
 class PairRow:
     """A strategy's line of Table 2; the scores are those of the first scorer, over the kept pairs."""
 
@@ -107,8 +56,11 @@ class PairRow:
     delta: str
 
 
-def result_tables(view: EvaluationView) -> list[Table]:
-    """Tables 3 to 5, and one of any other splits, as far as there are summaries for them."""
+def result_tables(view: EvaluationView) -> list[dict[str, Any]]:
+    """Tables 3 to 5, and one of any other splits, as far as there are summaries for them.
+
+    Each has its `name`, what it is `about`, the `metrics` of its columns, and `groups`: a split with `rows` of systems.
+    """
     splits = list(dict.fromkeys(row.split for row in view.summaries))
     listed = {split for _, _, names in TABLES for split in names}
     others = tuple(split for split in splits if split not in listed)
@@ -116,29 +68,29 @@ def result_tables(view: EvaluationView) -> list[Table]:
     for name, about, names in [*TABLES, ("Other splits", ", ".join(others), others)]:
         rows = [row for row in view.summaries if row.split in names]
         if rows:
-            columns = metrics_named([row.metric for row in rows], view.sources)
-            tables.append(Table(name, about, columns, [_group(view, s, columns) for s in names if s in splits]))
+            metrics = metrics_named([row.metric for row in rows], view.sources)
+            groups = [_group(view, split, metrics) for split in names if split in splits]
+            tables.append({"name": name, "about": about, "metrics": metrics, "groups": groups})
     return tables
 
 
-def _group(view: EvaluationView, split: str, columns: list[Metric]) -> Group:
-    values = by_system_and_metric(view.summaries, split)
-    rows = []
+def _group(view: EvaluationView, split: str, metrics: list[Metric]) -> dict[str, Any]:
+    """One split: for each system a cell for each metric, marked where it differs significantly from the base's."""
+    values, rows = by_system_and_metric(view.summaries, split), []
     for system in in_table_order([system for system, _ in values]):
-        against = compared(view.comparisons, system, view.baseline, split)
-        rows.append((system, [_cell(values.get((system, m.name)), m, against.get(m.name)) for m in columns]))
-    return Group(split, max(row.n for row in values.values()), rows)
+        against, cells = compared(view.comparisons, system, view.baseline, split), []
+        for metric in metrics:
+            row, outcome = values.get((system, metric.name)), "neither"
+            if metric.name in against:
+                outcome = verdict(against[metric.name])
+            text = metric.format_value(row.value) if row else "–"
+            interval = metric.format_interval(row.low, row.high) if row else ""
+            cells.append({"text": text, "interval": interval, "mark": outcome.replace("neither", "")})
+        rows.append((system, cells))
+    return {"split": split, "n": max(row.n for row in values.values()), "rows": rows}
 
 
-def _cell(row: Summary | None, metric: Metric, against: Comparison | None) -> Cell:
-    if row is None:
-        return Cell("–", "", "")
-    outcome = verdict(against) if against else "neither"
-    mark = "" if outcome == "neither" else outcome
-    return Cell(metric.format_value(row.value), metric.format_interval(row.low, row.high), mark)
-
-
-def headline(view: EvaluationView, split: str, systems: Sequence[str]) -> list[Headline]:
+def headline(view: EvaluationView, split: str, systems: Sequence[str]) -> list[dict[str, Any]]:
     """Every system's differences from the base on a split: per metric, with a forest plot to one scale.
 
     A system's place in `systems` is its colour.
@@ -150,23 +102,34 @@ def headline(view: EvaluationView, split: str, systems: Sequence[str]) -> list[H
     for metric in metrics_named(sorted({name for rows in against.values() for name in rows}), view.sources):
         rows = [(colours[name], rows[metric.name]) for name, rows in against.items() if metric.name in rows]
         base = values.get((base_name, metric.name))
-        label = "; ".join(
-            f"{row.a}: {metric.format_change(row.difference)}, {verdict_words(verdict(row))}" for _, row in rows
-        )
-        plot = forest(rows, metric, f"{metric.title} against {base_name}: {label}")
         differences = [_difference(row, metric, base) for _, row in rows]
-        lines.append(Headline(metric, metric.format_value(base.value) if base else "–", differences, plot))
+        label = "; ".join(f"{one['system']}: {one['text']}, {one['words']}" for one in differences)
+        lines.append(
+            {
+                "metric": metric,
+                "base": metric.format_value(base.value) if base else "–",
+                "differences": differences,
+                "plot": forest(rows, metric, f"{metric.title} against {base_name}: {label}"),
+            }
+        )
     return lines
 
 
-def _difference(row: Comparison, metric: Metric, base: Summary | None) -> Difference:
+def _difference(row: Comparison, metric: Metric, base: Summary | None) -> dict[str, str]:
+    """A system's difference from the base: as text, its interval, the verdict, and the relative change."""
     relative = ""
     if base and metric.unit != "%" and math.isfinite(row.difference) and base.value > 0:
         relative = f"{100 * row.difference / base.value:+.0f} %".replace("-", "−")
-    interval = metric.format_interval(row.low, row.high, signed=True)
-    holm = "" if row.holm is None or not math.isfinite(row.holm) else f"Holm p {row.holm:.2g}"
-    outcome, change = verdict(row), metric.format_change(row.difference)
-    return Difference(row.a, change, interval, outcome, verdict_words(outcome), relative, holm)
+    outcome = verdict(row)
+    return {
+        "system": row.a,
+        "text": metric.format_change(row.difference),
+        "interval": metric.format_interval(row.low, row.high, signed=True),
+        "verdict": outcome,
+        "words": verdict_words(outcome),
+        "relative": relative,
+        "holm": "" if row.holm is None or not math.isfinite(row.holm) else f"Holm p {row.holm:.2g}",
+    }
 
 
 def pair_rows(run: RunMaterial) -> list[PairRow]:
@@ -208,12 +171,12 @@ def figure2(run: RunMaterial) -> list[tuple[str, Markup]]:
 
 
 def _spreads(run: RunMaterial, scorer: str, limit: Threshold | None) -> list[tuple[str, Markup]]:
-    alpha = [(limit.min_winner_score, f"α {limit.min_winner_score:g}")] if limit else []
-    delta = (
-        [(limit.min_margin, f"Δ ≥ {limit.min_margin:g}"), (limit.max_margin, f"≤ {limit.max_margin:g}")]
-        if limit
-        else []
+    limit, unset = limit or Threshold(scorer), Threshold(scorer)
+    alpha = [(limit.min_winner_score, f"α {limit.min_winner_score:g}")] * (
+        limit.min_winner_score > unset.min_winner_score
     )
+    delta = [(limit.min_margin, f"Δ ≥ {limit.min_margin:g}")] * (limit.min_margin > unset.min_margin)
+    delta += [(limit.max_margin, f"≤ {limit.max_margin:g}")] * (limit.max_margin < unset.max_margin)
     sides = [unfiltered(pairs, scorer) for pairs in (run.accepted, run.refused)]
     winners = [_joined([part.winners for part in side]) for side in sides]
     deltas = [_joined([part.deltas for part in side]) for side in sides]
@@ -261,46 +224,29 @@ def _column(rows: Sequence[dict], key: str) -> np.ndarray:
     return np.array([row[key] if isinstance(row.get(key), int | float) else math.nan for row in rows], dtype=float)
 
 
-@dataclass(frozen=True)
-class RoundRow:
-    """One round as the table shows it; `chosen` is the round whose policy the system is."""
-
-    name: str
-    clips: str
-    pairs: str
-    judge: str
-    interval: str
-    gain: str
-    gain_interval: str
-    verdict: Verdict
-    recall: str
-    order: str
-    chosen: bool
-
-
-def round_tables(systems: Mapping[str, Sequence[Round]]) -> list[tuple[str, list[RoundRow], Markup]]:
+def round_tables(systems: Mapping[str, Sequence[Round]]) -> list[tuple[str, list[dict[str, Any]], Markup]]:
     """(system, rows, figure) of every system that was trained in rounds."""
     return [(name, _round_rows(rounds), rounds_figure(name, rounds)) for name, rounds in systems.items() if rounds]
 
 
-def _round_rows(rounds: Sequence[Round]) -> list[RoundRow]:
+def _round_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """The rounds of one system; the judge chose the best of those that trained, the earlier one of equals."""
     clap, share = get_metric("clap"), get_metric("full_recall")
     best = max(rounds[1:], key=lambda row: (row.judge, -row.number), default=None)
     return [
-        RoundRow(
-            name=f"round {row.number}" if row.number else "base",
-            clips=f"{row.clips:,}" if row.number else "–",
-            pairs=f"{row.pairs:,}" if row.number else "–",
-            judge=clap.format_value(row.judge),
-            interval=clap.format_interval(row.low, row.high),
-            gain=clap.format_change(row.gain) if row.number else "–",
-            gain_interval=clap.format_interval(row.gain_low, row.gain_high, signed=True) if row.number else "",
-            verdict="better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "neither",
-            recall=share.format_value(row.present),
-            order=share.format_value(row.order),
-            chosen=row is best,
-        )
+        {
+            "name": f"round {row.number}" if row.number else "base",
+            "clips": f"{row.clips:,}" if row.number else "–",
+            "pairs": f"{row.pairs:,}" if row.number else "–",
+            "judge": clap.format_value(row.judge),
+            "interval": clap.format_interval(row.low, row.high),
+            "gain": clap.format_change(row.gain) if row.number else "–",
+            "gain_interval": clap.format_interval(row.gain_low, row.gain_high, signed=True) if row.number else "",
+            "verdict": "better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "neither",
+            "recall": share.format_value(row.present),
+            "order": share.format_value(row.order),
+            "chosen": row is best,
+        }
         for row in rounds
     ]
 
