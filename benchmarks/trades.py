@@ -66,7 +66,7 @@ def perform(way: Way, prompts: list[Prompt], folder: Path) -> None:
         seeds = [clip_seed(SEED, text, 0) for text in words]
         made = whole.sample(words, seeds, way.steps, GUIDANCE, interval=way.interval)
         latents.append(made.half().numpy())
-        clips += [Clip(wave, whole.rate) for wave in whole.decode(made).numpy()]
+        clips += [Clip(wave, whole.sampling_rate) for wave in whole.decode(made).numpy()]
     seconds = time.process_time() - begun
     rows = features_of(prompts, clips)
     np.savez(folder / f"{way.name}.npz", latents=np.concatenate(latents))

@@ -26,24 +26,22 @@ def load(
     dtype: Any = None,
     device: Any = None,
     tokenizer: str | None = None,
-) -> "TangoPipeline":
-    """A pipeline by a model's name (`nano` ships), the folder that holds it, or its repository on the hub.
+) -> Any:
+    """A model by name: `nano` (ships), a run's system (`runs/demo/aligned`), a folder, or a repository on the Hub.
 
-    A folder or repository is in diffusers' layout or one of the original Tango's; of a repository (`user/name`) only
-    the files that are needed are fetched, at a branch, tag or commit named by `revision`. `scheduler` is one of
-    `ddpm`, `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; of a model that predicts a flow `euler`,
-    `dpm++` and `unipc`. `dtype` and `device` are torch's (default: float32 on the CPU). `tokenizer` is a folder or
-    repository with the text encoder's tokenizer, which the original's repositories leave out. Raises RecipeError for a
-    name, scheduler or device that is none, CheckpointError when weights cannot be fetched or used.
+    The result is a `TangoPipeline`, for a folder or repository in diffusers' layout or one of the original Tango's. A
+    folder with an AudioLDM, AudioLDM 2 or Stable Audio pipeline, or `package.module:Class@FOLDER`, gives a generator
+    with `generate(requests)`. A folder is preferred to a repository of the same name; of a repository (`user/name`)
+    only the needed files are fetched, at a branch, tag or commit named by `revision`. `scheduler` is one of `ddpm`,
+    `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; for a model that predicts a flow `euler`, `dpm++`
+    and `unipc`. `dtype` and `device` are torch's or their names, such as "bfloat16" (default: float32 on the CPU).
+    `tokenizer` is a folder or repository with the text encoder's tokenizer, which the original's repositories leave
+    out. Raises RecipeError for an unknown name, scheduler, dtype or device; CheckpointError when weights cannot be
+    fetched or used.
     """
-    from milonga.models.load import pipeline
-    from milonga.models.loading import check_device
-    from milonga.models.schedulers import check_scheduler
+    from milonga.models.load import load_public
 
-    check_scheduler(scheduler)
-    check_device(device or "cpu")
-    pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
-    return (pipe if scheduler is None else pipe.use(scheduler)).to(device or "cpu")
+    return load_public(name, revision, scheduler, dtype, device, tokenizer)
 
 
 def run(

@@ -15,7 +15,7 @@ from milonga.experiment.recipe import Scheduler
 from milonga.maths.noise import add_noise, rates, target
 from milonga.models import load
 from milonga.models.original.layout import SCHEDULE
-from milonga.models.schedulers import FLOW_SCHEDULERS, NAMES, begun, forward_process, scheduler_named
+from milonga.models.schedulers import FLOW_SCHEDULERS, NAMES, forward_process, prepare_scheduler, scheduler_named
 from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.training import noising
 from milonga.training.noising import draw
@@ -48,7 +48,7 @@ def test_the_process_is_that_of_diffusers_flow_matching() -> None:
 @pytest.mark.parametrize("name", FLOW_SCHEDULERS)
 def test_the_best_answers_lead_from_full_noise_to_the_data(name: str, steps: int, shift: float) -> None:
     """For data that is normal the flow is known in closed form; a single step gives its mean."""
-    scheduler = begun(scheduler_named(name, FlowMatchEulerDiscreteScheduler(shift=shift).config), steps)
+    scheduler = prepare_scheduler(scheduler_named(name, FlowMatchEulerDiscreteScheduler(shift=shift).config), steps)
     mean, width = 2.0, 0.1
     x = torch.randn(500, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert float(scheduler.sigmas[0]) > 0.998
@@ -76,7 +76,7 @@ def test_a_scheduler_of_the_other_kind_is_refused() -> None:
 @pytest.mark.parametrize("name", ["use_dynamic_shifting", "stochastic_sampling", "invert_sigmas"])
 def test_a_flow_that_is_not_known_here_is_refused(name: str) -> None:
     odd = FlowMatchEulerDiscreteScheduler(**{name: True})
-    for refused in (lambda: forward_process(odd), lambda: begun(odd, 5)):
+    for refused in (lambda: forward_process(odd), lambda: prepare_scheduler(odd, 5)):
         with pytest.raises(RecipeError, match=f"flow has {name}, which is not supported"):
             refused()
     with pytest.raises(RecipeError, match="predicts 'sample': only noise, velocity and flow are known"):
@@ -86,7 +86,7 @@ def test_a_flow_that_is_not_known_here_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", FLOW_SCHEDULERS)
 def test_a_flowing_pipeline_makes_the_same_clip_alone_and_in_a_batch(name: str, tmp_path: Path) -> None:
     flowing(3.0).save_pretrained(tmp_path / "flow")
-    pipeline = load.pipeline(str(tmp_path / "flow")).use(name)
+    pipeline = load.pipeline(str(tmp_path / "flow")).set_scheduler(name)
     pipeline.set_progress_bar_config(disable=True)
     many = pipeline(list(small_networks.WORDS), seeds=3, num_inference_steps=4).audios
     one = pipeline(small_networks.WORDS[2], seeds=3, num_inference_steps=4).audios[0]
@@ -97,7 +97,7 @@ def test_a_flowing_pipeline_makes_the_same_clip_alone_and_in_a_batch(name: str, 
 
 def test_the_network_is_shown_the_noise_level_at_which_it_is_sampled() -> None:
     pipeline = flowing(3.0)
-    shown = begun(pipeline.scheduler, 1000).timesteps
+    shown = prepare_scheduler(pipeline.scheduler, 1000).timesteps
     model = TangoDenoiser.of(pipeline)
     batch = PairExamples(torch.randn(1, 4, 8, 16), None, model.encode_text(["a dog"])).batch([0], 0)
     for first in (0, 40, 999):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from milonga.core.errors import RecipeError
 from milonga.models.original.layout import SCHEDULE
-from milonga.models.schedulers import SCHEDULERS, begun, check_scheduler, scheduler_named, takes_generator
+from milonga.models.schedulers import SCHEDULERS, check_scheduler, prepare_scheduler, scheduler_named, takes_generator
 
 MEAN, SPREAD = 2.0, 0.1  # of the data that the perfect denoiser below knows
 FULL = sorted(set(SCHEDULERS) - {"compat"})
@@ -22,7 +22,7 @@ def named(name: str, **changes: Any) -> Any:
 
 def sampled(scheduler: Any, steps: int) -> torch.Tensor:
     """500 numbers denoised by the best possible answer for data that is normal: its v is known in closed form."""
-    begins, chance = begun(scheduler, steps), torch.Generator().manual_seed(1)
+    begins, chance = prepare_scheduler(scheduler, steps), torch.Generator().manual_seed(1)
     x = torch.randn(500, 1, 1, 1, generator=chance, dtype=torch.float64)
     for step in begins.timesteps:
         alpha = begins.alphas_cumprod[int(step)].double()
@@ -39,7 +39,7 @@ def sampled(scheduler: Any, steps: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", FULL)
 def test_every_count_of_steps_starts_at_full_noise_and_leaves_none(name: str, steps: int, zero_snr: bool) -> None:
     scheduler = named(name, rescale_betas_zero_snr=zero_snr)
-    assert int(begun(scheduler, steps).timesteps[0]) == 999
+    assert int(prepare_scheduler(scheduler, steps).timesteps[0]) == 999
     found = sampled(scheduler, steps)
     assert abs(float(found.mean()) - MEAN) < 0.02
     assert float(found.std()) < 1.1 * SPREAD
@@ -50,9 +50,9 @@ def test_every_count_of_steps_starts_at_full_noise_and_leaves_none(name: str, st
 def test_plain_ddim_leaves_noise_where_steps_do_not_divide_the_schedule() -> None:
     """What `begun` mends: the gap that diffusers' DDIM takes is not the gap between its own timesteps."""
     plain = DDIMScheduler.from_config(SCHEDULE, timestep_spacing="trailing", steps_offset=0)
-    mended = begun(plain, 600)
+    mended = prepare_scheduler(plain, 600)
     assert isinstance(mended, DPMSolverMultistepScheduler)
-    assert type(begun(plain, 500)) is DDIMScheduler
+    assert type(prepare_scheduler(plain, 500)) is DDIMScheduler
     plain.set_timesteps(600)
     x = torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64)
     for step in plain.timesteps:  # data that is always 0: all that there is, is noise
@@ -84,16 +84,16 @@ def test_the_models_noise_schedule_is_kept(name: str) -> None:
 @given(st.integers(1, 999))
 def test_compat_has_the_originals_timesteps(steps: int) -> None:
     first = (steps - 1) * (1000 // steps) + 1  # FACTS §4
-    found = begun(named("compat"), steps).timesteps
+    found = prepare_scheduler(named("compat"), steps).timesteps
     assert (int(found[0]), int(found[-1]), len(found)) == (first, 1, steps)
 
 
 def test_what_no_schedule_has_is_told() -> None:
     for steps in (0, -1, 1001):
         with pytest.raises(RecipeError, match=f"steps must be at least 1 and at most 1000, not {steps}"):
-            begun(named("ddpm"), steps)
+            prepare_scheduler(named("ddpm"), steps)
     with pytest.raises(RecipeError, match="1000 steps begin beyond the schedule"):
-        begun(named("compat"), 1000)
+        prepare_scheduler(named("compat"), 1000)
     with pytest.raises(RecipeError, match=r"unknown scheduler 'heun': choose one of ddpm, ddim, dpm\+\+, unipc, com"):
         check_scheduler("heun")
     check_scheduler(None)

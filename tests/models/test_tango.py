@@ -127,7 +127,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Any, pipeline: TangoPipeline,
 
 
 def test_the_duration_is_trimmed_and_the_latents_rounded_up_to_the_stride(pipeline: TangoPipeline) -> None:
-    stride = pipeline.hop * pipeline.compression / pipeline.rate
+    stride = pipeline.hop * pipeline.compression / pipeline.sampling_rate
     assert stride == 0.064
     assert pipeline.latent_shape(2 * stride) == (4, 2, 16)
     assert pipeline.latent_shape(2 * stride + 1 / 16000) == (4, 3, 16)
@@ -207,7 +207,7 @@ def test_one_seed_gives_every_clip_its_own_by_its_text_and_number(pipeline: Tang
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_clip_is_the_same_alone_and_in_a_batch_of_32(scheduler: str) -> None:
-    pipeline = small_networks.pipeline().use(scheduler)
+    pipeline = small_networks.pipeline().set_scheduler(scheduler)
     usual: dict[str, Any] = {"num_inference_steps": 4, "audio_length_in_s": 0.256, "seeds": 3}
     many = pipeline(list(WORDS), num_waveforms_per_prompt=8, **usual).audios
     for place in (0, 31):
@@ -218,8 +218,8 @@ def test_a_clip_is_the_same_alone_and_in_a_batch_of_32(scheduler: str) -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_the_noise_is_the_same_in_every_type(kind: torch.dtype, pipeline: TangoPipeline) -> None:
     """In half precision latents stay float32 and only the networks round: the clip is near, not another one."""
-    half, usual = small_networks.pipeline().to(kind).use("ddpm"), {"seeds": [5], "output_type": "latent"}
-    full = small_networks.pipeline().use("ddpm")
+    half, usual = small_networks.pipeline().to(kind).set_scheduler("ddpm"), {"seeds": [5], "output_type": "latent"}
+    full = small_networks.pipeline().set_scheduler("ddpm")
     made, exact = (one(WORDS[0], **usual).audios for one in (half, full))
     assert made.dtype == torch.float32
     other = full(WORDS[0], seeds=[6], output_type="latent").audios

@@ -49,7 +49,7 @@ def tiny(facts: Any, tmp_path_factory: pytest.TempPathFactory) -> TangoPipeline:
         folder = original_folder.write_reference(tmp_path_factory.mktemp("tiny"), FOLDER / "assets", facts.weights)
         made = load_original(folder, FOLDER / "assets" / "tiny-t5")
     made.set_progress_bar_config(disable=True)
-    return made.use("compat")
+    return made.set_scheduler("compat")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from milonga.core.records import Label, Pair
 from milonga.core.store import Run
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
-from milonga.experiment.systems import system, systems
+from milonga.models.load import system, systems
 from milonga.studio.studio import Order, Studio
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks

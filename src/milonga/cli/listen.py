@@ -139,7 +139,7 @@ def studio_systems(names: Sequence[str]) -> "list[System]":
 
     Raises RecipeError or CheckpointError for a system that does not exist.
     """
-    from milonga.experiment.systems import systems
+    from milonga.models.load import systems
     from milonga.studio.worker import System
 
     return [System(own.name, own.fingerprint(), *own.sampling(), own.load) for own in systems(names)]

@@ -85,7 +85,7 @@ def generate(
 ) -> None:
     """Generate clips from prompts and print their paths; clips.jsonl beside them lists their settings."""
     from milonga.cli.generate import check, generate_clips, read_prompts
-    from milonga.experiment.systems import system
+    from milonga.models.load import system
 
     if not prompts and prompts_file is None:
         say("Missing argument 'PROMPT...': give prompts, or --prompts FILE")

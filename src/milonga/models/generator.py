@@ -1,21 +1,41 @@
-"""`TangoModel`: a pipeline behind the Protocol `Model`, as stages and doors ask for clips."""
+"""Models that make clips from requests: Tango's pipeline, any `Denoiser`, and the baselines of §5.2.
 
+The baselines are AudioLDM, AudioLDM 2 and Stable Audio Open by diffusers' own pipelines. They run by their own defaults
+(steps, guidance, length) and without a choice among several candidates, which AudioLDM's published numbers have and
+Tango's have not. Their requests run one by one: within a batch those pipelines pad captions to the longest, and the
+padding changes the sound.
+"""
+
+import inspect
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from milonga.core.errors import RecipeError
+from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.records import Clip, Request
+from milonga.models.denoiser import Conditioning, Denoiser
+from milonga.models.schedulers import model_input, prepare_scheduler, takes_generator
 from milonga.models.tango import StepCallback, TangoPipeline, warn_beyond
+from milonga.models.tango_denoiser import TangoDenoiser
+
+OnStep = Callable[[int], None]
+# Baseline pipelines by the class that `model_index.json` names, with their call's argument for a clip's length.
+LENGTHS = {
+    "AudioLDMPipeline": "audio_length_in_s",
+    "AudioLDM2Pipeline": "audio_length_in_s",
+    "StableAudioPipeline": "audio_end_in_s",
+}
 
 
 class TangoModel:
     """A `Model` around a pipeline: requests in, clips with their latents out, with a scheduler chosen by name.
 
-    `seconds` is how long its clips are; None for the trained duration. It works on a GPU where this process sees one:
-    noise is drawn on the CPU all the same, so its clips are those of a CPU up to float noise.
+    `seconds` is the clips' length; None for the trained duration. It runs on a GPU where this process has one: noise is
+    drawn on the CPU all the same, so its clips are those of a CPU up to float noise.
     """
 
     def __init__(
@@ -23,36 +43,149 @@ class TangoModel:
     ) -> None:
         self.name = name
         self.pipeline = pipeline.to("cuda") if torch.cuda.is_available() else pipeline
-        self.rate = pipeline.rate
+        self.rate = pipeline.sampling_rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
         warn_beyond(pipeline.config["seconds"], seconds)
         if scheduler is not None:
-            pipeline.use(scheduler)
+            pipeline.set_scheduler(scheduler)
 
-    def generate(self, requests: Sequence[Request], on_step: Callable[[int], None] | None = None) -> list[Clip]:
+    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Clip]:
         """One clip per request, each from its own words and seed; all must share steps and guidance.
 
-        `on_step` is given the denoising steps done, from 1 on; what it raises ends the work. Raises RecipeError when
-        the requests share no steps and guidance.
+        `on_step` gets the number of denoising steps done, from 1 on; an exception that it raises ends the work. Raises
+        RecipeError when the requests do not share steps and guidance.
         """
-        settings = {(request.steps, request.guidance) for request in requests}
-        if len(settings) != 1:
-            raise RecipeError("requests of one batch must share their steps and guidance")
-        (steps, guidance) = settings.pop()
+        steps, guidance = shared_sampling(requests)
         words, seeds = [request.words for request in requests], [request.seed for request in requests]
-        latents = self.pipeline.sample(words, seeds, steps, guidance, self.seconds, callback=_counted(on_step))
-        waves = self.pipeline.decode(latents, self.seconds).numpy()
-        kept = latents.float().cpu().numpy()
-        return [Clip(np.ascontiguousarray(wave), self.rate, row) for wave, row in zip(waves, kept, strict=True)]
+
+        def after_step(pipeline: Any, number: int, step: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_step is not None:
+                on_step(number + 1)
+            return tensors
+
+        callback: StepCallback | None = None if on_step is None else after_step
+        latents = self.pipeline.sample(words, seeds, steps, guidance, self.seconds, callback=callback)
+        waves, packed = self.pipeline.decode(latents, self.seconds).numpy(), latents.float().cpu().numpy()
+        return [Clip(np.ascontiguousarray(wave), self.rate, row) for wave, row in zip(waves, packed, strict=True)]
 
 
-def _counted(on_step: Callable[[int], None] | None) -> StepCallback | None:
-    """`on_step` as diffusers' pipelines call it."""
+class DenoiserModel:
+    """A `Model` around any denoiser, sampled by its process's own scheduler with the weights that it has now."""
 
-    def called(pipeline: Any, number: int, step: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step(number + 1)
-        return tensors
+    def __init__(self, name: str, denoiser: Denoiser) -> None:
+        """Raises RecipeError for a process without a scheduler."""
+        if denoiser.process.scheduler is None:
+            raise RecipeError(f"{name}: its process has no scheduler, so it cannot be sampled")
+        self.name, self.denoiser, self.rate = name, denoiser, denoiser.sampling_rate
 
-    return None if on_step is None else called
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Clip]:
+        """One clip per request, as `TangoModel.generate`: its noise comes from its own seed, drawn on the CPU."""
+        (steps, guidance), denoiser = shared_sampling(requests), self.denoiser
+        training, device = denoiser.module.training, next(denoiser.module.parameters()).device
+        denoiser.module.eval()
+        scheduler = prepare_scheduler(denoiser.process.scheduler, steps, device)
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        noise = torch.stack([torch.randn(denoiser.latent_shape, generator=stream) for stream in generators])
+        latents = noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        conditioning = denoiser.encode_text([request.words for request in requests])
+        if guidance > 1:
+            conditioning = Conditioning.concat([denoiser.empty.repeat(len(requests)), conditioning])
+        conditioning = conditioning.to(device)
+        more = {"generator": generators} if takes_generator(scheduler) else {}
+        for number, step in enumerate(scheduler.timesteps):
+            inputs = model_input(scheduler, latents, step)
+            inputs = torch.cat([inputs] * 2) if guidance > 1 else inputs
+            prediction = denoiser.predict(inputs, step.expand(len(inputs)).to(device), conditioning).float()
+            if guidance > 1:
+                unguided, conditioned = prediction.chunk(2)
+                prediction = unguided + guidance * (conditioned - unguided)
+            latents = scheduler.step(prediction, step, latents, **more).prev_sample
+            if on_step is not None:
+                on_step(number + 1)
+        denoiser.module.train(training)
+        waves, packed = denoiser.decode(latents).float().cpu().numpy(), latents.float().cpu().numpy()
+        return [Clip(np.ascontiguousarray(wave), self.rate, row) for wave, row in zip(waves, packed, strict=True)]
+
+
+class BaselineModel:
+    """A `Model` around one of diffusers' own text-to-audio pipelines; clips are mono, the mean of its channels.
+
+    `seconds` is the length of a clip; None leaves it to the pipeline.
+    """
+
+    def __init__(self, name: str, pipeline: Any, seconds: float | None = None) -> None:
+        self.name, self.pipeline, self.seconds = name, pipeline, seconds
+        vocoder = getattr(pipeline, "vocoder", None)
+        self.rate: int = pipeline.vae.sampling_rate if vocoder is None else vocoder.config.sampling_rate
+        pipeline.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Clip]:
+        """One clip per request, float32, from its own words, steps and guidance, and noise drawn on the CPU."""
+        length = {} if self.seconds is None else {LENGTHS[type(self.pipeline).__name__]: self.seconds}
+        clips = []
+        for request in requests:
+            audio = self.pipeline(
+                request.words,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                num_waveforms_per_prompt=1,
+                generator=torch.Generator().manual_seed(request.seed),
+                **length,
+            ).audios[0]
+            wave = np.asarray(audio.float().cpu() if isinstance(audio, torch.Tensor) else audio, dtype=np.float32)
+            clips.append(Clip(np.ascontiguousarray(wave.mean(axis=0) if wave.ndim == 2 else wave), self.rate))
+        return clips
+
+
+def generator_of(name: str, denoiser: Denoiser) -> "TangoModel | DenoiserModel":
+    """A model that generates with the weights that a denoiser has at the moment of each call."""
+    return TangoModel(name, denoiser.pipe) if isinstance(denoiser, TangoDenoiser) else DenoiserModel(name, denoiser)
+
+
+def shared_sampling(requests: Sequence[Request]) -> tuple[int, float]:
+    """The steps and the guidance of all requests; RecipeError when they differ."""
+    settings = {(request.steps, request.guidance) for request in requests}
+    if len(settings) != 1:
+        raise RecipeError("requests of one batch must share their steps and guidance")
+    return settings.pop()
+
+
+def baseline_class(folder: Path) -> str | None:
+    """The class of the pipeline in a folder, where it is one of `LENGTHS`; None for any other folder."""
+    try:
+        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if name in LENGTHS else None
+
+
+def baseline_sampling(kind: str) -> tuple[int, float]:
+    """The default steps and guidance of a baseline's pipeline."""
+    parameters = inspect.signature(_diffusers(kind).__call__).parameters
+    return parameters["num_inference_steps"].default, parameters["guidance_scale"].default
+
+
+def load_baseline(
+    name: str, folder: Path, seconds: float | None = None, dtype: torch.dtype = torch.float32
+) -> BaselineModel:
+    """The baseline of a folder in diffusers' layout, on the CPU.
+
+    Raises CheckpointError naming the folder and what is wrong with it.
+    """
+    kind = baseline_class(folder)
+    if kind is None:
+        raise CheckpointError(f"{folder} holds none of {', '.join(LENGTHS)}: its model_index.json names no such class")
+    try:
+        pipeline = _diffusers(kind).from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+    except Exception as error:  # diffusers, transformers, safetensors and the Rust tokenizers raise their own
+        raise CheckpointError(f"{folder} holds no usable {kind}: {brief(error)}") from None
+    return BaselineModel(name, pipeline, seconds)
+
+
+def _diffusers(kind: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, kind)

@@ -1,63 +1,163 @@
-"""Models by name: the weights that ship, a folder, a repository on the hub. Loaded once and kept."""
+"""Models by name: weights that ship, a run's systems, folders, classes of one's own, repositories on the Hub.
 
-from hashlib import sha256
+`nano` · `runs/demo/aligned` · a folder in diffusers' layout or an original Tango's · a baseline's folder ·
+`package.module:Class@FOLDER` · `user/name[@revision]`.
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import once
-from milonga.core.errors import RecipeError
+from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
-from milonga.core.weights import weights_of
+from milonga.core.store import Run, read_manifest
+from milonga.core.weights import SHIPPED, weights_of
+from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
     from milonga.models.denoiser import Denoiser
     from milonga.models.tango import TangoPipeline
 
+NETWORKS = ("text_encoder", "unet", "vae", "vocoder")
+CUSTOM = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)@(.+)")  # package.module:Class@FOLDER
+
+
+@dataclass(frozen=True)
+class System:
+    """A model by name, and the folder of its trained network where a run trained one."""
+
+    name: str
+    model: str
+    trained: Path | None = None
+
+    def load(self, scheduler: str | None = None, seconds: float | None = None) -> Any:
+        """The model, ready to generate, with its own scheduler and length or with these; loaded once and cached."""
+        if self.trained is None:
+            return load(self.model, scheduler, seconds)
+        return tuned(self.model, self.trained, scheduler, seconds)
+
+    def sampling(self) -> tuple[int, float]:
+        """The steps and the guidance that it is best sampled with."""
+        return sampling(self.model)
+
+    def fingerprint(self) -> str:
+        """A hash of its weights."""
+        base = weights_fingerprint(self.model)
+        return base if self.trained is None else content_id(base, weights_fingerprint(str(self.trained)))
+
+
+def system(name: str) -> System:
+    """The one system of that name. Raises RecipeError for none, and for a run folder, which holds several."""
+    chosen = systems([name])
+    if len(chosen) > 1:
+        raise RecipeError(f"{name} is a run with several systems: name one, such as {chosen[-1].name}")
+    return chosen[0]
+
+
+def systems(names: Sequence[str]) -> list[System]:
+    """All systems of these names, each once; a run folder stands for its base and every system that it trained.
+
+    Raises RecipeError for a name that is nothing of the kind.
+    """
+    chosen: dict[tuple[str, Path | None], System] = {}
+    for name in names:
+        path = Path(name)
+        if _is_run(path):
+            trained = [folder.parent.name for folder in sorted(path.glob("checkpoints/*/model"))]
+            named = [System(_base(path), _base(path)), *(_trained_system(path, own) for own in trained)]
+        elif name not in SHIPPED and _is_run(path.parent):
+            named = [_trained_system(path.parent, path.name)]
+        else:
+            weights_of(name)
+            named = [System(name, name)]
+        chosen |= {(entry.model, entry.trained): entry for entry in named}
+    return list(chosen.values())
+
 
 def pipeline(
     name: str, trained: Path | None = None, revision: str | None = None, tokenizer: str | None = None, dtype: Any = None
 ) -> "TangoPipeline":
-    """A freshly loaded pipeline on the CPU (float32 unless `dtype`), with a trained network from another folder if
-    given.
+    """A freshly loaded Tango pipeline on the CPU (float32 unless `dtype`), with a trained network from another folder
+    if given.
 
-    It is in diffusers' layout or in one of the original Tango's; `tokenizer` is for the latter, which leave it out.
-    Raises CheckpointError naming the folder and what is wrong with it.
+    `name` may be a run's system. The folder is in diffusers' layout or in one of the original Tango's; `tokenizer` is
+    the folder or repository of the tokenizer that the latter leave out. Nothing is filled with random numbers first.
+    Raises CheckpointError naming the file or folder and what is wrong with it; RecipeError for a baseline.
     """
     import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import SpeechT5HifiGan, T5EncoderModel
 
-    from milonga.models.baselines import baseline_class
-    from milonga.models.loading import load_pipeline
+    from milonga.models.generator import baseline_class
+    from milonga.models.original.layout import is_original
+    from milonga.models.original.load import load_original
+    from milonga.models.tango import TangoPipeline
 
-    _quiet()
-    folder = weights_of(name, revision)
+    _no_progress_bars()
+    own = _run_system(name) if trained is None else None
+    name, trained = (name, trained) if own is None else (own.model, own.trained)
+    folder, dtype = weights_of(name, revision), dtype or torch.float32
     if kind := baseline_class(folder):
         raise RecipeError(f"{name} is a {kind}: it makes clips to compare with, and cannot be trained")
-    return load_pipeline(folder, trained, tokenizer, dtype or torch.float32)
+    folder_sampling(folder)  # a folder without an index is no model at all
+    if is_original(folder):
+        pipe = load_original(folder, tokenizer)
+        if trained is not None:
+            network = _or_checkpoint_error(trained, lambda: _network(UNet2DConditionModel, trained, dtype))
+            pipe.register_modules(unet=network)
+        return pipe.to(dtype)
+    kinds = dict(zip(NETWORKS, (T5EncoderModel, UNet2DConditionModel, AutoencoderKL, SpeechT5HifiGan), strict=True))
+    parts = {}
+    for part, kind in kinds.items():
+        place = trained if trained and part == "unet" else folder / part
+        parts[part] = _or_checkpoint_error(place, lambda kind=kind, place=place: _network(kind, place, dtype))
+    return _or_checkpoint_error(folder, lambda: TangoPipeline.from_pretrained(folder, local_files_only=True, **parts))
 
 
-def _quiet() -> None:
-    """Loading takes a second or two: the libraries' own progress bars would only get in the way of ours."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
+def load_public(
+    name: str, revision: str | None, scheduler: str | None, dtype: Any, device: Any, tokenizer: str | None
+) -> Any:
+    """`milonga.load`: a pipeline, or a generator for what is not a Tango."""
+    import torch
 
-    of_diffusers.disable_progress_bar()
-    of_transformers.disable_progress_bar()
+    from milonga.models.generator import baseline_class
+    from milonga.models.schedulers import check_scheduler
+
+    check_scheduler(scheduler)
+    check_device(device or "cpu")
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise RecipeError(f"{dtype!r} is no torch dtype: use float32, float16 or bfloat16")
+        dtype = getattr(torch, dtype)
+    if CUSTOM.fullmatch(name) or (_run_system(name) is None and baseline_class(weights_of(name, revision))):
+        return load(name, scheduler)
+    pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
+    return (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device or "cpu")
 
 
 @once
 def load(name: str, scheduler: str | None = None, seconds: float | None = None) -> Model:
-    """A model ready to generate, with its own scheduler and length or with these: a Tango by its name, folder or
-    repository, or one of the baselines of `models.baselines`.
+    """A model ready to generate, with its own scheduler and length or with these; loaded once and cached.
 
-    Raises RecipeError for a scheduler that is none, and for any with a baseline, which has its own.
+    Raises RecipeError for an unknown scheduler, and for any with a model that runs by its own.
     """
-    from milonga.models.baselines import baseline_class, load_baseline
-    from milonga.models.generator import TangoModel
+    from milonga.models.generator import DenoiserModel, TangoModel, baseline_class, load_baseline
     from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
-    _quiet()
+    _no_progress_bars()
+    if own := _run_system(name):
+        return own.load(scheduler, seconds)
+    if CUSTOM.fullmatch(name):
+        if scheduler is not None or seconds is not None:
+            raise RecipeError(f"{name} runs by its own scheduler and length: leave both out")
+        return DenoiserModel(name, load_denoiser(name))
     if kind := baseline_class(weights_of(name)):
         if scheduler is not None:
             raise RecipeError(f"{name} is a {kind}, which runs by its own scheduler: leave --scheduler out")
@@ -66,17 +166,79 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None) 
 
 
 def load_denoiser(name: str, trained: Path | None = None) -> "Denoiser":
-    """A model to encode data with and to train, freshly loaded, with a trained network from another folder if given."""
+    """A model to encode data with and to train, freshly loaded, with a trained network from another folder if given.
+
+    `package.module:Class@FOLDER` is `Class.load_model(FOLDER)`. Raises RecipeError for a class that is not there.
+    """
     from milonga.models.tango_denoiser import TangoDenoiser
 
-    return TangoDenoiser.of(pipeline(name, trained), name)
+    custom = CUSTOM.fullmatch(name)
+    if custom is None:
+        return TangoDenoiser.of(pipeline(name, trained), name)
+    module, kind, folder = custom.groups()
+    try:
+        denoiser_class = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"{name}: there is no class {kind} in {module}: {brief(error)}") from error
+    denoiser: Denoiser = denoiser_class.load_model(Path(folder))
+    if trained is not None:
+        denoiser.load(trained)
+    return denoiser
+
+
+def as_denoiser(model: Any) -> "Denoiser":
+    """The denoiser of a name, a pipeline or a denoiser; RecipeError for anything else."""
+    from milonga.models.denoiser import Denoiser
+    from milonga.models.tango import TangoPipeline
+    from milonga.models.tango_denoiser import TangoDenoiser
+
+    if isinstance(model, str | Path):
+        return load_denoiser(str(model))
+    if isinstance(model, TangoPipeline):
+        return TangoDenoiser.of(model)
+    if isinstance(model, Denoiser):
+        return model
+    raise RecipeError(f"a {type(model).__name__} cannot be trained: give a model's name, a TangoPipeline or a Denoiser")
+
+
+def as_model(model: Any, scheduler: str | None = None) -> Model:
+    """A model ready to generate from a name, a loaded pipeline, a denoiser, or an object that is a model already."""
+    from milonga.models.denoiser import Denoiser
+    from milonga.models.generator import TangoModel
+    from milonga.models.tango import TangoPipeline
+
+    if isinstance(model, str | Path):
+        return load(str(model), scheduler)
+    if isinstance(model, TangoPipeline):
+        return TangoModel(str(model.config.get("_name_or_path") or "pipeline"), model, scheduler)
+    return generator_of(type(model).__name__, model) if isinstance(model, Denoiser) else model
+
+
+def object_fingerprint(model: Any) -> str:
+    """A hash that tells one object's weights from another's: its own `fingerprint`, else of all networks inside it.
+
+    An object without networks is known by its class and its name.
+    """
+    from torch import nn
+
+    from milonga.models.denoiser import Denoiser, module_hash
+
+    given = getattr(model, "fingerprint", None)
+    if isinstance(model, Denoiser):
+        return content_id(model.fingerprint, module_hash(model.module))
+    if given is not None:
+        return given() if callable(given) else str(given)
+    whole = getattr(model, "pipeline", model)
+    components = getattr(whole, "components", None) or {"": whole}
+    hashes = [[k, module_hash(part)] for k, part in sorted(components.items()) if isinstance(part, nn.Module)]
+    return content_id(hashes or [type(model).__qualname__, getattr(model, "name", "")])
 
 
 def generator_of(name: str, denoiser: "Denoiser") -> Model:
     """A model that generates with the weights that a denoiser has at the moment of each call."""
-    from milonga.models.generator import TangoModel
+    from milonga.models import generator
 
-    return TangoModel(name, denoiser.pipe)  # pyright: ignore[reportAttributeAccessIssue]
+    return generator.generator_of(name, denoiser)
 
 
 def tuned(name: str, trained: Path, scheduler: str | None = None, seconds: float | None = None) -> Model:
@@ -88,6 +250,8 @@ def tuned(name: str, trained: Path, scheduler: str | None = None, seconds: float
 def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | None, _written: int) -> Model:
     from milonga.models.generator import TangoModel
 
+    if CUSTOM.fullmatch(name):
+        return generator_of(trained.parent.name, load_denoiser(name, trained))
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds)
 
 
@@ -96,43 +260,86 @@ def sampling(name: str) -> tuple[int, float]:
 
     Raises CheckpointError when there is no readable config.
     """
-    from milonga.models import loading
-    from milonga.models.baselines import baseline_class, own_sampling
+    from milonga.models.generator import baseline_class, baseline_sampling
 
+    if own := _run_system(name):
+        return own.sampling()
+    if custom := CUSTOM.fullmatch(name):
+        return folder_sampling(Path(custom[3])) if (Path(custom[3]) / "model_index.json").is_file() else (50, 3.0)
     folder = weights_of(name)
     kind = baseline_class(folder)
-    return own_sampling(kind) if kind else loading.sampling(folder)
+    return baseline_sampling(kind) if kind else folder_sampling(folder)
 
 
-def as_model(model: Any, scheduler: str | None = None) -> Model:
-    """A model ready to generate from a name, a pipeline that is loaded already, or an object that is one already."""
-    from milonga.models.generator import TangoModel
-    from milonga.models.tango import TangoPipeline
+def folder_sampling(folder: Path) -> tuple[int, float]:
+    """The steps and the guidance in a folder's config (200 and 3 where it has none); CheckpointError for no config."""
+    from milonga.models.original.layout import is_original
 
-    if isinstance(model, str | Path):
-        return load(str(model), scheduler)
-    if isinstance(model, TangoPipeline):
-        return TangoModel(str(model.config.get("_name_or_path") or "pipeline"), model, scheduler)
-    return model
+    path = folder / "model_index.json"
+    try:
+        config = {} if is_original(folder) else json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path} is missing or no JSON: {folder} holds no model") from None
+    return config.get("steps", 200), config.get("guidance", 3.0)
 
 
-def object_fingerprint(model: Any) -> str:
-    """A hash that tells one object's weights from another's: its own `fingerprint`, else of all tensors inside it.
-
-    An object without tensors is known by its class and its name.
-    """
+def check_device(device: Any) -> None:
+    """Raises RecipeError for a device that this torch, or this machine, has not."""
     import torch
 
-    given = getattr(model, "fingerprint", None)
-    if given is not None:
-        return given() if callable(given) else str(given)
-    components = getattr(model, "components", None) or {"": getattr(model, "pipeline", model)}
-    if hasattr(components.get(""), "components"):
-        components = components[""].components
-    parts = {name: part for name, part in components.items() if isinstance(part, torch.nn.Module)}
-    hashes = [
-        [name, key, sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()]
-        for name, part in sorted(parts.items())
-        for key, tensor in part.state_dict().items()
-    ]
-    return content_id(hashes or [type(model).__qualname__, getattr(model, "name", "")])
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(f"nothing can be computed on device {device!r} here: {brief(error)}") from error
+
+
+def _run_system(name: str) -> System | None:
+    """The system of a run that a name such as `runs/demo/aligned` stands for; None for any other name."""
+    path = Path(name)
+    if name in SHIPPED or (path / "model_index.json").is_file() or not (_is_run(path) or _is_run(path.parent)):
+        return None
+    return system(name)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.toml").is_file() and (path / "manifest.json").is_file()
+
+
+def _base(run: Path) -> str:
+    manifest = read_manifest(Run(run))
+    return manifest["recipe"]["models"]["model"] if manifest else "nano"
+
+
+def _trained_system(run: Path, name: str) -> System:
+    trained = run / "checkpoints" / name / "model"
+    if not trained.is_dir():
+        raise RecipeError(f"{run} has trained no system {name!r} yet: see `milonga status {run}`")
+    return System(f"{run}/{name}", _base(run), trained)
+
+
+def _no_progress_bars() -> None:
+    """Loading takes a second or two: the libraries' own progress bars would only get in the way of ours."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _or_checkpoint_error(place: Path, loader: Callable[[], Any]) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        return loader()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{place} holds no usable model: {brief(error)}") from None
+
+
+def _network(kind: Any, folder: Path, dtype: Any) -> Any:
+    """A network of class `kind`; ValueError where tensors are missing, which the libraries fill with random numbers."""
+    network, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"its weights lack {min(info['missing_keys'])}")
+    return network.eval()

@@ -91,7 +91,7 @@ def forward_process(scheduler: Any) -> tuple[torch.Tensor, Prediction]:
     return (1 - sigmas) ** 2 / ((1 - sigmas) ** 2 + sigmas**2), "flow_prediction"
 
 
-def begun(scheduler: Any, steps: int, device: Any = None) -> Any:
+def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
     """A copy of a scheduler that stands before its first of `steps` steps.
 
     A scheduler remembers where it is: with one for each call, threads may share a pipeline. Raises RecipeError when

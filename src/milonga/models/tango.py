@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderMode
 
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
-from milonga.models.schedulers import begun, model_input, noise_share, scheduler_named, takes_generator
+from milonga.models.schedulers import model_input, noise_share, prepare_scheduler, scheduler_named, takes_generator
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 ALWAYS = (0.0, 1.0)
@@ -55,7 +55,7 @@ class TangoPipeline(DiffusionPipeline):
         self.register_to_config(seconds=seconds, steps=steps, guidance=guidance)
 
     @property
-    def rate(self) -> int:
+    def sampling_rate(self) -> int:
         """The sampling rate of what comes out, in Hz."""
         return self.vocoder.config.sampling_rate
 
@@ -76,10 +76,10 @@ class TangoPipeline(DiffusionPipeline):
         """
         if not 0 < seconds < math.inf:
             raise RecipeError(f"a clip must be longer than 0 s, not {seconds} s")
-        rows = math.ceil(round(seconds * self.rate) / self.hop / self.compression)
+        rows = math.ceil(round(seconds * self.sampling_rate) / self.hop / self.compression)
         return self.unet.config.out_channels, rows, self.vocoder.config.model_in_dim // self.compression
 
-    def use(self, scheduler: str) -> "TangoPipeline":
+    def set_scheduler(self, scheduler: str) -> "TangoPipeline":
         """Takes another scheduler by its name in `schedules.SCHEDULERS`, with this model's noise schedule.
 
         Raises RecipeError for an unknown name.
@@ -136,7 +136,7 @@ class TangoPipeline(DiffusionPipeline):
         back those to be gone on with. Raises RecipeError for steps, guidance or latents that do not fit.
         """
         _check_guidance(guidance, interval)
-        scheduler = begun(self.scheduler, steps, self._execution_device)
+        scheduler = prepare_scheduler(self.scheduler, steps, self._execution_device)
         noise = generator if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         made = self._initial(len(words), seconds, latents, noise) * getattr(scheduler, "init_noise_sigma", 1.0)
         text = self._guided(words, negative) if guidance > 1 else self.encode_prompt(words)
@@ -177,7 +177,7 @@ class TangoPipeline(DiffusionPipeline):
         mels = [self.vae.decode(part).sample.squeeze(1).to(self.vocoder.dtype) for part in parts]
         waves = torch.cat([self.vocoder(mel).reshape(len(mel), -1) for mel in mels])
         length = self.config["seconds"] if seconds is None else seconds
-        return waves[:, : round(length * self.rate)].float().cpu()
+        return waves[:, : round(length * self.sampling_rate)].float().cpu()
 
     @torch.no_grad()
     def __call__(

@@ -71,7 +71,7 @@ class TangoDenoiser:
     @property
     def sampling_rate(self) -> int:
         """Of the waveforms, in Hz."""
-        return self.pipe.rate
+        return self.pipe.sampling_rate
 
     @property
     def num_samples(self) -> int:
@@ -82,7 +82,7 @@ class TangoDenoiser:
     def mel_config(self) -> MelSettings:
         """The mel front end that the VAE and the vocoder were trained on."""
         pipe = self.pipe
-        return MelSettings(rate=pipe.rate, hop=pipe.hop, bands=pipe.vocoder.config.model_in_dim)
+        return MelSettings(rate=pipe.sampling_rate, hop=pipe.hop, bands=pipe.vocoder.config.model_in_dim)
 
     @property
     def fsdp_blocks(self) -> Sequence[nn.Module]:

@@ -176,7 +176,7 @@ def _load(base: str) -> str:
 import milonga
 
 tango = milonga.load("FOLDER")
-clip = tango("a dog barks then a bell rings", seeds=[7]).audios[0]  # tango.rate samples a second
+clip = tango("a dog barks then a bell rings", seeds=[7]).audios[0]  # tango.sampling_rate samples a second
 ```
 
 With diffusers: `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)` gives the

@@ -275,11 +275,11 @@ def train(
     **more: Any,
 ) -> Path:
     """`Trainer(…).run()` with a function in the place of callbacks; `more` are the trainer's further fields."""
-    callbacks = [*more.pop("callbacks", ()), *([_OnStep(on_step)] if on_step else [])]
+    callbacks = [*more.pop("callbacks", ()), *([OnStep(on_step)] if on_step else [])]
     return Trainer(denoiser, examples, phases, settings, seed, folder, callbacks=callbacks, **more).run()
 
 
-class _OnStep(Callback):
+class OnStep(Callback):
     def __init__(self, function: Callable[[Row], None]) -> None:
         self._function = function
 
