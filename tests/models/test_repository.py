@@ -121,7 +121,7 @@ def test_what_convert_makes_loads_from_the_hub_too(hub: Hub, tmp_path: Path, sou
 
 def test_a_hub_without_the_tokenizer_says_what_to_do(hub: Hub) -> None:
     del hub.repositories[T5]
-    with pytest.raises(CheckpointError, match=rf"holds no tokenizer: put .*; {T5} on \S+ is not there") as error:
+    with pytest.raises(CheckpointError, match=rf"holds no tokenizer: put .*; {T5} on \S+ does not exist") as error:
         milonga.load(TANGO2)
     assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match="a/b on"):
