@@ -67,12 +67,10 @@ def train(context: Context) -> None:
 
     Under torchrun every rank comes here; the first one encodes the data, and the others read what it stored.
     """
-    from milonga.data.examples import train_val_split
     from milonga.experiment.examples import examples_of
     from milonga.experiment.rounds import in_rounds
+    from milonga.training.align import AlignConfig, AlignTrainer
     from milonga.training.distributed import Ranks
-    from milonga.training.trackers import print_betas, show_training
-    from milonga.training.trainer import train as train_model
 
     recipe, path, ranks = context.recipe, context.run.path, Ranks()
     for system in recipe.train.systems:
@@ -86,17 +84,14 @@ def train(context: Context) -> None:
         if system.data != "pairs":  # only pairs can be validated by their order
             settings, fraction = settings.model_copy(update={"patience": 0}), 0.0
         prior = PRIOR_CLIPS if settings.prior_weight > 0 else 0
-        all_examples = ranks.main_process_first(partial(examples_of, context, system, prior))
-        examples, val = train_val_split(all_examples, fraction, recipe.seed)
+        examples = ranks.main_process_first(partial(examples_of, context, system, prior))
         denoiser = context.parts.load_denoiser(recipe.models.model)
-        if ranks.is_main:
-            print_betas(system.phases, examples)
-        trackers, config = recipe.train.trackers if ranks.is_main else (), recipe.model_dump(mode="json")["train"]
-        with show_training(f"train {system.name}", system.name, logs, trackers, config) as on_step:
-            train_model(
-                denoiser, examples, system.phases, settings, recipe.seed, folder, on_step, val=val,
-                log_path=logs / f"{system.name}.jsonl", sample=_sampler(context, system, denoiser, logs / system.name),
-            )  # fmt: skip
+        config = AlignConfig(
+            output_dir=folder, phases=system.phases, seed=recipe.seed, val_fraction=fraction,
+            trackers=recipe.train.trackers, save_whole_model=False, **settings.model_dump(),
+        )  # fmt: skip
+        sampler = _sampler(context, system, denoiser, logs / system.name)
+        AlignTrainer(denoiser, examples, config).train(log_path=logs / f"{system.name}.jsonl", sample=sampler)
 
 
 def evaluate(context: Context) -> None:

@@ -32,14 +32,14 @@ class AlignConfig(Settings):
     """How an `AlignTrainer` trains and where: `Settings`, with phases, a folder and a share of validation captions.
 
     `phases` are `Phase`s or strings such as "sft:1" and "dpo:4" (loss:epochs) and "dpo:4:2000" (with its β); `beta` is
-    the β of the phases that need one and name none. `val_fraction` of the captions are only evaluated, at the end of
+    the β of the phases that need one and name none (2000 in the paper). `val_fraction` of the captions are only evaluated, at the end of
     each epoch. With `save_whole_model` the output folder is a whole model, and the training's own files are in its
     folder `training`; without it they are in the output folder itself, whose `model` is the trained network alone.
     """
 
     output_dir: Path
     phases: tuple[Phase, ...] = Field(min_length=1)
-    beta: float = Field(default=2000.0, gt=0.0, allow_inf_nan=False)
+    beta: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0, lt=2**63)
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
