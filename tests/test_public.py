@@ -29,7 +29,9 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_public_names_are_these():
-    assert milonga.__all__ == ["TangoPipeline", "__version__", "evaluate", "load", "run"]
+    assert milonga.__all__ == [
+        "AlignConfig", "AlignTrainer", "TangoPipeline", "TrainerCallback", "__version__", "evaluate", "load", "run"
+    ]  # fmt: skip
     assert set(milonga.__all__) <= set(dir(milonga))
 
 

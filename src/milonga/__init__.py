@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from milonga.experiment.recipe import Recipe
     from milonga.models.tango import TangoPipeline
     from milonga.reports.leaderboard import evaluate
+    from milonga.training.align import AlignConfig, AlignTrainer
+    from milonga.training.trainer import TrainerCallback
 
     __version__: str
 
-__all__ = ["TangoPipeline", "__version__", "evaluate", "load", "run"]
+__all__ = [
+    "AlignConfig",
+    "AlignTrainer",
+    "TangoPipeline",
+    "TrainerCallback",
+    "__version__",
+    "evaluate",
+    "load",
+    "run",
+]
 
 
 def load(
@@ -69,20 +80,26 @@ def run(
     return pipeline.run(chosen, folder, until, only, pipeline.engine_named(engine, chosen.workers))
 
 
+# Where the other public names are defined; each is imported when it is first used.
+_HOMES = {
+    "AlignConfig": "milonga.training.align",
+    "AlignTrainer": "milonga.training.align",
+    "TangoPipeline": "milonga.models.tango",
+    "TrainerCallback": "milonga.training.trainer",
+    "evaluate": "milonga.reports.leaderboard",
+}
+
+
 def __getattr__(name: str) -> Any:
     """The public names that are not functions here, looked up when they are first used (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("milonga")
-    if name == "evaluate":
-        from milonga.reports.leaderboard import evaluate
+    if name in _HOMES:
+        from importlib import import_module
 
-        return evaluate
-    if name == "TangoPipeline":
-        from milonga.models.tango import TangoPipeline
-
-        return TangoPipeline
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'milonga' has no attribute {name!r}")
 
 

@@ -25,7 +25,7 @@ from milonga.models.denoiser import Conditioning, Denoiser, Posterior, Process, 
 from milonga.models.generator import generator_of
 from milonga.models.load import load, load_denoiser
 from milonga.training.align import AlignConfig, AlignTrainer
-from milonga.training.trainer import Callback
+from milonga.training.trainer import TrainerCallback
 
 torch.set_num_threads(1)
 LENGTH, WIDTH, HOP, RATE = 8, 4, 16, 2000
@@ -132,8 +132,8 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "training" / "model" / "dit.safetensors")
 
 
-def stop_at(step: int) -> Callback:
-    class Stop(Callback):
+def stop_at(step: int) -> TrainerCallback:
+    class Stop(TrainerCallback):
         def on_step(self, row: dict) -> None:
             if row["step"] == step:
                 raise KeyboardInterrupt
@@ -173,7 +173,7 @@ def test_it_is_fine_tuned_and_aligned_and_its_output_folder_is_a_whole_model(ran
         pytest.importorskip("peft")
     rows: list[dict] = []
 
-    class Rows(Callback):
+    class Rows(TrainerCallback):
         def on_step(self, row: dict) -> None:
             rows.append(row)
 
@@ -217,7 +217,7 @@ def test_killed_by_the_system_it_is_resumed_bit_for_bit(tmp_path: Path) -> None:
 def test_another_model_may_be_the_reference_and_metrics_are_computed_each_epoch(tmp_path: Path) -> None:
     rows: list[dict] = []
 
-    class Rows(Callback):
+    class Rows(TrainerCallback):
         def on_epoch_end(self, row: dict) -> None:
             rows.append(row)
 
@@ -259,7 +259,7 @@ def test_its_clips_are_evaluated_like_any_others(tmp_path: Path) -> None:
 def main(folder: Path, step: int) -> None:
     """Trains in `folder` until this process kills itself."""
 
-    class Kill(Callback):
+    class Kill(TrainerCallback):
         def on_step(self, row: dict) -> None:
             if row["step"] == step:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from milonga.core.protocols import Model
     from milonga.data.examples import Examples
     from milonga.models.denoiser import Denoiser
-    from milonga.training.trainer import Callback
+    from milonga.training.trainer import TrainerCallback
 
 PIPELINE = '''"""Where diffusers finds this model's pipeline: `pip install milonga`."""
 
@@ -32,9 +32,10 @@ class AlignConfig(Settings):
     """How an `AlignTrainer` trains and where: `Settings`, with phases, a folder and a share of validation captions.
 
     `phases` are `Phase`s or strings such as "sft:1" and "dpo:4" (loss:epochs) and "dpo:4:2000" (with its β); `beta` is
-    the β of the phases that need one and name none (2000 in the paper). `val_fraction` of the captions are only evaluated, at the end of
-    each epoch. With `save_whole_model` the output folder is a whole model, and the training's own files are in its
-    folder `training`; without it they are in the output folder itself, whose `model` is the trained network alone.
+    the β of the phases that need one and name none (2000 in the paper). `val_fraction` of the captions are only
+    evaluated, at the end of each epoch. With `save_whole_model` the output folder is a whole model, and the training's
+    own files are in its folder `training`; without it they are in the output folder itself, whose `model` is the
+    trained network alone.
     """
 
     output_dir: Path
@@ -95,7 +96,7 @@ class AlignTrainer:
         config: AlignConfig,
         eval_dataset: Any = None,
         ref_model: Any = None,
-        callbacks: "Sequence[Callback]" = (),
+        callbacks: "Sequence[TrainerCallback]" = (),
         compute_metrics: "Callable[[Model], dict[str, float]] | None" = None,
     ) -> None:
         self.model, self.train_dataset, self.eval_dataset = model, train_dataset, eval_dataset

@@ -53,7 +53,7 @@ MAX_SKIPPED = 3  # losses in a row that are not finite before training gives up
 log = logging.getLogger(__name__)
 
 
-class Callback:
+class TrainerCallback:
     """Hooks into a training, called on the main process; a subclass overrides those that it needs."""
 
     def on_step(self, row: Row) -> None:
@@ -88,7 +88,7 @@ class Trainer:
     val: Examples | None = None
     log_path: Path | None = None
     sample: Callable[[int], dict[str, float]] | None = None
-    callbacks: Sequence[Callback] = ()
+    callbacks: Sequence[TrainerCallback] = ()
     ref_model: Denoiser | None = None
 
     def run(self) -> Path:
@@ -279,7 +279,7 @@ def train(
     return Trainer(denoiser, examples, phases, settings, seed, folder, callbacks=callbacks, **more).run()
 
 
-class OnStep(Callback):
+class OnStep(TrainerCallback):
     def __init__(self, function: Callable[[Row], None]) -> None:
         self._function = function
 
