@@ -111,7 +111,7 @@ DOORS: list[tuple[str, int, Callable[[Path], list[str]], str]] = [
     ("another schedule", 1, spoilt("original/main_config.json", told_in_json(scheduler_name="x/y")), "scheduler_name"),
     ("nothing to convert", 1, lambda at: ["convert", "some\\where", "to"], "is neither a folder nor one of nano"),
     ("converted already", 1, lambda at: ["convert", str(at / "tango"), str(at / "x")], "a diffusers pipeline already"),
-    ("a place that is taken", 1, lambda at: ["convert", str(at / "original"), str(at / "tango")], "is there already"),
+    ("a place that is taken", 1, lambda at: ["convert", str(at / "original"), str(at / "tango")], "exists already"),
 ]  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_workers_that_cannot_start_are_an_error_in_one_line():
 
 
 def test_what_the_cluster_has_not_is_told():
-    with pytest.raises(EngineError, match="asks for 1 CPU and 1 GPU, the cluster has 2 CPU, 0 GPU"):
+    with pytest.raises(EngineError, match="needs 1 CPU and 1 GPU, the cluster has 2 CPU, 0 GPU"):
         list(RayEngine(Workers(gpus=1)).run(lambda shard: 1, SHARDS))
     assert list(RayEngine(SMALL).run(lambda shard: 1, [])) == []
 

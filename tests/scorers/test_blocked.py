@@ -44,7 +44,7 @@ def test_layers_answer_as_the_plain_ones() -> None:
 
 
 def test_a_layer_that_no_step_stands_for_is_named() -> None:
-    with pytest.raises(TypeError, match="no step stands for Conv2d"):
+    with pytest.raises(TypeError, match="no step replaces Conv2d"):
         of_layers(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Sigmoid()))
 
 

@@ -62,7 +62,7 @@ def test_convert_is_a_door_for_it_too(source: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     again = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "made")])
     assert again.exit_code == 1
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -178,8 +178,8 @@ def read_channels(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
 def _decode(source: Path | bytes, name: str, mono: Mono, seconds: float | None) -> Clip:
     samples, rate, mean = _read(source, name, seconds)
     waveform = samples.mean(axis=1) if mono == "mean" else np.ascontiguousarray(samples[:, 0])
-    whole = None if mean is None else float(mean.mean() if mono == "mean" else mean[0])
-    return Clip(waveform, rate, mean=whole)
+    mono_mean = None if mean is None else float(mean.mean() if mono == "mean" else mean[0])
+    return Clip(waveform, rate, mean=mono_mean)
 
 
 def _read(source: Path | bytes, name: str, seconds: float | None) -> tuple[np.ndarray, int, np.ndarray | None]:

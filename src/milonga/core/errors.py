@@ -1,4 +1,4 @@
-"""The errors a user may meet, as one tree. Each is told in one line: what is wrong, and what to do.
+"""The errors a user may meet, as one tree. Each is one line: what is wrong, where, and what to do.
 
 MilongaError
 ├── RecipeError       a recipe or an argument is wrong: unknown key, wrong type, value out of range
@@ -6,8 +6,8 @@ MilongaError
 ├── AudioError        an audio file or waveform cannot be used
 ├── CheckpointError   a model's files are missing, truncated, renamed or not what they claim to be
 ├── DataError         captions, metadata or pairs cannot be used
-├── ServiceError      a server that a run asks does not answer, or refuses key, model or quota
-└── EngineError       the cluster that work should run on is not there, or loses its workers over and over
+├── ServiceError      a server that a run uses does not answer, or refuses key, model or quota
+└── EngineError       the cluster that work should run on is missing, or loses its workers repeatedly
 """
 
 
@@ -16,7 +16,7 @@ class MilongaError(Exception):
 
 
 class MilongaWarning(UserWarning):
-    """What a user should know and nothing fails of; the command line prints it as one line."""
+    """A non-fatal warning shown to users; the command line prints it as one line."""
 
 
 def brief(error: BaseException) -> str:
@@ -45,8 +45,8 @@ class DataError(MilongaError):
 
 
 class ServiceError(MilongaError):
-    """A server that a run asks does not answer, or refuses key, model or quota: asking on would be of no use."""
+    """A server that a run uses does not answer, or refuses key, model or quota, so that a retry is of no use."""
 
 
 class EngineError(MilongaError):
-    """Work cannot run where it should: no cluster answers, no worker fits, or workers die over and over."""
+    """Work cannot run where it should: no cluster answers, no worker fits, or workers die repeatedly."""

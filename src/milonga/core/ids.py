@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Made once: `json.dumps` makes an encoder in every call, which is half of the time that an id takes.
+# Created once: `json.dumps` creates an encoder in every call, which is half of the time that an id takes.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -28,7 +28,7 @@ def derive_seed(seed: int, *parts: Any) -> int:
 def clip_seed(seed: int, text: str, number: int) -> int:
     """The seed of a prompt's clip by its text and its number, whatever its steps, guidance and scheduler.
 
-    So the same noise is behind two clips that differ in how they were denoised alone.
+    So two clips that differ only in how they were denoised start from the same noise.
     """
     return derive_seed(seed, "clip", " ".join(text.split()), number)
 

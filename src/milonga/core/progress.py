@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where someone watches, a line every few seconds where a log is kept."""
+"""Progress on stderr: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def tracked(stage: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Gives a function that is told how many more of `total` items are done; shows speed and time left."""
+    """Gives a function to call with the number of newly finished items, of `total`; shows speed and time left."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn(f"{stage:<9}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
@@ -51,13 +51,13 @@ class _Lines:
 
     def __init__(self, stage: str, total: int, done: int) -> None:
         self.stage, self.total, self.begun, self.done = stage, total, done, done
-        self.start = self.told = time.monotonic()
+        self.start = self.printed = time.monotonic()
 
     def advance(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.told >= EVERY or self.done >= self.total:
-            self.told = now
+        if now - self.printed >= EVERY or self.done >= self.total:
+            self.printed = now
             print(self._line(now - self.start), file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:

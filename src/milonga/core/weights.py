@@ -36,11 +36,11 @@ MAIN, VAE = "pytorch_model_main.bin", "pytorch_model_vae.bin"
 TRAINED_MAIN = ("model_2.safetensors", "pytorch_model_2.bin")
 TRAINED_VAE = (VAE, "model.safetensors", "pytorch_model.bin")
 
-# Weights of a component without a variant (`model.fp16.safetensors`), whole or in numbered parts.
+# Weights of a component without a variant (`model.fp16.safetensors`), in one file or in numbered parts.
 _WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 _PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae", "vocoder")
-_WORDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_LISTENER = ("config.json", "front_end.json", "preprocessor_config.json", "vocab.json", "merges.txt")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_SCORER = ("config.json", "front_end.json", "preprocessor_config.json", "vocab.json", "merges.txt")
 # The front end's weights (pytorch_model_stft.bin) are constants, and config.json is main_config.json again.
 _CONFIGS = ("main_config.json", "vae_config.json", "stft_config.json", "summary.jsonl")
 
@@ -66,13 +66,13 @@ def _fetched(name: str, revision: str | None) -> Path:
 
 
 def weights_of(name: str, revision: str | None = None) -> Path:
-    """The folder of a part's weights, which is there.
+    """The folder of a part's weights, which exists.
 
     Raises RecipeError for an unknown name, CheckpointError saying how to make weights that should ship and do not.
     """
     folder = folder_of(name, revision)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing: make {name} by `milonga nano train --out {folder.parent}`")
+        raise CheckpointError(f"{folder} is missing: make {name} with `milonga nano train --out {folder.parent}`")
     return folder
 
 
@@ -111,36 +111,36 @@ def fetch_tokenizer(name: str) -> Path:
     def choose(names: Sequence[str]) -> list[str]:
         if "tokenizer.json" not in names:
             raise CheckpointError(f"{repository} holds no tokenizer.json")
-        return [one for one in _WORDS if one in names]
+        return [name for name in _TOKENIZER if name in names]
 
     return fetch(repository, revision, choose, tell=lambda _: None)
 
 
 def needed(names: Sequence[str]) -> list[str]:
-    """The files that a pipeline or a listener is loaded from, of those that a repository holds; none for no model."""
+    """The files of a repository that a pipeline or a scorer is loaded from; none where it holds no model."""
     if "model_index.json" in names:
-        return ["model_index.json", *(one for part in _PARTS for one in _component(names, part))]
+        return ["model_index.json", *(file for part in _PARTS for file in _component(names, part))]
     trained = MAIN not in names
-    main = next((one for one in (TRAINED_MAIN if trained else (MAIN,)) if one in names), None)
-    vae = next((one for one in (TRAINED_VAE if trained else (VAE,)) if one in names), None)
+    main = next((name for name in (TRAINED_MAIN if trained else (MAIN,)) if name in names), None)
+    vae = next((name for name in (TRAINED_VAE if trained else (VAE,)) if name in names), None)
     if main is None and "main_config.json" not in names:
-        return _listener(names)
-    words = [one for one in names if one.startswith("tokenizer/") or one in _WORDS]
-    return [*(one for one in _CONFIGS if one in names), *words, *(one for one in (main, vae) if one)]
+        return _scorer(names)
+    tokenizer = [name for name in names if name.startswith("tokenizer/") or name in _TOKENIZER]
+    return [*(name for name in _CONFIGS if name in names), *tokenizer, *(name for name in (main, vae) if name)]
 
 
-def _listener(names: Sequence[str]) -> list[str]:
-    """What a CLAP or a tagger is loaded from: one network in transformers' layout; none where there is none."""
-    weights = [one for one in names if _WEIGHTS.fullmatch(one) or one == "pytorch_model.bin"]
+def _scorer(names: Sequence[str]) -> list[str]:
+    """The files of a CLAP or a tagger: one network in transformers' layout; none where there is none."""
+    weights = [name for name in names if _WEIGHTS.fullmatch(name) or name == "pytorch_model.bin"]
     if "config.json" not in names or not weights:
         return []
-    safe = [one for one in weights if one.endswith(".safetensors")]
-    return [one for one in names if one in (*_LISTENER, *_WORDS)] + (safe or weights)
+    safe = [name for name in weights if name.endswith(".safetensors")]
+    return [name for name in names if name in (*_SCORER, *_TOKENIZER)] + (safe or weights)
 
 
 def _component(names: Sequence[str], part: str) -> list[str]:
-    """A component's configs and words, and its weights: the safe ones where there are both."""
-    own = {one.removeprefix(f"{part}/"): one for one in names if one.startswith(f"{part}/")}
+    """A component's configs and tokenizer, and its weights: the safetensors where there are both."""
+    own = {name.removeprefix(f"{part}/"): name for name in names if name.startswith(f"{part}/")}
     weights = [name for name in own if _WEIGHTS.fullmatch(name)]
     safe = [name for name in weights if name.endswith(".safetensors")]
     indexes = (".safetensors.index.json",) if safe else (".bin.index.json",)
@@ -157,9 +157,9 @@ def read_weights(path: Path, container: str | None = None) -> dict[str, Any]:
     where one is named.
 
     They are on the CPU, without the `module.` of networks that were saved inside a wrapper for several devices. A
-    pickle may also hold what a training leaves there, numbers (NumPy's too) and lists of them: whether all is a tensor
-    is for the network to say that asked. Raises CheckpointError naming the file, which is missing, truncated, not what
-    its suffix says, asks to run code, holds nothing by name, or has no `container`.
+    pickle may also hold what a training stores there, numbers (NumPy's too) and lists of them: `check_tensors` says
+    whether all are the tensors of a network. Raises CheckpointError naming the file, which is missing, truncated, not
+    what its suffix says, asks to run code, holds nothing by name, or has no `container`.
     """
     path = Path(path)
     if not path.is_file():
@@ -240,14 +240,14 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     # A parser fed with arbitrary bytes may raise anything; whatever it is, these bytes are no weights.
     except Exception as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
             raise CheckpointError(
-                f"{path} asks to run {asked[1]}: it is no file of weights, unsafe to read, and was not run"
+                f"{path} asks to run {code[1]}: it is no file of weights, unsafe to read, and was not run"
             ) from None
-        told = "" if "Weights only" in str(error) else f" ({brief(error).split('. ')[0]})"
+        reason = "" if "Weights only" in str(error) else f" ({brief(error).split('. ')[0]})"
         raise CheckpointError(
-            f"{path} is truncated or no file of weights, or was renamed{told}: fetch it again"
+            f"{path} is truncated or no file of weights, or was renamed{reason}: fetch it again"
         ) from None
 
 

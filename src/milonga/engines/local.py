@@ -37,7 +37,7 @@ class LocalEngine:
     """Runs shards in this process, `workers` at a time; results do not depend on how many.
 
     With one worker the work runs in the calling thread, with all of torch's own threads; with more, each worker has
-    one. What runs when an exception or Ctrl-C arrives is finished (a shard is short); what waits is not begun.
+    one. Shards that run when an exception or Ctrl-C arrives are finished (a shard is short); others are not started.
     """
 
     name = "local"

@@ -1,8 +1,8 @@
-"""Sharded work on a Ray cluster: actors that keep their models, a shard at a time each.
+"""Sharded work on a Ray cluster: actors that keep their models, one shard at a time each.
 
-Only names of shards and counts travel: workers read and write the run folder themselves, so it must be on storage that
-every node sees. A worker that dies costs the shard it was at, which another does again; shards are written by renaming,
-so that is safe even where the dead one lives on unseen.
+Only shard names and counts travel: workers read and write the run folder themselves, so it must be on storage that
+every node sees. The shard of a worker that dies is done again by another; shards are written by renaming, so that is
+safe even where the lost worker is still alive.
 """
 
 import logging
@@ -17,15 +17,15 @@ from milonga.core.config import Workers
 from milonga.core.errors import EngineError, brief
 
 START = 120  # seconds that a cluster of one's own may take to start; Ray's 30 are too few for a busy machine
-LOSSES = 3  # workers that may die in a row while starting, or over one shard, before that is told as an error
+LOSSES = 3  # workers that may die in a row while starting, or over one shard, before that is an error
 Work = Callable[[str], int]
 
 
 class RayEngine:
     """Runs shards on the actors of a Ray cluster; results do not depend on how many, nor on which of them die.
 
-    The cluster is the one that RAY_ADDRESS or `ray start` on this machine tells of, else one is started here for this
-    process. Actors, with the models that they loaded, live on from stage to stage and end with this object.
+    The cluster is the one of RAY_ADDRESS or of `ray start` on this machine; otherwise one is started for this process.
+    Actors, with the models that they loaded, stay alive from stage to stage and end with this object.
     `prepare` is called once in each of them.
     """
 
@@ -37,15 +37,15 @@ class RayEngine:
         self._free: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Work may speak of its engine: what travels to a worker is without the actors."""
+        """Work may refer to its engine; what is sent to a worker has no actors."""
         return self.__dict__ | {"_free": []}
 
     def run(self, work: Work, shards: Sequence[str]) -> Iterator[tuple[str, int]]:
         """Calls `work(shard)` for each shard and yields (shard, items done) as each finishes.
 
-        Work is done once, but for shards whose worker died. The first exception stops the rest and is raised once what
-        is under way has finished, as in `LocalEngine`. Raises EngineError when there is no cluster, or workers die
-        over and over.
+        Work is done once, except for shards whose worker died. The first exception stops the rest and is raised when
+        running shards have finished, as in `LocalEngine`. Raises EngineError when there is no cluster, or workers die
+        repeatedly.
         """
         if not shards:
             return
@@ -57,7 +57,7 @@ class RayEngine:
 
 
 class _Pool:
-    """Actors and what each is at: a shard, or "" while it starts."""
+    """Actors and what each works on: a shard, or "" while it starts."""
 
     def __init__(
         self, ray: Any, workers: Workers, prepare: Any, work: Work, shards: Sequence[str], free: Sequence[Any]
@@ -81,14 +81,14 @@ class _Pool:
                 yield shard, done
 
     def close(self) -> list[Any]:
-        """Lets shards under way finish, and gives the actors that are ready for more."""
+        """Lets running shards finish; returns the actors that are ready for more."""
         at = {ref: actor for ref, (actor, shard) in self.under_way.items() if shard}
         if at:
             self.ray.wait(list(at), num_returns=len(at))
         return [*self.free, *at.values()]
 
     def _outcome(self, ref: Any, actor: Any, shard: str) -> int | None:
-        """What a shard gave, with its actor's next one begun; None when the actor was lost, or had only started."""
+        """The result of a shard, whose actor then gets the next one; None if the actor was lost, or only started."""
         from ray.exceptions import RayError, RayTaskError
 
         try:
@@ -111,13 +111,13 @@ class _Pool:
         if self.losses[shard] >= LOSSES:
             doing = f"shard {shard}" if shard else "starting"
             raise EngineError(f"{LOSSES} workers died while {doing}: {_why(error)}") from error
-        told = f"shard {shard} is done again" if shard else "another one is started"
-        print(f"milonga: a worker was lost ({type(error).__name__}); {told}", file=sys.stderr)
-        with suppress(Exception):  # it may be gone already, which is what we want
+        remedy = f"shard {shard} is done again" if shard else "another one is started"
+        print(f"milonga: a worker was lost ({type(error).__name__}); {remedy}", file=sys.stderr)
+        with suppress(Exception):  # it may be gone already
             self.ray.kill(actor)
         if shard:
             self.left.appendleft(shard)
-        # One that waits for work goes on at once: where a node is gone, another may never come to be.
+        # A worker that waits gets it at once: where a node is gone, another may never start.
         self._begin(self.free.pop() if self.free else self._actor(), "")
 
     def _begin(self, actor: Any, shard: str) -> None:
@@ -130,7 +130,7 @@ class _Pool:
 
 
 def _why(error: Exception) -> str:
-    """What a worker died of: where a node's Python failed, its last line says more than its first."""
+    """Why a worker died; of a failed Python process the last line says more than the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
 
@@ -155,7 +155,7 @@ class _Worker:
 
 def _connected() -> Any:
     """The library `ray`, connected; EngineError when it is not installed or there is no such cluster."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that this ran
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage report
     os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START))
     try:
         import ray
@@ -172,10 +172,12 @@ def _connected() -> Any:
 
 def _room(ray: Any, workers: Workers) -> int:
     """How many workers the cluster holds now; EngineError when not even one fits."""
-    there = ray.cluster_resources()
-    asked = {"CPU": workers.cpus, "GPU": workers.gpus}
-    fits = min(int(there.get(kind, 0) / amount) for kind, amount in asked.items() if amount)
+    available = ray.cluster_resources()
+    needed = {"CPU": workers.cpus, "GPU": workers.gpus}
+    fits = min(int(available.get(kind, 0) / amount) for kind, amount in needed.items() if amount)
     if fits < 1:
-        told = ", ".join(f"{there.get(kind, 0):g} {kind}" for kind in asked)
-        raise EngineError(f"a worker asks for {workers.cpus:g} CPU and {workers.gpus:g} GPU, the cluster has {told}")
+        resources = ", ".join(f"{available.get(kind, 0):g} {kind}" for kind in needed)
+        raise EngineError(
+            f"a worker needs {workers.cpus:g} CPU and {workers.gpus:g} GPU, the cluster has {resources}: ask for less"
+        )
     return fits

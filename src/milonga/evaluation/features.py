@@ -168,7 +168,7 @@ def panns_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
         embeddings, logits = embedder.of_waves([loading.panns(*clip) for clip in clips])
         return {"embedding": list(embeddings), "logits": list(logits)}
 
-    description = f"{embedder.name}@{file_hash(path)[:8]}; {loading.told}"
+    description = f"{embedder.name}@{file_hash(path)[:8]}; {loading.description}"
     return Extractor("panns", description, extract, ("embedding", "logits"))
 
 
@@ -182,7 +182,7 @@ def vggish_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         return {"vggish": embedder.of_waves([loading.vggish(*clip) for clip in clips])}
 
-    description = f"vggish@{file_hash(path)[:8]}, before ReLU, no PCA; {loading.told}"
+    description = f"vggish@{file_hash(path)[:8]}, before ReLU, no PCA; {loading.description}"
     return Extractor("vggish", description, extract, ("vggish",))
 
 
@@ -254,7 +254,7 @@ def reconstruction_extractor(real: Mapping[str, AudioRef], loading: Loading) -> 
         rows = [reconstruction_values(clip, real[key].samples(), loading) if key in real else {} for key, clip in pairs]
         return {column: [row.get(column, np.nan) for row in rows] for column in RECONSTRUCTION}
 
-    return Extractor("reconstruction", loading.told, extract, RECONSTRUCTION, cached=False)
+    return Extractor("reconstruction", loading.description, extract, RECONSTRUCTION, cached=False)
 
 
 def mono_clip(decoded: Decoded) -> Clip:

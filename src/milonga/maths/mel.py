@@ -1,7 +1,7 @@
-"""The mel front end: one function for every log-mel picture in Milonga, told by a handful of settings.
+"""The mel front end: one function for every log-mel picture in Milonga, configured by a few settings.
 
-Tango's (FACTS §2): magnitude, Slaney mel, natural logarithm of at least 1e-5, time as rows. Listeners differ only in
-their settings. The DC part is never removed here; loudness is `normalise`'s business.
+Tango's has magnitudes, Slaney's mel scale, the natural logarithm of at least 1e-5, and time as rows; scorers differ
+only in their settings. The DC part is not removed here; `normalise` sets the level.
 """
 
 from dataclasses import asdict, dataclass
@@ -73,7 +73,7 @@ def magnitudes(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
     """Short-time magnitudes, shape (B, fft/2+1, frames), of waveforms (B, samples).
 
     Centred frames with reflected edges and a periodic Hann window, samples // hop + 1 of them. With `settings.tango`
-    values are clipped to [-1, 1] and NaN becomes 0 before the transform (FACTS §2, step 5).
+    values are clipped to [-1, 1] and NaN becomes 0 before the transform, as in the released code.
     """
     if settings.tango:
         waveforms = torch.nan_to_num(waveforms.clamp(-1, 1))
@@ -97,32 +97,34 @@ def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
 
 
 def normalise(waveform: np.ndarray, mean: float | None = None) -> np.ndarray:
-    """Removes the mean and brings the peak to 0.5 (FACTS §2, steps 2 and 4); silence, also one with an offset, becomes
-    zeros, where the original divides zero by zero or blows up what rounding left. `mean` is that of the recording whose
-    beginning this is."""
+    """Removes the mean and brings the peak to 0.5, as the released code does.
+
+    Silence, also one with an offset, becomes zeros; the original divides zero by zero there, or amplifies rounding.
+    `mean` is that of the recording whose beginning this is.
+    """
     centred = waveform - (waveform.mean() if mean is None else np.float32(mean))
     peak, rounding = np.abs(centred).max(), 1e-6 * np.abs(waveform).max()
     return (centred / peak * 0.5 if peak > rounding else np.zeros_like(centred)).astype(np.float32)
 
 
 def fit(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """Crops or zero-pads a waveform at its end to `samples` samples (FACTS §2, step 3)."""
+    """Crops or zero-pads a waveform at its end to `samples` samples."""
     return np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
 
 
 def training_wave(waveform: np.ndarray, samples: int, compat: bool = False, mean: float | None = None) -> np.ndarray:
-    """A mono waveform as Tango is trained on it (FACTS §2, steps 2 to 4), (samples,) float32.
+    """A mono waveform as Tango is trained on it, (samples,) float32.
 
-    Without the mean of the whole, its peak brought to 0.5, cropped or zero-padded to `samples`, and the peak of what is
-    left brought to 0.5 again. Silence stays silent; with `compat` it becomes NaN, as in the original, which `log_mel`
-    turns into the floor. `mean` is that of the recording whose beginning this is; the peak of what was cut away has no
-    part in the result.
+    The mean is removed, the peak brought to 0.5, the waveform cropped or zero-padded to `samples`, and the peak of the
+    rest brought to 0.5 again. Silence stays silent; with `compat` it becomes NaN, as in the original, which `log_mel`
+    turns into the floor. `mean` is that of the recording whose beginning this is; the peak of what was cropped has no
+    influence.
     """
     if not compat:
-        kept = fit(normalise(waveform, mean), samples)
-        peak = np.abs(kept).max()
-        return (kept / peak * 0.5).astype(np.float32) if peak > 0 else kept
+        fitted = fit(normalise(waveform, mean), samples)
+        peak = np.abs(fitted).max()
+        return (fitted / peak * 0.5).astype(np.float32) if peak > 0 else fitted
     centred = waveform - (waveform.mean() if mean is None else np.float32(mean))
-    kept = fit(centred / (np.abs(centred).max() + 1e-8) * 0.5, samples)
+    fitted = fit(centred / (np.abs(centred).max() + 1e-8) * 0.5, samples)
     with np.errstate(invalid="ignore"):
-        return (kept / np.abs(kept).max() * 0.5).astype(np.float32)
+        return (fitted / np.abs(fitted).max() * 0.5).astype(np.float32)

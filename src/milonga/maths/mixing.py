@@ -1,8 +1,7 @@
-"""Two captioned clips as one (§3.2, Eqs. 9–10): mixed so that neither drowns the other, their captions joined.
+"""Two captioned clips as one (§3.2, Eqs. 9–10): mixed so that neither masks the other, their captions joined.
 
-Departures from the original's code (FACTS §2.1): silence is mixed with nothing, because its caption would name a sound
-that is not there; every mix has a peak of its own; all is float32 whatever NumPy promotes to. `compat` has the
-original's batch-wide peak back.
+Departures from the released code: silence is not mixed, because its caption would name a sound that is absent; every
+mix has a peak of its own; everything is float32. `compat` restores the original's batch-wide peak.
 """
 
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ def levels(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 
 def share(first: np.ndarray, second: np.ndarray, rate: int, ratio: float = 0.5) -> float:
-    """p of Eq. 9 from the loudest frames of two waveforms; `ratio` is the first's share as heard (Eq. 9: a half)."""
+    """p of Eq. 9 from the loudest frames of two waveforms; `ratio` is the first's perceived share (Eq. 9: a half)."""
     difference = levels(first, rate).max() - levels(second, rate).max()
     return float(1 / (1 + 10 ** (difference / 20) * (1 - ratio) / ratio))
 
@@ -56,18 +55,18 @@ def mixes(
     silent waveform (NaN, see `training_wave`) makes all mixes NaN. Else silence must not be among the pairs
     (`audible_pairs`).
     """
-    made = [mix(waves[one], waves[other], rate) for one, other in pairs]
-    peaks = [np.abs(wave).max() for wave in made]
+    mixed = [mix(waves[first], waves[other], rate) for first, other in pairs]
+    peaks = [np.abs(wave).max() for wave in mixed]
     return [
         (wave / (np.max(peaks) if compat else peak) * 0.5).astype(np.float32)
-        for wave, peak in zip(made, peaks, strict=True)
+        for wave, peak in zip(mixed, peaks, strict=True)
     ]
 
 
 def audible_pairs(waves: Sequence[np.ndarray], count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Up to `count` different pairs of those waveforms that are not silent, drawn by `rng`, as (earlier, later)."""
-    heard = [place for place, wave in enumerate(waves) if np.abs(wave).max() > 0]
-    pairs = [(one, other) for at, one in enumerate(heard) for other in heard[at + 1 :]]
+    audible = [place for place, wave in enumerate(waves) if np.abs(wave).max() > 0]
+    pairs = [(first, other) for at, first in enumerate(audible) for other in audible[at + 1 :]]
     return [pairs[place] for place in rng.permutation(len(pairs))[:count]]
 
 

@@ -1,7 +1,7 @@
-"""The forward process (Eq. 3), what a U-Net is asked to predict from it, and every draw of noise and timestep.
+"""The forward process (Eq. 3), the denoiser's target, and every draw of noise and timestep.
 
-A flow (Lipman et al. 2023, Liu et al. 2023) is the same process at another scale, so it is told by ᾱ too: of latents
-and noise it takes 1 − σ and σ, which sum to 1, where diffusion takes √ᾱ and √(1−ᾱ), whose squares do.
+A flow (Lipman et al. 2023, Liu et al. 2023) is the same process at another scale, so it is described by ᾱ too: latents
+and noise are weighted by 1 − σ and σ, which sum to 1, where diffusion takes √ᾱ and √(1−ᾱ), whose squares do.
 
 All draws come from CPU generators named by what they are for, never from the global stream: a run that resumes, or a
 clip that is made in another batch, sees exactly the same numbers.
@@ -30,19 +30,19 @@ def add_noise(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Predictio
 
     x, noise: (B, ...); alpha_bar: (B,), each item's ᾱ at its own timestep.
     """
-    signal, spread = (_shaped(one, x) for one in rates(alpha_bar, prediction))
+    signal, spread = (_shaped(rate, x) for rate in rates(alpha_bar, prediction))
     return signal * x + spread * noise
 
 
 def velocity(x: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """The v-prediction target √ᾱ·noise − √(1−ᾱ)·x (Salimans & Ho 2022); shapes as in `add_noise`."""
-    signal, spread = (_shaped(one, x) for one in rates(alpha_bar, "v_prediction"))
+    signal, spread = (_shaped(rate, x) for rate in rates(alpha_bar, "v_prediction"))
     return signal * noise - spread * x
 
 
 def target(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction) -> Tensor:
-    """What the U-Net should answer: the noise itself (Eq. 4), the velocity (what Tango's checkpoints predict), or a
-    flow's noise − x, which is the way from latents to noise.
+    """The denoiser's target: the noise itself (Eq. 4), the velocity (what Tango's checkpoints predict), or a flow's
+    noise − x, the direction from latents to noise.
 
     Raises ValueError for any other `prediction`.
     """
@@ -66,7 +66,7 @@ def rates(alpha_bar: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
 
 
 def shown_timesteps(steps: Tensor, alpha_bar: Tensor, total: int, prediction: Prediction) -> Tensor:
-    """What the U-Net is told as its timestep (B,): the step's own number, of `total`; for a flow total·σ, float32."""
+    """The timestep that the denoiser is given (B,): the step's own number, of `total`; for a flow total·σ, float32."""
     if prediction != "flow_prediction":
         return steps
     return (total * rates(alpha_bar, prediction)[1]).float()
@@ -76,7 +76,7 @@ def timesteps(kind: Timesteps, count: int, total: int, generator: torch.Generato
     """`count` timesteps in 0 … total−1, int64, shape (count,).
 
     With u uniform: "uniform", every step alike (Eq. 4, n ~ U); "biased", ⌊total·(1 − u²)⌋, all steps but the noisier
-    ones oftener; "high-noise", ⌊total·(1 − ¾u²)⌋, never below a quarter of the way. The layout of sounds in time is
+    ones more often; "high-noise", ⌊total·(1 − ¾u²)⌋, never below a quarter of the way. The layout of sounds in time is
     decided at high noise. Raises ValueError for another `kind`.
     """
     if kind == "uniform":
@@ -110,7 +110,7 @@ SIGMOID_SHIFT = 2.0  # k of σ(k − λ), as in arXiv 2303.00848
 
 
 def omega(name: Omega, alpha_bar: Tensor, prediction: Prediction, gamma: float | None) -> Tensor | None:
-    """ω(λ) by name, as the factor (B,) of an error in what the U-Net predicts; None is 1 everywhere. λ = log SNR.
+    """ω(λ) by name, as the factor (B,) of an error in the prediction; None is 1 everywhere. λ = log SNR.
 
     "prediction": 1, as released; with γ, Min-SNR in the form that fits the prediction. "released": Min-SNR in its ε
     form whatever is predicted, as the released Tango code has it. "epsilon": 1 on the error in ε, as Eqs 4 and 17 are

@@ -56,13 +56,13 @@ def _kernels(step: int, count: int) -> tuple[np.ndarray, int]:
 
     All in float32 and in this order, as in torchaudio: in float64 quiet mel bands differ by 6e-4.
     """
-    one, pi = np.float32(1), np.float32(np.pi)
+    unit, pi = np.float32(1), np.float32(np.pi)
     cutoff = min(step, count) * ROLLOFF
     reach = ceil(ZEROS * step / cutoff)
     phases = -np.arange(count, dtype=np.float32) / np.float32(count)
     times = phases[:, None] + np.arange(-reach, reach + step, dtype=np.float32) / np.float32(step)
     times = np.clip(times * np.float32(cutoff), -ZEROS, ZEROS)
     windows = np.cos(times * pi / np.float32(ZEROS) / np.float32(2)) ** 2
-    angles = np.where(times == 0, one, times * pi)
-    sincs = np.where(times == 0, one, np.sin(angles) / angles)
+    angles = np.where(times == 0, unit, times * pi)
+    sincs = np.where(times == 0, unit, np.sin(angles) / angles)
     return (sincs * windows * np.float32(cutoff / step)).astype(np.float32), reach

@@ -1,7 +1,7 @@
-"""CLAP: how well a clip fits a text, by `transformers.ClapModel` (Wu et al. 2023), deterministic for any clip.
+"""CLAP: how well a clip matches a text, by `transformers.ClapModel` (Wu et al. 2023), deterministic for any clip.
 
-Scores are cosines of unit-norm embeddings, with no temperature (EVALUATION §CLAP, step 6). A clip longer than the
-model's window is judged by its first window: the original crops at random, so its scores change from call to call.
+Scores are cosines of unit-norm embeddings, without a temperature. A clip longer than the model's window is scored by
+its first window: the original crops at random, so its scores change from call to call.
 """
 
 import json
@@ -68,14 +68,14 @@ def text_features(
     places = settings.max_position_embeddings - settings.pad_token_id - 1
     limit = places if limit is None else min(limit, places)
     tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    found: Any = model.get_text_features(tokens.input_ids, tokens.attention_mask)
-    return found.pooler_output
+    output: Any = model.get_text_features(tokens.input_ids, tokens.attention_mask)
+    return output.pooler_output
 
 
 def audio_features(model: ClapModel, mels: torch.Tensor) -> torch.Tensor:
     """Unit-norm audio embeddings (N, D) of pictures (N, frames, bands), with gradients where they are enabled."""
-    found: Any = model.get_audio_features(mels.unsqueeze(1))
-    return found.pooler_output
+    output: Any = model.get_audio_features(mels.unsqueeze(1))
+    return output.pooler_output
 
 
 def save_clap(
@@ -90,14 +90,14 @@ def save_clap(
 def networks(folder: Path) -> tuple[ClapModel, PreTrainedTokenizerBase]:
     """The ClapModel in float32 and the tokenizer of a folder in transformers' layout.
 
-    Raises ValueError for weights that are not all there and a tokenizer without words, or as transformers does.
+    Raises ValueError for incomplete weights and a tokenizer without words, or as transformers does.
     """
     loaded: Any = ClapModel.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    model, told = loaded
-    if told["missing_keys"]:
-        raise ValueError(f"its weights lack {min(told['missing_keys'])}, which would be left to chance")
+    model, info = loaded
+    if info["missing_keys"]:
+        raise ValueError(f"its weights lack {min(info['missing_keys'])}, which would be left random")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError("its tokenizer is missing or knows no words")

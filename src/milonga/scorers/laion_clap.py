@@ -1,8 +1,8 @@
-"""LAION-CLAP as a scorer: the audio path of the published CLAP scores (EVALUATION §4, CLAP), without its chance.
+"""LAION-CLAP as a scorer: the audio path of the published CLAP scores, made deterministic.
 
-Departures: a clip longer than ten seconds is heard by its first ten, or by the mean over its windows, where the
-original crops at random; that crop is there as `random:SEED`, drawn from the seed and the clip. A fused model that is
-given short clips alone does not pass one of them, picked by chance, through its fusion.
+Departures: a clip longer than ten seconds is scored by its first ten, or by the mean over its windows, where the
+original crops at random; that crop is available as `random:SEED`, drawn from the seed and the clip. A fused model that
+is given only short clips does not pass a randomly picked one of them through its fusion.
 """
 
 import json
@@ -30,18 +30,16 @@ from milonga.maths.mel import MelSettings, fit, log_mel
 from milonga.scorers.clap import ClapScorer, networks, text_features
 from milonga.scorers.laion_convert import CONTAINER, from_original
 
-BATCH = 8  # windows heard at once
+BATCH = 8  # windows at once
 WORDS = 77  # tokens of a text, to which the original cuts
-UNUSED = (
-    "unused.safetensors"  # what a converted checkpoint keeps of the original's tensors that similarity does not use
-)
+UNUSED = "unused.safetensors"  # the original's tensors that similarity does not use, kept by a conversion
 # The ε of ClapTextConfig's default, which the published conversions kept; LAION trained with RoBERTa's.
 STRAY_EPSILON, EPSILON = 1e-12, 1e-5
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What is heard of a clip longer than the model's window: the `first`, the `mean` over all, or a `random` one."""
+    """Which windows score a clip longer than the model's: the `first`, the `mean` over all, or a `random` one."""
 
     kind: str = "first"
     seed: int = 0
@@ -64,14 +62,14 @@ class Windows:
         return [int(self.rng(clip).integers(over + 1))] if self.kind == "random" else [0]
 
     def rng(self, clip: str) -> np.random.Generator:
-        """What draws for the clip with that hash, whatever is heard before it."""
+        """The generator of the clip with that hash, independent of the clips before it."""
         return np.random.default_rng(derive_seed(self.seed, "clap window", clip))
 
 
 class LaionClap(ClapScorer):
     """A `Scorer`: cosine similarity of clips of any length and rate with texts, by one of LAION's models.
 
-    Clips' rows are kept in `cache` under the hashes of audio and model (`identity`) and the windows, where it is given.
+    Clips' rows are stored in `cache`, if given, under the hashes of audio and model (`identity`) and the windows.
     """
 
     def __init__(
@@ -100,7 +98,7 @@ class LaionClap(ClapScorer):
         Raises AudioError for a clip that is empty or not finite.
         """
         hashes = [_hash(clip) for clip in clips]
-        keys = [f"{self.identity}/{self.windows.kind}:{self.windows.seed}/{one}" for one in hashes]
+        keys = [f"{self.identity}/{self.windows.kind}:{self.windows.seed}/{digest}" for digest in hashes]
         cached = self.cache.get(keys) if self.cache else {}
         rows = {key: entry["clap"] for key, entry in cached.items()}
         missing = {key: place for place, key in enumerate(keys) if key not in rows}
@@ -113,7 +111,7 @@ class LaionClap(ClapScorer):
     def _mean_rows(self, clips: Sequence[tuple[Clip, str]]) -> list[np.ndarray]:
         """Rows of clips, by the mean of their windows' rows; windows of all clips share batches."""
         inputs = [self._inputs(clip, name) for clip, name in clips]
-        flat = [one for windows in inputs for one in windows]
+        flat = [window for windows in inputs for window in windows]
         rows = [row for first in range(0, len(flat), BATCH) for row in self._rows(flat[first : first + BATCH])]
         ends = np.cumsum([len(windows) for windows in inputs])
         means = [np.mean(rows[end - len(windows) : end], axis=0) for end, windows in zip(ends, inputs, strict=True)]
@@ -140,13 +138,13 @@ class LaionClap(ClapScorer):
 
     @torch.no_grad()
     def _rows(self, inputs: Sequence[tuple[Tensor, bool]]) -> np.ndarray:
-        longer = torch.tensor([[one] for _, one in inputs])
-        found: Any = self.model.get_audio_features(torch.stack([one for one, _ in inputs]), is_longer=longer)
-        return found.pooler_output.numpy()
+        pictures, longer = torch.stack([picture for picture, _ in inputs]), torch.tensor([[more] for _, more in inputs])
+        output: Any = self.model.get_audio_features(pictures, is_longer=longer)
+        return output.pooler_output.numpy()
 
 
 def quantised(wave: np.ndarray) -> np.ndarray:
-    """A waveform as the original hears it: clipped, cut (not rounded) to 16 bits, float32 again."""
+    """A waveform as the original's front end takes it: clipped, truncated to 16 bits, float32 again."""
     return (np.trunc(np.clip(wave, -1, 1) * 32767).astype(np.int16) / 32767).astype(np.float32)
 
 
@@ -156,7 +154,7 @@ def filled(wave: np.ndarray, samples: int) -> np.ndarray:
 
 
 def fused(picture: Tensor, frames: int, rng: np.random.Generator) -> Tensor:
-    """What a fused model hears of a longer clip: all of it shrunk to `frames`, and a window of each third, (4, …)."""
+    """A fused model's input for a longer clip: all of it shrunk to `frames`, and a window of each third, (4, …)."""
     parts = np.array_split(np.arange(picture.shape[1] - frames + 1), 3)
     starts = [int(rng.choice(part)) if len(part) else 0 for part in parts]
     shrunk = interpolate(picture[None], size=[frames, picture.shape[2]], mode="bilinear", align_corners=False)[0]
@@ -164,7 +162,7 @@ def fused(picture: Tensor, frames: int, rng: np.random.Generator) -> Tensor:
 
 
 def _hash(clip: Clip) -> str:
-    """A name for what is in a clip; AudioError where nothing can be heard in it."""
+    """A hash of a clip's samples and rate; AudioError where it is empty or not finite."""
     if not len(clip.waveform) or not np.isfinite(clip.waveform).all():
         raise AudioError("a clip to score is empty or has NaN or infinite samples: make or decode it again")
     return sha256(
@@ -203,25 +201,25 @@ def load_laion(
         mel, seconds = front_end(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None
-    _mend(model)
+    _restore_epsilon(model)
     return LaionClap(name, model, tokenizer, mel, seconds, windows, cache, identity)
 
 
 def front_end(folder: Path) -> tuple[MelSettings, float]:
     """The mel front end of a checkpoint and its window in seconds, from its `preprocessor_config.json`.
 
-    Raises KeyError or ValueError where that says too little.
+    Raises KeyError or ValueError where that file is incomplete.
     """
-    told = json.loads((folder / "preprocessor_config.json").read_text())
-    rate, low, high = told["sampling_rate"], float(told["frequency_min"]), float(told["frequency_max"])
-    htk = told.get("truncation") == "fusion"
-    sizes = told["fft_window_size"], told["hop_length"], told["feature_size"]
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    rate, low, high = config["sampling_rate"], float(config["frequency_min"]), float(config["frequency_max"])
+    htk = config.get("truncation") == "fusion"
+    sizes = config["fft_window_size"], config["hop_length"], config["feature_size"]
     mel = MelSettings(rate, *sizes, low, high, power=2.0, floor=1e-10, decibels=True, tango=False, htk=htk)
-    return mel, float(told["max_length_s"])
+    return mel, float(config["max_length_s"])
 
 
-def _mend(model: ClapModel) -> None:
-    """LayerNorms of the text tower get the ε that they were trained with, where a conversion lost it."""
+def _restore_epsilon(model: ClapModel) -> None:
+    """Gives LayerNorms of the text tower the ε that they were trained with, where a conversion lost it."""
     for module in model.text_model.modules():
         if isinstance(module, torch.nn.LayerNorm) and module.eps == STRAY_EPSILON:
             module.eps = EPSILON

@@ -1,8 +1,8 @@
 """LAION's own CLAP checkpoints (630k-best, 630k-audioset-best and the fused ones) as `transformers.ClapModel`.
 
-Names and shapes are mapped both ways. What similarity does not need (classifier heads, transforms, constants) is kept
-beside the model, so that the original's file can be written again, tensor by tensor. How it departs from the original's
-loading: sizes are read off the tensors, nothing is fetched, no pickle is run.
+Names and shapes are mapped both ways. What similarity does not need (classifier heads, transforms, constants) is stored
+beside the model, so that the original's file can be written again, tensor by tensor. Departures from the original's
+loading: sizes are read off the tensors, nothing is downloaded, no pickle is run.
 """
 
 import re
@@ -68,8 +68,8 @@ def from_original(state: Mapping[str, Any], path: Path) -> tuple[ClapModel, dict
     strangers = [key for key in state if key not in wanted and not UNUSED.match(key)]
     lacking = sorted(wanted - state.keys())
     if lacking or strangers:
-        told = f"lacks {lacking[0]}" if lacking else f"holds {strangers[0]}, which is no key of such a CLAP"
-        raise CheckpointError(f"{path} {told}: it is another model's file, or incomplete")
+        problem = f"lacks {lacking[0]}" if lacking else f"holds {strangers[0]}, which is no key of such a CLAP"
+        raise CheckpointError(f"{path} {problem}: it is another model's file, or incomplete")
     given = {ours: _part(state[theirs], third) for ours, (theirs, third) in names.items()}
     fill(model, given, path)
     return model.eval(), {key: value for key, value in state.items() if key not in wanted}
@@ -77,14 +77,15 @@ def from_original(state: Mapping[str, Any], path: Path) -> tuple[ClapModel, dict
 
 def to_original(model: ClapModel, unused: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of an original file, by its names without `module.`: the model's and those that it does not use."""
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for ours, value in model.state_dict().items():
         theirs, third = their_name(ours)
         if third is not None:
-            found.setdefault(theirs, [None] * len(THIRDS))[third] = value
+            tensors.setdefault(theirs, [None] * len(THIRDS))[third] = value
         elif not UNUSED.match(theirs):
-            found[theirs] = value
-    return {key: torch.cat(value) if isinstance(value, list) else value for key, value in found.items()} | dict(unused)
+            tensors[theirs] = value
+    joined = {key: torch.cat(value) if isinstance(value, list) else value for key, value in tensors.items()}
+    return joined | dict(unused)
 
 
 def _part(value: Tensor, third: int | None) -> Tensor:
@@ -94,7 +95,7 @@ def _part(value: Tensor, third: int | None) -> Tensor:
 def _blank(state: Mapping[str, Tensor], path: Path) -> ClapModel:
     """The model without values; what it computes for itself (indices) has them."""
     try:
-        config = ClapConfig(text_config=_text(state), audio_config=_audio(state), **_head(state))
+        config = ClapConfig(text_config=_text(state), audio_config=_audio(state), projection_dim=_width(state))
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} holds no CLAP by LAION: its {error} does not tell the model's size") from None
     with init_empty_weights(include_buffers=False):
@@ -106,8 +107,9 @@ def _blank(state: Mapping[str, Tensor], path: Path) -> ClapModel:
     return model
 
 
-def _head(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {"projection_dim": state["text_projection.2.weight"].shape[0]}
+def _width(state: Mapping[str, Tensor], tower: str = "text") -> int:
+    """The width of the embeddings."""
+    return state[f"{tower}_projection.2.weight"].shape[0]
 
 
 def _text(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -121,26 +123,24 @@ def _text(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "intermediate_size": state["text_branch.encoder.layer.0.intermediate.dense.weight"].shape[0],
         "max_position_embeddings": state["text_branch.embeddings.position_embeddings.weight"].shape[0],
         "type_vocab_size": state["text_branch.embeddings.token_type_embeddings.weight"].shape[0],
-        "projection_dim": state["text_projection.2.weight"].shape[0],
+        "projection_dim": _width(state),
         "layer_norm_eps": 1e-5,
     }
 
 
 def _audio(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """HTSAT's config: widths and depths by its tensors, the picture's size by the shifted windows' mask."""
-    patches, fused = (
-        state["audio_branch.patch_embed.proj.weight"],
-        "audio_branch.patch_embed.mel_conv2d.weight" in state,
-    )
+    patches = state["audio_branch.patch_embed.proj.weight"]
+    fused = "audio_branch.patch_embed.mel_conv2d.weight" in state
     stages = _count(state, r"audio_branch\.layers\.(\d+)\.")
     tables = [state[f"audio_branch.layers.{n}.blocks.0.attn.relative_position_bias_table"] for n in range(stages)]
     window = (isqrt(tables[0].shape[0]) + 1) // 2
     windows = isqrt(state["audio_branch.layers.0.blocks.1.attn_mask"].shape[0])
-    told: dict[str, Any] = {"enable_fusion": fused, "fusion_type": "aff_2d" if fused else None}
+    fusion: dict[str, Any] = {"enable_fusion": fused, "fusion_type": "aff_2d" if fused else None}
     if fused:
         narrow, wide = state["audio_branch.patch_embed.fusion_model.local_att.0.weight"].shape[:2]
-        told["aff_block_r"] = wide // narrow
-    return told | {
+        fusion["aff_block_r"] = wide // narrow
+    return fusion | {
         "patch_embeds_hidden_size": patches.shape[0],
         "patch_size": patches.shape[2],
         "patch_stride": [patches.shape[2]] * 2,
@@ -152,7 +152,7 @@ def _audio(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "depths": [_count(state, rf"audio_branch\.layers\.{n}\.blocks\.(\d+)\.") for n in range(stages)],
         "num_attention_heads": [table.shape[1] for table in tables],
         "mlp_ratio": state["audio_branch.layers.0.blocks.0.mlp.fc1.weight"].shape[0] / patches.shape[0],
-        "projection_dim": state["audio_projection.2.weight"].shape[0],
+        "projection_dim": _width(state, "audio"),
     }
 
 

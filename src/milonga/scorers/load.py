@@ -83,20 +83,20 @@ def fingerprint(name: str) -> str:
 
 
 def parsed(name: str) -> tuple[Path, str]:
-    """The path in `laion-clap:PATH[@WINDOWS]`, and what is heard of longer clips: `first`, `mean` or `random:SEED`.
+    """The path in `laion-clap:PATH[@WINDOWS]`, and the windows of longer clips: `first`, `mean` or `random:SEED`.
 
     Raises RecipeError for a name without a path, or whose path is not there; CheckpointError for a repository that
     cannot be fetched.
     """
     rest = name.removeprefix(PREFIX)
-    found = WINDOWS.search(rest)
-    place, windows = (rest[: found.start()], found[1]) if found else (rest, "first")
+    match = WINDOWS.search(rest)
+    place, windows = (rest[: match.start()], match[1]) if match else (rest, "first")
     path = Path(place)
     if path.suffix != ".pt" and not (path.name and path.exists()) and as_repository(place):
         path = _fetched(place)
     if not path.name or not path.exists():
         raise RecipeError(
-            f"{name!r}: {path} is not there; write {PREFIX}FILE.pt, {PREFIX}FOLDER or {PREFIX}user/name, "
+            f"{name!r}: {path} does not exist; write {PREFIX}FILE.pt, {PREFIX}FOLDER or {PREFIX}user/name, "
             "with @first, @mean or @random:SEED after it for longer clips"
         )
     return path, windows
@@ -108,7 +108,7 @@ def _fetched(name: str) -> Path:
 
 
 def laion_fingerprint(name: str) -> str:
-    """A hash of the weights and of what is heard of longer clips, without loading them.
+    """A hash of the weights and of the windows of longer clips, without loading them.
 
     Raises CheckpointError for a folder without weights.
     """
@@ -117,7 +117,7 @@ def laion_fingerprint(name: str) -> str:
 
 
 def laion_scorer(name: str) -> "LaionClap":
-    """The scorer of that name; what it hears is kept in the cache, by the hashes of audio and model.
+    """The scorer of that name; its clip embeddings are cached under the hashes of audio and model.
 
     Raises RecipeError for a bad name, CheckpointError naming the file or folder and what is wrong with it.
     """
@@ -131,10 +131,10 @@ def laion_scorer(name: str) -> "LaionClap":
 
 def _identity(path: Path) -> str:
     """A hash of a file, or of all weights in a folder."""
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix in WEIGHTS)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS)
     if not files:
         raise CheckpointError(f"{path} holds no {' or '.join(WEIGHTS)} weights: give a .pt or a folder that does")
-    return content_id([[one.name, _hashed(one, one.stat().st_mtime_ns)] for one in files])
+    return content_id([[file.name, _hashed(file, file.stat().st_mtime_ns)] for file in files])
 
 
 @lru_cache(maxsize=32)
@@ -154,12 +154,12 @@ def _converted(path: Path, identity: str) -> Path:
 def convert(source: Path, folder: Path, tokenizer: Path | None = None) -> Path:
     """Writes LAION's `.pt` as a folder in transformers' layout, atomically; `tokenizer` is RoBERTa's folder.
 
-    Raises CheckpointError naming what cannot be used, RecipeError when `folder` is there already.
+    Raises CheckpointError naming what cannot be used, RecipeError when `folder` exists already.
     """
     from milonga.scorers.laion_clap import convert_laion
 
     if folder.exists():
-        raise RecipeError(f"{folder} is there already: name a folder that is not")
+        raise RecipeError(f"{folder} exists already: name a new folder")
     words = _tokenizer(source, tokenizer)
     with atomic_dir(folder, replace=False) as part:  # another process may have made the same meanwhile
         convert_laion(source, part, words)
@@ -167,11 +167,11 @@ def convert(source: Path, folder: Path, tokenizer: Path | None = None) -> Path:
 
 
 def _tokenizer(source: Path, given: Path | None) -> Any:
-    """RoBERTa's tokenizer: the one that is given, or lies beside the file, or the Hub's."""
+    """RoBERTa's tokenizer: the given one, or the one beside the file, or the Hub's."""
     from transformers import AutoTokenizer
 
-    beside = [one for one in (source.parent / "tokenizer", source.parent) if (one / "tokenizer.json").is_file()]
-    place = given or (beside[0] if beside else TOKENIZER)
+    folders = (source.parent / "tokenizer", source.parent)
+    place = given or next((folder for folder in folders if (folder / "tokenizer.json").is_file()), TOKENIZER)
     try:
         return AutoTokenizer.from_pretrained(place, local_files_only=is_offline())
     except Exception as error:  # the Rust tokenizers raise bare Exceptions, the Hub its own

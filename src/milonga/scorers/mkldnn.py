@@ -1,7 +1,8 @@
-"""Convolutional networks that only listen, on a CPU: norms folded into convolutions, tensors in oneDNN's own layout.
+"""Faster inference of convolutional networks on a CPU: norms folded into convolutions, tensors in oneDNN's layout.
 
-A plain PyTorch network turns every convolution's input into that layout and its output back again; here a picture is
-turned once for the whole network. What it costs to hear a clip is in benchmarks/evaluation.md.
+A plain PyTorch network converts every convolution's input to that layout and its output back; here a picture is
+converted once for the whole network. On one Xeon thread Cnn14 takes 0.76 of the plain time, VGGish 0.6 (measured in
+November 2026).
 """
 
 from collections.abc import Callable, Iterable
@@ -19,30 +20,30 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Blocked:
-    """Steps that stand for layers in evaluation: as the layers answer, up to rounding; no gradient."""
+    """Steps that replace layers in evaluation: the same output up to rounding, without gradients."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
         self._steps = list(steps)
 
     @torch.no_grad()
     def __call__(self, picture: Tensor) -> Tensor:
-        """(B, C, T, F) → what the layers make of it, float32."""
-        found = picture.to_mkldnn()
+        """(B, C, T, F) → the layers' output, float32."""
+        output = picture.to_mkldnn()
         for step in self._steps:
-            found = step(found)
-        return found.to_dense()
+            output = step(output)
+        return output.to_dense()
 
 
 def usable(network: nn.Module) -> bool:
-    """Whether a network's convolutions can be done so: on a CPU with oneDNN, in float32."""
+    """Whether a network's convolutions can run this way: on a CPU with oneDNN, in float32."""
     return torch.backends.mkldnn.is_available() and all(
-        one.device.type == "cpu" and one.dtype == torch.float32 for one in network.parameters()
+        parameter.device.type == "cpu" and parameter.dtype == torch.float32 for parameter in network.parameters()
     )
 
 
 @torch.no_grad()
 def of_blocks(blocks: Iterable[ConvBlock]) -> Blocked:
-    """Blocks one after the other."""
+    """The steps of a chain of blocks."""
     steps: list[Step] = []
     for block in blocks:
         for convolution, norm in ((block.conv1, block.bn1), (block.conv2, block.bn2)):
@@ -54,7 +55,7 @@ def of_blocks(blocks: Iterable[ConvBlock]) -> Blocked:
 
 @torch.no_grad()
 def of_layers(layers: nn.Sequential) -> Blocked:
-    """Convolutions, each with a ReLU behind it, and max pools; TypeError for any other layer."""
+    """The steps of convolutions, each followed by a ReLU, and max pools; TypeError for any other layer."""
     steps: list[Step] = []
     for layer, behind in pairwise([*layers, None]):
         if isinstance(layer, nn.Conv2d) and isinstance(behind, nn.ReLU):
@@ -62,7 +63,7 @@ def of_layers(layers: nn.Sequential) -> Blocked:
         elif isinstance(layer, nn.MaxPool2d):
             steps.append(partial(max_pool2d, kernel_size=layer.kernel_size))
         elif not isinstance(layer, nn.ReLU):
-            raise TypeError(f"no step stands for {layer}")
+            raise TypeError(f"no step replaces {layer}")
     return Blocked(steps)
 
 

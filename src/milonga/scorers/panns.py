@@ -1,8 +1,8 @@
-"""PANNs Cnn14 (Kong et al. 2020), of which KL, inception score and FD are taken (EVALUATION §3), at 16 or 32 kHz.
+"""PANNs Cnn14 (Kong et al. 2020), the classifier of KL, inception score and FD, at 16 or 32 kHz.
 
-Parts are named as in the original files, so a `state_dict` of ours is one of theirs, key by key. Departures: the
-spectrum is an FFT, where the original convolves with constants that its files carry (they are kept as they came, and
-checked on loading); what serves training alone (SpecAugment, mixup, dropout) is left out.
+Layers are named as in the original files, so the keys of our `state_dict` are theirs. Departures: the spectrum is an
+FFT, where the original convolves with constants that its files carry (they are stored unchanged, and checked on
+loading); what serves training alone (SpecAugment, mixup, dropout) is left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from milonga.scorers.tagger import ConvBlock
 from milonga.scorers.waveform import map_by_length, metric_waveform
 
 CLASSES = 527  # of AudioSet
-BATCH = 16  # clips heard at once: each takes some 60 MB in the first block, if it lasts ten seconds
+BATCH = 16  # clips at once: one of ten seconds takes some 60 MB in the first block
 
 # Sampling rate → front end of Cnn14_16k_mAP=0.438.pth and of Cnn14_mAP=0.431.pth.
 FRONT_ENDS = {
@@ -40,9 +40,9 @@ class Cnn14(nn.Module):
         self.mel = mel
         cosines, sines = _waves(mel.fft)
         self.spectrogram_extractor = nn.ModuleDict(
-            {"stft": nn.ModuleDict({"conv_real": Kept(weight=cosines), "conv_imag": Kept(weight=sines)})}
+            {"stft": nn.ModuleDict({"conv_real": Constants(weight=cosines), "conv_imag": Constants(weight=sines)})}
         )
-        self.logmel_extractor = Kept(melW=mel_matrix(mel).T.contiguous())
+        self.logmel_extractor = Constants(melW=mel_matrix(mel).T.contiguous())
         self.bn0 = nn.BatchNorm1d(mel.bands)
         self.conv_block1 = ConvBlock(1, width, (2, 2))
         self.conv_block2 = ConvBlock(width, 2 * width, (2, 2))
@@ -56,7 +56,7 @@ class Cnn14(nn.Module):
     def forward(self, waveforms: Tensor, blocks: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, samples), at least 31 hops of them → embeddings (B, 32·width), not negative, and logits (B, 527).
 
-        `blocks` may take the place of the six blocks, if it answers as they do.
+        `blocks` may replace the six blocks by a function with the same output.
         """
         # In float32 an FFT and the original's convolution round differently where a band is nearly silent.
         mels = log_mel(waveforms.double(), self.mel).to(waveforms)
@@ -77,8 +77,8 @@ class Cnn14(nn.Module):
         ]
 
 
-class Kept(nn.Module):
-    """Constants that an original file carries: kept, so that what is written is what was read, and else unused."""
+class Constants(nn.Module):
+    """Constants that an original file carries: unused, but stored, so that a file can be written as it was read."""
 
     def __init__(self, **constants: Tensor) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class PannsEmbedder:
 
     @torch.no_grad()
     def of_waves(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The same of N waveforms (samples,) that are ready at the network's rate, whoever made them so."""
+        """The same of N waveforms (samples,) that are at the network's rate already."""
         rows = map_by_length(lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)), waves, BATCH)
         embeddings, logits = zip(*rows, strict=True)
         return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
@@ -128,7 +128,7 @@ def load_panns(path: Path, rate: int = 16000, width: int = 64) -> PannsEmbedder:
     RecipeError for another rate.
     """
     if rate not in FRONT_ENDS:
-        raise RecipeError(f"Cnn14 hears at 16000 or 32000 Hz, not at {rate}")
+        raise RecipeError(f"Cnn14 takes 16000 or 32000 Hz, not at {rate}")
     with torch.device("meta"):
         network = Cnn14(FRONT_ENDS[rate], width)
     fill(network, read_weights(path, container="model"), path)

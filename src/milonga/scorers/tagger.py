@@ -1,8 +1,8 @@
-"""The tagger: a PANNs-style convolutional network with frame-level answers, which hears what sounds and when.
+"""The tagger: a PANNs-style convolutional network with frame-level outputs, which detects what sounds and when.
 
 After Kong et al. 2020 (PANNs, the DecisionLevelMax family): batch norm over mel bands, blocks of two 3×3 convolutions
 and average pooling, the mean over frequency, and a linear layer on every remaining frame; a clip's posterior is the
-maximum over its frames. Departure: a recurrent-free temporal convolution before the answers, and small channels.
+maximum over its frames. Departure: a recurrent-free temporal convolution before the outputs, and few channels.
 """
 
 import json
@@ -73,11 +73,11 @@ def events_of(posterior: np.ndarray, classes: Sequence[str], seconds: float, thr
     """The events in frame posteriors (T, K): each class whose maximum passes `threshold`, from its first frame at
     half of that maximum or more to its last."""
     step = seconds / len(posterior)
-    heard = []
+    events = []
     for place in np.flatnonzero(posterior.max(axis=0) >= threshold).tolist():
         active = np.flatnonzero(posterior[:, place] >= 0.5 * posterior[:, place].max())
-        heard.append(Event(label=classes[place], onset=active[0] * step, offset=(active[-1] + 1) * step))
-    return sorted(heard, key=lambda event: (event.onset, event.label))
+        events.append(Event(label=classes[place], onset=active[0] * step, offset=(active[-1] + 1) * step))
+    return sorted(events, key=lambda event: (event.onset, event.label))
 
 
 class EventTagger:
@@ -98,9 +98,9 @@ class EventTagger:
         return map_log_mels(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), clips, self.mel)
 
     def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
-        """The events heard in each clip, sorted by onset."""
-        found = zip(self.posteriors(clips), clips, strict=True)
-        return [events_of(posterior, self.classes, clip.seconds, self.threshold) for posterior, clip in found]
+        """The events detected in each clip, sorted by onset."""
+        rows = zip(self.posteriors(clips), clips, strict=True)
+        return [events_of(posterior, self.classes, clip.seconds, self.threshold) for posterior, clip in rows]
 
     @torch.no_grad()
     def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
-"""VGGish (Hershey et al. 2017), of which FAD is taken: signed 128-d rows, one for each 0.96 s (EVALUATION §2).
+"""VGGish (Hershey et al. 2017), the embedding of FAD: signed rows of 128, one for each 0.96 s.
 
-Parts are numbered as in `vggish-10086976.pth`, so a `state_dict` of ours is one of theirs, key by key. As in the
-published metric the last ReLU is cut off and PCA is off; Google's own FAD has both.
+Layers are numbered as in `vggish-10086976.pth`, so the keys of our `state_dict` are the file's. As in the published
+metric the last ReLU and PCA are left out; Google's own FAD has both.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from milonga.scorers.waveform import metric_waveform
 RATE, WINDOW, HOP, FFT = 16000, 400, 160, 512
 BANDS, LOW, HIGH, OFFSET = 64, 125.0, 7500.0, 0.01
 FRAMES = 96  # of an example: 0.96 s
-BATCH = 64  # examples heard at once
+BATCH = 64  # examples at once
 
 
 def mel_bands() -> np.ndarray:
@@ -79,10 +79,10 @@ class Vggish(nn.Module):
     def forward(self, pictures: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(B, 96, 64) → (B, 128); pictures are flattened in the order time, frequency, channel.
 
-        `features` may take the place of the convolutions, if it answers as they do.
+        `features` may replace the convolutions by a function with the same output.
         """
-        found = (features or self.features)(pictures.unsqueeze(1))
-        return self.embeddings(found.permute(0, 2, 3, 1).flatten(1))
+        hidden = (features or self.features)(pictures.unsqueeze(1))
+        return self.embeddings(hidden.permute(0, 2, 3, 1).flatten(1))
 
 
 def _convolution(inside: int, outside: int) -> tuple[nn.Module, nn.Module]:
@@ -114,7 +114,7 @@ class VggishEmbedder:
         pictures = [examples(wave) for wave in waves]
         batches = torch.from_numpy(np.concatenate(pictures)).split(BATCH)
         rows = torch.cat([self.network(batch, self._features) for batch in batches])
-        return [part.numpy() for part in rows.split([len(one) for one in pictures])]
+        return [part.numpy() for part in rows.split([len(picture) for picture in pictures])]
 
 
 def load_vggish(path: Path, width: int = 64) -> VggishEmbedder:

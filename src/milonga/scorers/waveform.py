@@ -74,7 +74,7 @@ class Loading:
     panns: Rule
     vggish: Rule
     image: Rule
-    told: str
+    description: str
     generated_offset: int = 0
     ssim_span: float | None = None
 

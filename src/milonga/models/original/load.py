@@ -46,13 +46,13 @@ def load_original(folder: Path, tokenizer: Path | str | None = None) -> TangoPip
 def convert(source: Path, destination: Path, tokenizer: Path | str | None = None) -> Path:
     """Writes a folder of the original's as a diffusers pipeline (safetensors), atomically.
 
-    Raises CheckpointError when `source` cannot be used, RecipeError when `destination` is there already.
+    Raises CheckpointError when `source` cannot be used, RecipeError when `destination` exists already.
     """
     if not is_original(source):
         hint = "is a diffusers pipeline already" if (source / "model_index.json").exists() else "holds no checkpoint"
         raise CheckpointError(f"{source} {hint}: main_config.json and pytorch_model_main.bin are looked for")
     if destination.exists():
-        raise RecipeError(f"{destination} is there already: name a folder that is not")
+        raise RecipeError(f"{destination} exists already: name a new folder")
     with atomic_dir(destination) as part:
         load_original(source, tokenizer).save_pretrained(part, safe_serialization=True)
     return destination
