@@ -16,6 +16,7 @@ from milonga.core.errors import DataError
 from milonga.core.ids import content_id
 from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.data.audio_alpaca import PUBLISHED, Origin, alpaca_table, read_alpaca
+from milonga.data.pairs import read_pairs
 
 RATE = 16000
 ORIGIN = Origin("nano", "0f0f", {"a": "aa", "folder/b": "bb"})
@@ -137,3 +138,17 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path):
 def test_a_clip_that_is_missing_is_told(pairs):
     with pytest.raises(DataError, match=f"lacks clip or score '{pairs[0].chosen_id}'"):
         alpaca_table(pairs, {}, {}, ORIGIN)
+
+
+def test_the_rows_of_a_data_set_object_are_pairs(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    path = published(tmp_path / "train-0.parquet")
+    rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    for side in ("chosen", "rejected"):
+        rows = rows.cast_column(side, datasets.Audio(decode=False))
+    pairs = list(read_pairs(rows))
+    assert [one.pair for one in pairs] == [one.pair for one in read_alpaca(path)]
+    assert np.array_equal(pairs[0].chosen.waveform, clip(0).waveform)
+    blank = rows.map(lambda row, at: {"prompt": " " if at == 1 else row["prompt"]}, with_indices=True)
+    with pytest.raises(DataError, match="the data set, row 1: the prompt is empty"):
+        list(read_pairs(blank))

@@ -23,7 +23,7 @@ from milonga.core.records import Refusal
 from milonga.data.audio_alpaca import checked_pairs, read_alpaca
 from milonga.data.captions import audio_files, clip_captions, prompt_source
 from milonga.data.encode import encode_clips, encode_pairs
-from milonga.data.recordings import clip_entries, count_entries, decoded, fingerprint, report_left_out
+from milonga.data.recordings import clip_entries, count_entries, decoded, fingerprint, left_out_of, report_left_out
 from milonga.models.load import load_denoiser
 
 RATE = 16000
@@ -176,13 +176,17 @@ def refusals(count: int) -> list[Refusal]:
 def test_more_reasons_than_ten_stand_in_a_file(tmp_path):
     with pytest.warns(MilongaWarning, match=r"left out 12 of 193 clips; the first: t\.csv, line 0: gone; all are in "):
         report_left_out(refusals(12), 193, tmp_path / "refused")
-    lines = (tmp_path / "refused" / "left-out.txt").read_text().splitlines()
-    assert lines == [f"t.csv, line {n}: gone" for n in range(12)]
+    report = json.loads((tmp_path / "refused" / "left-out.json").read_text())
+    assert report["reasons"] == [f"t.csv, line {n}: gone" for n in range(12)]
+    report_left_out_folder = tmp_path / "run" / "encoded" / "0f" / "refused"
+    with pytest.warns(MilongaWarning, match="left out 4 of 193 clips; t"):
+        report_left_out(refusals(4), 193, report_left_out_folder)
+    assert left_out_of(tmp_path / "run") == ["4 of 193 clips"]
 
 
 def test_more_than_half_left_out_stops_unless_allowed(tmp_path):
     with pytest.raises(
-        DataError, match=r"left out 6 of 11 clips, more than half; .*; mend the data, or say --allow-missing"
+        DataError, match=r"left out 6 of 11 clips, more than half; .*; mend the data, or set train.allow_missing"
     ):
         report_left_out(refusals(6), 11, tmp_path)
     with pytest.warns(MilongaWarning, match="left out 6 of 11 clips"):

@@ -139,13 +139,18 @@ def train(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")
     ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Train also where more than half of the clips or pairs cannot be used."),
+    ] = False,
 ) -> None:
     """Train a recipe's systems; also under torchrun and accelerate launch -m milonga."""
     from milonga.experiment.recipe import load_recipe
     from milonga.experiment.run import train as train_systems
 
     folder = Path(target) if Path(target).is_dir() else out
-    for system in train_systems(load_recipe(target, changes or ()), folder):
+    overrides = [*(changes or ()), *(["train.allow_missing=true"] if allow_missing else [])]
+    for system in train_systems(load_recipe(target, overrides), folder):
         typer.echo(system)
 
 

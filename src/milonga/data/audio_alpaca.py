@@ -204,7 +204,8 @@ def embedded_audio(cell: Any, folder: Path) -> Path | bytes | Clip:
 
 
 def paired_clips(row: Mapping[str, Any], where: str, folder: Path = Path()) -> PairedClips:
-    """A row of the layout with its clips decoded; clips that are paths are looked for in `folder`.
+    """A row of the layout as a pair with its clips decoded; clips that are paths are looked for in `folder`. What the
+    row does not say is filled as `read_alpaca` describes.
 
     Raises DataError, naming `where` the row stands, for a clip that is missing, broken or too short, for an empty
     prompt, and where winner and loser are the same clip.
@@ -226,29 +227,12 @@ def paired_clips(row: Mapping[str, Any], where: str, folder: Path = Path()) -> P
     chosen, rejected = clips
     if chosen.rate == rejected.rate and np.array_equal(chosen.waveform, rejected.waveform):
         raise DataError(f"{where}: winner and loser of {prompt!r} are the same clip")
-    pair = pair_of_row(row)
-    ids = {
-        f"{side}_id": content_id(sha256(clip.waveform.tobytes()).hexdigest())
-        for side, clip in (("chosen", chosen), ("rejected", rejected))
-        if not getattr(pair, f"{side}_id")
-    }
-    if ids and not row.get("id"):
-        pair = pair.model_copy(update=ids)
-        ids["id"] = content_id(pair.strategy, pair.chosen_id, pair.rejected_id)
-    return PairedClips(pair.model_copy(update=ids), chosen, rejected)
-
-
-def pair_of_row(row: Mapping[str, Any]) -> Pair:
-    """The pair of a row; what the row does not say is filled as `read_alpaca` describes.
-
-    Ids of clips that are not there as bytes stay empty: their samples decide (`paired_clips`).
-    """
     fields: dict[str, Any] = {name: "" if row.get(name) is None else str(row[name]) for name in TEXTS}
     fields |= {name: row.get(name) or 0 for name in NUMBERS} | {name: row.get(name) or {} for name in SCORES}
-    for side in ("chosen", "rejected"):
+    for side, clip in (("chosen", chosen), ("rejected", rejected)):
         data = row[side].get("bytes") if isinstance(row[side], dict) else None
-        if data and not fields[f"{side}_id"]:
-            fields[f"{side}_id"] = content_id(sha256(data).hexdigest())
-    fields["prompt_id"] = fields["prompt_id"] or content_id(row["prompt"])
+        digest = sha256(data or clip.waveform.tobytes()).hexdigest()
+        fields[f"{side}_id"] = fields[f"{side}_id"] or content_id(digest)
+    fields["prompt_id"] = fields["prompt_id"] or content_id(prompt)
     fields["id"] = fields["id"] or content_id(fields["strategy"], fields["chosen_id"], fields["rejected_id"])
-    return Pair(prompt=row["prompt"], **fields)
+    return PairedClips(Pair(prompt=prompt, **fields), chosen, rejected)

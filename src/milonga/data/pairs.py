@@ -24,7 +24,6 @@ from milonga.data.audio_alpaca import (
     paired_clips,
     read_alpaca,
 )
-from milonga.data.tables import Row as TableRow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -217,7 +216,7 @@ class LoadedPairs(PairDataset):
         for side in ("chosen", "rejected"):
             plain = plain.cast_column(side, _datasets().Audio(decode=False))
         for number, row in enumerate(plain):
-            yield paired_clips(TableRow(f"{self.where}, row {number}", row), Path())
+            yield paired_clips(row, f"{self.where}, row {number}")
 
     def to_dataset(self) -> Any:
         """The data set itself."""

@@ -20,7 +20,7 @@ from milonga.core.audio import Mono, from_flac, read_audio
 from milonga.core.errors import AudioError, DataError, MilongaWarning, RecipeError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Clip, Refusal
-from milonga.core.store import write_text
+from milonga.core.store import read_json, write_json
 from milonga.data.audio_alpaca import SHORTEST, alpaca_files, count_pairs, embedded_audio
 from milonga.data.captions import (
     CAPTION_COLUMNS,
@@ -34,7 +34,8 @@ from milonga.data.captions import (
 from milonga.data.tables import PATH_COLUMNS, TABLE_SUFFIXES, Row, read_rows
 
 AUDIO_COLUMNS = ("audio", "chosen")  # where a clip's bytes are inside: the first that is there
-LISTED = 10  # reasons that are printed; more go into a file
+LISTED = 10  # reasons that are printed
+LEFT_OUT = "left-out.json"
 FORMS = "clips:FILE.csv[@FOLDER] (or .tsv, .json, .jsonl, .parquet), clips:FOLDER or dataset:NAME[:SPLIT[:COLUMN]]"
 
 Refused = Callable[[Refusal], None]
@@ -128,7 +129,7 @@ def report_left_out(
 ) -> None:
     """Warns of what was left out of `total` clips or pairs: how many, and the file, row and reason of each.
 
-    Up to ten reasons are in the warning; more stand in `folder/left-out.txt`. Raises DataError where more than half is
+    All reasons stand in `folder/left-out.json`, up to ten in the warning too. Raises DataError where more than half is
     left out, unless `allow_missing`, and where nothing is left.
     """
     if not refusals:
@@ -138,13 +139,19 @@ def report_left_out(
     if len(reasons) == total:
         raise DataError(f"none of {total} {things} could be used; the first: {reasons[0]}")
     if 2 * len(reasons) > total and not allow_missing:
-        raise DataError(f"{text}, more than half; the first: {reasons[0]}; mend the data, or say --allow-missing")
+        advice = "mend the data, or set train.allow_missing (--allow-missing)"
+        raise DataError(f"{text}, more than half; the first: {reasons[0]}; {advice}")
+    listing = folder / LEFT_OUT
+    write_json(listing, {"left_out": len(reasons), "of": total, "things": things, "reasons": reasons})
     if len(reasons) > LISTED:
-        listing = folder / "left-out.txt"
-        write_text(listing, "\n".join(reasons) + "\n")
-        warnings.warn(f"{text}; the first: {reasons[0]}; all are in {listing}", MilongaWarning, stacklevel=2)
-    else:
-        warnings.warn("; ".join([text, *reasons]), MilongaWarning, stacklevel=2)
+        reasons = [f"the first: {reasons[0]}", f"all are in {listing}"]
+    warnings.warn("; ".join([text, *reasons]), MilongaWarning, stacklevel=2)
+
+
+def left_out_of(run: Path) -> list[str]:
+    """What the trainings of a run left out of their data, one sentence for each data set; none where all was used."""
+    reports = [read_json(file) for file in sorted(run.glob(f"encoded/*/refused/{LEFT_OUT}"))]
+    return [f"{report['left_out']:,} of {report['of']:,} {report['things']}" for report in reports]
 
 
 def count_entries(source: str) -> int:

@@ -37,6 +37,7 @@ FIRST_CHANGED = {
     "train.sample_every": "",
     "train.fsdp": "",
     "train.trackers": "",
+    "train.allow_missing": "",
     "evaluate": "evaluate",
 }
 # What a stage writes into the run folder.

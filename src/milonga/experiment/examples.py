@@ -97,9 +97,9 @@ def _data_set(context: Context, path: Path) -> "PairExamples":
     """A data set's pairs, encoded once and kept in the run's encoded/."""
     from milonga.data.encode import encode_pairs
 
-    recipe = context.recipe
-    work = context.run.path / "encoded"
-    return encode_pairs(load_denoiser(recipe.models.model), path, work, recipe.train.split, recipe.seed)[1]
+    recipe, train, work = context.recipe, context.recipe.train, context.run.path / "encoded"
+    denoiser = load_denoiser(recipe.models.model)
+    return encode_pairs(denoiser, path, work, train.split, recipe.seed, train.allow_missing)[1]
 
 
 def _real_clips(context: Context, _: int) -> "list[Examples]":
@@ -109,7 +109,8 @@ def _real_clips(context: Context, _: int) -> "list[Examples]":
     recipe, train = context.recipe, context.recipe.train
     assert train.clips is not None
     denoiser, work = load_denoiser(recipe.models.model), context.run.path / "encoded"
-    return [encode_clips(denoiser, train.clips, work, train.mix_ratio, train.legacy, recipe.seed)]
+    settings = (train.mix_ratio, train.legacy, recipe.seed, train.allow_missing)
+    return [encode_clips(denoiser, train.clips, work, *settings)]
 
 
 def _rewards(context: Context, _: int) -> "list[Examples]":

@@ -122,6 +122,7 @@ class Train(Settings):
     `clips` is a source of captioned clips, for systems trained on clips and for prior preservation; `mix_ratio` adds so
     many mixes of two clips for each, and `legacy` reads them as the original code does. `val_fraction` of the captions
     are only measured on. `trackers` get every step, beside the run's own curves.
+    `allow_missing` trains also where more than half of a data set's clips or pairs cannot be used.
     """
 
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -131,6 +132,7 @@ class Train(Settings):
     clips: Name | None = None
     mix_ratio: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     legacy: bool = False
+    allow_missing: bool = False
     systems: tuple[System, ...] = ()
 
     def settings(self, system: System) -> Settings:

@@ -237,6 +237,7 @@ def _data(run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any]
         lines.append(f"- pairs: {', '.join(map(code, recipe['train']['pairs']))} (`run`: the run's own)")
     if recipe["train"]["clips"] is not None:
         lines.append(f"- real clips: {code(recipe['train']['clips'])}")
+    lines += [f"- left out, because they could not be used: {count}" for count in run.left_out]
     if system["data"] in ("rewards", "labels"):
         lines.append(f"- labels: {', '.join(map(code, recipe['label']['sources']))} (`tagger`: the run's tagger's)")
     if system["data"] == "rewards":
