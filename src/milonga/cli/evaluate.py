@@ -25,13 +25,14 @@ def _evaluate(
     sources: list[str], reference: Path | None, captions: Path | None, out: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Evaluate systems' clips: Tables 3 to 5 with 95 % intervals, paired differences, and their protocol."""
-    from milonga.evaluation import formatting
-    from milonga.reports.leaderboard import evaluate
+    from milonga.evaluation.evaluate import evaluate
+    from milonga.evaluation.formatting import as_json as to_json
+    from milonga.reports.leaderboard import save_evaluation
 
-    result = evaluate(*sources, reference=reference, captions=captions, **options)
-    typer.echo(formatting.as_json(result) if as_json else str(result))
+    result = evaluate(sources, reference, captions, EvalConfig.of(options))
+    typer.echo(to_json(result) if as_json else str(result))
     if out is not None:
-        say(f"leaderboard: {result.save(out)}")
+        say(f"leaderboard: {save_evaluation(result, out)}")
 
 
 def _signature() -> inspect.Signature:

@@ -22,12 +22,8 @@ class EvaluationResult(Evaluation):
     """An evaluation's `summaries`, `comparisons` and `warnings`; prints as the command's table; can be saved."""
 
     def save(self, folder: Path | str) -> Path:
-        """Writes summary.json and comparisons.json in a run's form, and leaderboard.html; gives the page's path."""
-        folder = Path(folder)
-        write_json(folder / "summary.json", plain_rows(self.summaries))
-        write_json(folder / "comparisons.json", plain_rows(self.comparisons))
-        write_text(folder / "leaderboard.html", page(view_of(self)))
-        return folder / "leaderboard.html"
+        """Writes the result into a folder (`save_evaluation`); gives the page's path."""
+        return save_evaluation(self, Path(folder))
 
 
 def evaluate(
@@ -53,6 +49,14 @@ def evaluate(
     if out is not None:
         result.save(out)
     return result
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+    """Writes summary.json and comparisons.json in a run's form, and leaderboard.html; gives the page's path."""
+    write_json(folder / "summary.json", plain_rows(evaluation.summaries))
+    write_json(folder / "comparisons.json", plain_rows(evaluation.comparisons))
+    write_text(folder / "leaderboard.html", page(view_of(evaluation)))
+    return folder / "leaderboard.html"
 
 
 def view_of(evaluation: Evaluation) -> EvaluationView:
