@@ -11,6 +11,7 @@ from milonga.core.records import Clip, Event, Prompt
 from milonga.experiment import nano_benchmark as exam
 from milonga.experiment import registry
 from milonga.models.generator import TangoModel
+from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.nano.world import CLASSES
 
 PROMPTS = registry.world_prompts("test", 40)
@@ -97,7 +98,7 @@ def test_a_clap_must_like_the_right_caption_strictly_better(right: float, wrong:
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = small_networks.pipeline()
     model = TangoModel("tiny", pipeline)
-    monkeypatch.setattr(registry, "pipeline", lambda name: pipeline)
+    monkeypatch.setattr(exam, "load_denoiser", lambda name: TangoDenoiser.of(pipeline, name))
     monkeypatch.setattr(registry, "load", lambda name: model)
     monkeypatch.setattr(registry, "sampling", lambda name: (2, 3.0))
     monkeypatch.setattr(registry, "scorer", lambda name: small_networks.scorer(name=name))

@@ -103,7 +103,7 @@ def test_the_system_is_the_round_that_the_judge_likes_best(run: Run) -> None:
     assert len(logged) == 2
     assert ['"phase": "1: crpo"' in line for line in logged] == [True, False]
     text = (run.path / "report.html").read_text()
-    assert "In rounds" in text
+    assert "<h3>Rounds</h3>" in text
     assert f"{found[2].judge:.3f}" in text
 
 
