@@ -16,7 +16,7 @@ from milonga.maths.losses import (
     Errors,
     LossSpec,
     beta_on_sums,
-    beta_told,
+    format_beta,
     deltas,
     dpo,
     hinge,
@@ -296,5 +296,5 @@ def test_what_single_losses_take_is_asked_for_by_name() -> None:
 
 
 def test_both_conventions_of_beta_are_told() -> None:
-    told = beta_told(2000, 8 * 256 * 16)
+    told = format_beta(2000, 8 * 256 * 16)
     assert told == "β 2000 on means = 0.06104 on sums of 32,768 elements = 0.03052 as Eq. (17)'s βNω(λ)"

@@ -177,7 +177,7 @@ def test_convert_is_a_command_that_never_leaves_half_a_folder(source: Path, tmp_
     done = CliRunner().invoke(app, ["convert", str(folder), str(target), "--tokenizer", str(tmp_path / "words")])
     assert (done.exit_code, done.stdout.strip()) == (0, str(target))
     assert np.array_equal(clips(pipeline(str(target))), clips(load_original(source)))
-    with pytest.raises(RecipeError, match="there already"):
+    with pytest.raises(RecipeError, match="exists already"):
         convert(folder, target)
     with pytest.raises(CheckpointError, match="is a diffusers pipeline already"):
         convert(target, tmp_path / "other")

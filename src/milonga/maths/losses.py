@@ -8,7 +8,7 @@ which multiplies means: the logit of a pair is z = ½·β·m. Three other writin
 - the factor β·N·ω(λ) that Eq. 17 puts before sums, without a ½: β/(2E), which is 0.031 there;
 - diffusers' DPO script has the ½ and means as well: the same β.
 
-`beta_told` says all of them. ω(λ) is in the errors already (`maths.noise.omega`): a loss sees weighted means.
+`format_beta` says all of them. ω(λ) is in the errors already (`maths.noise.omega`): a loss sees weighted means.
 
 Torch is imported only when a loss is computed, so that a recipe can be checked against `LOSSES` at once.
 """
@@ -196,7 +196,7 @@ def beta_on_sums(beta: float, elements: int) -> float:
     return beta / elements
 
 
-def beta_told(beta: float, elements: int) -> str:
+def format_beta(beta: float, elements: int) -> str:
     """Every writing of one β, for people: on means (as released), on sums, and as Eq. 17's factor before sums."""
     sums = beta_on_sums(beta, elements)
     return f"β {beta:g} on means = {sums:.4g} on sums of {elements:,} elements = {sums / 2:.4g} as Eq. (17)'s βNω(λ)"

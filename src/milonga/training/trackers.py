@@ -88,13 +88,13 @@ def sample_prompts(
 
 def print_betas(phases: Sequence[Phase], examples: "Examples") -> None:
     """Says on stderr what each phase's β is in the field's other writings."""
-    from milonga.maths.losses import LOSSES, beta_told
+    from milonga.maths.losses import LOSSES, format_beta
 
     elements = examples.batch([0], 0).winner[0].numel()
     for phase in phases:
         spec = LOSSES.get(phase.loss)
         if spec is not None and spec.needs_beta and spec.needs_reference:
-            print(f"{phase.loss}: {beta_told(phase.beta, elements)}", file=sys.stderr)
+            print(f"{phase.loss}: {format_beta(phase.beta, elements)}", file=sys.stderr)
 
 
 @contextmanager
