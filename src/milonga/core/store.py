@@ -312,10 +312,10 @@ def commit(folder: Path) -> str | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     try:
-        found = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(name: str) -> str | None:
