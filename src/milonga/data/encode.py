@@ -11,11 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
 from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.progress import tracked
 from milonga.core.records import Clip, Pair, Refusal
-from milonga.core.store import Run, cut, shard_name
+from milonga.core.store import Run, cut, read_manifest, shard_name
 from milonga.data.audio_alpaca import alpaca_files, checked_pairs, count_pairs
 from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint, report_left_out
 
@@ -75,6 +76,31 @@ def encode_pairs(
     captions = [pair.prompt for pair in pairs]
     conditioning = encode_captions(denoiser, run, captions)(captions)
     return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=[pair.strategy for pair in pairs])
+
+
+def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExamples":
+    """The kept pairs of a run folder as training examples.
+
+    The clips' latents as they were sampled are used where the run's model is the denoiser's; else the clips pass the
+    autoencoder. Raises DataError where no pair was kept.
+    """
+    from milonga.data.examples import PairExamples
+
+    pairs = run.stage("pair").read_records(Pair)
+    if not pairs:
+        raise DataError(f"{run.path} holds no kept pair: loosen its thresholds by `milonga pair`")
+    ids = [pair.chosen_id for pair in pairs] + [pair.rejected_id for pair in pairs]
+    manifest = read_manifest(run)
+    made_by = manifest["fingerprints"]["models"]["model"] if manifest else denoiser.fingerprint
+    if made_by == denoiser.fingerprint:
+        latents = run_latents(denoiser, run, ids, lambda wanted: _clips(run, wanted))
+    else:
+        clips = _clips(run, set(ids))
+        latents = denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in ids])
+    captions = [pair.prompt for pair in pairs]
+    conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), captions)(captions)
+    halves, strategies = (latents[: len(pairs)], latents[len(pairs) :]), [pair.strategy for pair in pairs]
+    return PairExamples(*halves, conditioning, groups=strategies)
 
 
 def encode_clips(
@@ -164,6 +190,17 @@ def run_latents(denoiser: "Denoiser", run: Run, ids: Sequence[str], clips: Calla
         return unpack_latents([packed[clip] for clip in ids], denoiser.latent_shape)
     decoded_clips = clips(set(ids))
     return denoiser.encode_audio([denoiser.prepare_waveform(decoded_clips[clip]) for clip in ids])
+
+
+def _clips(run: Run, wanted: set[str]) -> dict[str, Clip]:
+    """The clips of a run with these ids; DataError when one is not there."""
+    shards, clips = run.stage("generate"), dict[str, Clip]()
+    for shard in shards.names():
+        table = clips_of(shards.read_table(shard, ["id", "audio"]))
+        clips |= {clip: table[clip] for clip in wanted & table.keys()}
+    if missing := wanted - clips.keys():
+        raise DataError(f"{run.path} lacks clip {min(missing)}: its pairs and its clips do not belong together")
+    return clips
 
 
 def unpack_latents(rows: Sequence[bytes], shape: Sequence[int]) -> "torch.Tensor":

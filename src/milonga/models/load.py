@@ -223,11 +223,11 @@ def object_fingerprint(model: Any) -> str:
 
     from milonga.models.denoiser import Denoiser, module_hash
 
-    given = getattr(model, "fingerprint", None)
+    given: Any = getattr(model, "fingerprint", None)
     if isinstance(model, Denoiser):
         return content_id(model.fingerprint, module_hash(model.module))
     if given is not None:
-        return given() if callable(given) else str(given)
+        return str(given() if callable(given) else given)
     whole = getattr(model, "pipeline", model)
     components = getattr(whole, "components", None) or {"": whole}
     hashes = [[k, module_hash(part)] for k, part in sorted(components.items()) if isinstance(part, nn.Module)]

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from milonga.core.config import Phase, Settings
-from milonga.core.errors import DataError, RecipeError, ServiceError, brief
+from milonga.core.errors import RecipeError, ServiceError, brief
+from milonga.core.ids import file_hash
 from milonga.core.store import atomic_dir, write_json
 
 if TYPE_CHECKING:
     from milonga.core.protocols import Model
     from milonga.data.examples import Examples
+    from milonga.data.pairs import PairDataset
     from milonga.models.denoiser import Denoiser
     from milonga.training.trainer import TrainerCallback
 
@@ -213,16 +215,21 @@ class AlignTrainer:
         return address
 
     def _encode(self, dataset: Any) -> "Examples":
-        from milonga.data.encode import encode_clips, encode_pairs
+        """Examples of whatever names or holds pairs or clips; encoded data are stored in `output_dir`/encoded."""
+        from milonga.data.encode import encode_clips, encode_pairs, encode_run_pairs
+        from milonga.data.pairs import FilePairs, read_pairs
 
         if hasattr(dataset, "batch") and hasattr(dataset, "num_prior"):
             return dataset
-        work, seed = self.config.output_dir / "encoded", self.config.seed
+        denoiser, work, seed = self.denoiser, self.config.output_dir / "encoded", self.config.seed
         if isinstance(dataset, str) and dataset.partition(":")[0] in ("clips", "dataset"):
-            return encode_clips(self.denoiser, dataset, work, seed=seed)
-        if isinstance(dataset, str | Path):
-            return encode_pairs(self.denoiser, Path(dataset), work, seed=seed)[1]
-        raise DataError(f"a {type(dataset).__name__} is no data set to train on: give pairs, a folder or Examples")
+            return encode_clips(denoiser, dataset, work, seed=seed)
+        pairs = read_pairs(dataset)
+        if pairs.run is not None:
+            return encode_run_pairs(denoiser, pairs.run, work)
+        if isinstance(pairs, FilePairs):
+            return encode_pairs(denoiser, pairs.path, work, pairs.split, seed)[1]
+        return encode_pairs(denoiser, _as_file(pairs, work), work, seed=seed)[1]
 
     def _save_to(self, folder: Path) -> None:
         """Writes the whole trained model, and the adapter where there is one, into an empty folder."""
@@ -260,3 +267,28 @@ class AlignTrainer:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _as_file(pairs: "PairDataset", folder: Path) -> Path:
+    """A `datasets.Dataset` of pairs as a Parquet file in `folder`, whose name is the hash of its bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Audio
+
+    dataset = pairs.to_dataset()
+    for side in ("chosen", "rejected"):
+        dataset = dataset.cast_column(side, Audio(decode=False))
+    audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("prompt", pa.string()), ("chosen", audio), ("rejected", audio), ("strategy", pa.string())])
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "dataset.parquet.part"
+    with pq.ParquetWriter(part, schema) as writer:
+        for row in dataset:
+            cells = {"prompt": row["prompt"], "strategy": str(row.get("strategy") or "")}
+            for side in ("chosen", "rejected"):
+                clip = row[side]
+                cells[side] = {"bytes": clip["bytes"] or Path(clip["path"]).read_bytes(), "path": clip["path"]}
+            writer.write_table(pa.Table.from_pylist([cells], schema))
+    file = folder / f"{file_hash(part)}.parquet"
+    part.replace(file)
+    return file
