@@ -21,9 +21,9 @@ def forwards() -> dict[str, Callable[[], object]]:
     """The passes that are timed, on random input of nano's own sizes."""
     import torch
 
-    from milonga.experiment import registry
+    from milonga.models.load import pipeline
 
-    tango = registry.pipeline("nano")
+    tango = pipeline("nano")
     mel = torch.randn(1, 256, 64)
     latents, states = torch.randn(8, 8, 32, 8), torch.randn(8, 16, 128)
     return {

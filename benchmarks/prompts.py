@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.preference.select import cluster, sample_clusters, temporal
 from milonga.reports.clusters import page
 

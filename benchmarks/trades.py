@@ -22,7 +22,7 @@ from milonga.data.captions import reference, world_prompts
 from milonga.evaluation.compute import EvalPlan, Numbers
 from milonga.evaluation.features import ClipFeatures, SystemFeatures, extract_features, system_features
 from milonga.evaluation.metrics import get_metric
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 
 BATCH, SEED, GUIDANCE = 20, 0, 3.0
 

@@ -29,9 +29,23 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_public_names_are_these():
-    assert milonga.__all__ == [
-        "AlignConfig", "AlignTrainer", "TangoPipeline", "TrainerCallback", "__version__", "evaluate", "load", "run"
-    ]  # fmt: skip
+    assert milonga.__all__ == sorted(milonga.__all__)
+    wanted = {
+        "AlignConfig",
+        "AlignTrainer",
+        "TrainerCallback",
+        "Recipe",
+        "Strategy",
+        "TangoPipeline",
+        "Threshold",
+        "build_pairs",
+        "evaluate",
+        "load",
+        "read_pairs",
+        "run",
+    }
+    assert wanted <= set(milonga.__all__)
+    assert all(getattr(milonga, name) is not None for name in milonga.__all__)
     assert set(milonga.__all__) <= set(dir(milonga))
 
 
@@ -53,7 +67,7 @@ def test_the_pipeline_is_the_class_that_models_define():
 
 
 def test_every_public_function_says_what_it_does():
-    for name in ("evaluate", "load", "run"):
+    for name in ("build_pairs", "evaluate", "load", "read_pairs", "run"):
         function = getattr(milonga, name)
         assert inspect.getdoc(function)
         assert all(one.annotation is not one.empty for one in inspect.signature(function).parameters.values())

@@ -3,14 +3,18 @@
 Importing the package is instant: torch and its kin are imported when a name that needs them is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from milonga.core.config import Strategy, Threshold
+    from milonga.core.protocols import Engine
     from milonga.core.store import Run
+    from milonga.data.pairs import read_pairs
     from milonga.experiment.recipe import Recipe
     from milonga.models.tango import TangoPipeline
+    from milonga.preference.build import build_pairs
     from milonga.reports.leaderboard import evaluate
     from milonga.training.align import AlignConfig, AlignTrainer
     from milonga.training.trainer import TrainerCallback
@@ -20,11 +24,16 @@ if TYPE_CHECKING:
 __all__ = [
     "AlignConfig",
     "AlignTrainer",
+    "Recipe",
+    "Strategy",
     "TangoPipeline",
+    "Threshold",
     "TrainerCallback",
     "__version__",
+    "build_pairs",
     "evaluate",
     "load",
+    "read_pairs",
     "run",
 ]
 
@@ -61,32 +70,41 @@ def run(
     *,
     until: str | None = None,
     only: str | None = None,
-    engine: str = "local",
+    engine: "Engine | str" = "local",
     changes: Sequence[str] = (),
+    parts: Mapping[str, Any] | None = None,
 ) -> "Run":
-    """Does a recipe's stages in the run folder `out` (default runs/NAME), as the command `milonga run` does.
+    """Runs a recipe's stages in the run folder `out` (default runs/NAME), as the command `milonga run` does.
 
     `recipe` is a file, a shipped recipe's name, or a `Recipe`; `changes` are `key=value` as after `--set` and need a
-    file or a name. Raises RecipeError for a recipe that is wrong, StoreError for a folder that does not fit it.
+    file or a name. `parts` are objects by the names that the recipe has for them: a pipeline, a scorer, a tagger, a
+    perturber, a list of captions. `engine` is `local`, `ray`, or an object. Raises RecipeError for a recipe that is
+    wrong, StoreError for a folder that does not fit it.
     """
     from milonga.core.errors import RecipeError
-    from milonga.experiment import run as pipeline
+    from milonga.experiment import run as experiment
     from milonga.experiment.recipe import Recipe, load_recipe
+    from milonga.experiment.registry import Registry
 
     if isinstance(recipe, Recipe) and changes:
         raise RecipeError("changes are for a recipe's file or name: make another Recipe with model_copy instead")
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
-    folder = None if out is None else Path(out)
-    return pipeline.run(chosen, folder, until, only, pipeline.engine_named(engine, chosen.workers))
+    where = experiment.engine_named(engine, chosen.workers) if isinstance(engine, str) else engine
+    return experiment.run(chosen, None if out is None else Path(out), until, only, where, Registry(parts))
 
 
 # Where the other public names are defined; each is imported when it is first used.
 _HOMES = {
     "AlignConfig": "milonga.training.align",
     "AlignTrainer": "milonga.training.align",
+    "Recipe": "milonga.experiment.recipe",
+    "Strategy": "milonga.core.config",
     "TangoPipeline": "milonga.models.tango",
+    "Threshold": "milonga.core.config",
     "TrainerCallback": "milonga.training.trainer",
+    "build_pairs": "milonga.preference.build",
     "evaluate": "milonga.reports.leaderboard",
+    "read_pairs": "milonga.data.pairs",
 }
 
 

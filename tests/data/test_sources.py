@@ -13,8 +13,8 @@ import pytest
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Prompt
 from milonga.data import captions as sources
-from milonga.data.captions import tags_of
-from milonga.experiment import registry
+from milonga.data.captions import tags_of, world_prompts
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.maths.mel import normalise
 from milonga.nano.captions import caption_in, split_of
 from milonga.nano.world import CLASSES, SAMPLES
@@ -47,7 +47,7 @@ def test_captions_of_the_world_are_different_from_their_split_and_always_the_sam
 
 
 def test_no_caption_is_in_two_splits() -> None:
-    texts = [{one.text for one in registry.world_prompts(split, 60)} for split in ("train", "tune", "test")]
+    texts = [{one.text for one in world_prompts(split, 60)} for split in ("train", "tune", "test")]
     assert len(set.union(*texts)) == 180
 
 
@@ -64,7 +64,7 @@ def test_a_world_that_has_no_more_to_say_ends(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(sources, "LIMIT", 50)
     monkeypatch.setattr(captions, "caption_in", lambda split, scene, counts, rng: f"caption {rng.integers(5)}")
-    assert {one.text for one in registry.world_prompts("train", 100)} == {f"caption {n}" for n in range(5)}
+    assert {one.text for one in world_prompts("train", 100)} == {f"caption {n}" for n in range(5)}
 
 
 READABLE = [
@@ -169,7 +169,7 @@ def test_without_the_library_a_data_set_says_what_to_install(monkeypatch: pytest
 
 
 def test_a_reference_is_a_normalised_clip_of_the_scene_and_always_the_same() -> None:
-    first, second = registry.world_prompts("test", 2)
+    first, second = world_prompts("test", 2)
     clip = registry.reference(first)
     assert (clip.waveform.shape, clip.rate) == ((SAMPLES,), 16000)
     np.testing.assert_allclose(clip.waveform, normalise(clip.waveform), atol=1e-6)

@@ -13,11 +13,12 @@ from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
 from milonga.core.records import Clip, Comparison, Pair, Prompt, Request, Summary
 from milonga.core.store import Run, read_json
+from milonga.data.captions import world_prompts
 from milonga.evaluation.features import ClipFeatures
 from milonga.evaluation.metrics import Metric
-from milonga.experiment import registry
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.reports.material import read_rows
 
 SYSTEMS = ("base", "sft", "aligned")
@@ -79,7 +80,7 @@ def test_it_ends_with_pairs_networks_numbers_and_a_report(run: Run) -> None:
 
 def test_the_held_out_captions_are_those_of_all_sources_each_once(run: Run) -> None:
     found = run.stage("evaluate/prompts").read_records(Prompt)
-    assert found == registry.world_prompts("test", 9)
+    assert found == world_prompts("test", 9)
     assert not {one.id for one in found} & {one.id for one in run.stage("prompts").read_records(Prompt)}
 
 

@@ -8,13 +8,14 @@ import pytest
 import small_networks
 
 from milonga.core.records import Clip, Event, Prompt
+from milonga.data.captions import world_prompts
 from milonga.experiment import nano_benchmark as exam
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.generator import TangoModel
 from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.nano.world import CLASSES
 
-PROMPTS = registry.world_prompts("test", 40)
+PROMPTS = world_prompts("test", 40)
 
 
 def labels(prompt: Prompt) -> list[str]:

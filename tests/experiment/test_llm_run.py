@@ -11,9 +11,9 @@ from fake_parts import RECIPE, FakeParts
 from milonga.core.errors import RecipeError, ServiceError
 from milonga.core.records import Refusal, Request
 from milonga.core.store import Run, read_json
-from milonga.experiment import registry
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
+from milonga.experiment.registry import DEFAULT as registry
 
 KEY = "sk-run-0123456789abcdef"
 

@@ -17,9 +17,9 @@ from fake_parts import RECIPE, FakeParts
 
 from milonga.core.records import Pair, Refusal, Request
 from milonga.core.store import Run, read_json
-from milonga.experiment import registry
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
+from milonga.experiment.registry import DEFAULT as registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SERVE = "import sys; from transformers.cli.transformers import main; sys.exit(main())"

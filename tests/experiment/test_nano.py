@@ -11,8 +11,9 @@ import torch
 
 from milonga.core.ids import file_hash
 from milonga.core.records import Clip, Prompt, Request
+from milonga.core.weights import SHIPPED
 from milonga.experiment import nano_train as nano
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.load import pipeline
 from milonga.nano.build import clap as train_clap
 from milonga.nano.build import corpus
@@ -105,7 +106,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_part_ships_in_a_folder_of_its_own_within_25_megabytes(work: Path) -> None:
-    assert {path.name for path in (work / "out").iterdir()} == FOLDERS == set(registry.SHIPPED.values())
+    assert {path.name for path in (work / "out").iterdir()} == FOLDERS == set(SHIPPED.values())
     assert sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file()) < 25e6
 
 

@@ -16,7 +16,9 @@ from milonga.core.audio import clip_table
 from milonga.core.errors import CheckpointError, DataError, RecipeError
 from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.core.store import Run
-from milonga.experiment import registry
+from milonga.core.weights import SHIPPED, folder_of
+from milonga.experiment.examples import own_pairs
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.generator import TangoModel
 from milonga.models.load import pipeline
 from milonga.scorers.clap import ClapScorer, save_clap
@@ -47,12 +49,12 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["nanno", "", "no/such/folder", "clap-a"])
 def test_a_name_that_is_none_lists_those_there_are(name: str) -> None:
     with pytest.raises(RecipeError, match=f"'{name}' is neither a folder nor one of nano, nano-clap-a"):
-        registry.folder_of(name)
+        folder_of(name)
 
 
 def test_a_part_is_a_shipped_name_or_a_folder(tmp_path: Path) -> None:
-    assert registry.folder_of(str(tmp_path)) == tmp_path
-    found = {registry.folder_of(name) for name in registry.SHIPPED}
+    assert folder_of(str(tmp_path)) == tmp_path
+    found = {folder_of(name) for name in SHIPPED}
     assert len(found) == 5
     assert {folder.parent.name for folder in found} == {"weights"}
 
@@ -209,7 +211,7 @@ def stored(run: Run, latents: bool = True) -> tuple[list[Pair], dict[str, np.nda
 
 def test_examples_are_the_pairs_latents_with_their_captions(saved: Path, tmp_path: Path) -> None:
     pairs, held = stored(Run(tmp_path))
-    batch = registry.examples(str(saved / "tango"), Run(tmp_path), pairs).batch([1, 0], 0)
+    batch = own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs).batch([1, 0], 0)
     for place, pair in enumerate(pairs[::-1]):
         assert np.array_equal(batch.winner[place].numpy(), held[pair.chosen_id].astype(np.float32))
         assert batch.loser is not None
@@ -222,7 +224,7 @@ def test_examples_are_the_pairs_latents_with_their_captions(saved: Path, tmp_pat
 
 def test_prior_clips_are_real_clips_through_the_models_own_vae(saved: Path, tmp_path: Path) -> None:
     pairs, _ = stored(Run(tmp_path))
-    found = registry.examples(str(saved / "tango"), Run(tmp_path), pairs, prior=3)
+    found = own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs, prior=3)
     assert found.num_prior == 3
     batch = found.prior_batch([2, 0], epoch=0)
     assert batch.loser is None
@@ -233,14 +235,14 @@ def test_prior_clips_are_real_clips_through_the_models_own_vae(saved: Path, tmp_
 def test_clips_without_latents_cannot_be_trained_on(saved: Path, tmp_path: Path) -> None:
     pairs, _ = stored(Run(tmp_path), latents=False)
     with pytest.raises(DataError, match="has no stored latents"):
-        registry.examples(str(saved / "tango"), Run(tmp_path), pairs)
+        own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs)
 
 
 def test_a_pair_whose_clip_was_thrown_away_is_named(saved: Path, tmp_path: Path) -> None:
     pairs, _ = stored(Run(tmp_path))
     gone = pairs[0].model_copy(update={"chosen_id": "gone"})
     with pytest.raises(DataError, match="clip gone has no stored latents"):
-        registry.examples(str(saved / "tango"), Run(tmp_path), [gone])
+        own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), [gone])
 
 
 def test_the_shipped_names_say_what_is_broken_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

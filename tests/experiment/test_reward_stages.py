@@ -9,11 +9,11 @@ from tiny_parts import network_bytes, parts_folder
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Label, Pair, Request
 from milonga.core.store import Run, read_json
-from milonga.experiment import registry
 from milonga.experiment import run as pipeline
-from milonga.experiment.context import Context
 from milonga.experiment.examples import examples_of
 from milonga.experiment.recipe import Recipe, parse_recipe
+from milonga.experiment.registry import DEFAULT as registry
+from milonga.experiment.registry import Context
 from milonga.experiment.run import engine_named
 from milonga.listening_test.export import ONE
 from milonga.preference.reward import Reward, RewardReport

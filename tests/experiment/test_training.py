@@ -14,9 +14,9 @@ import torch
 
 from milonga.core.config import Settings
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
-from milonga.experiment import registry
 from milonga.experiment.export_system import export_system
 from milonga.experiment.recipe import System, Train, load_recipe, parse_recipe
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.experiment.run import train
 from milonga.models.load import pipeline
 from milonga.training.schedule import count_steps, lr_factor

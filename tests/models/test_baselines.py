@@ -11,7 +11,7 @@ from milonga.cli.generate import generate_clips
 from milonga.core.audio import read_audio
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Prompt, Request
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.generator import LENGTHS, BaselineModel, baseline_class, load_baseline
 
 pytest.importorskip("torchsde", reason="Stable Audio's sampler needs torchsde: pip install 'milonga[baselines]'")

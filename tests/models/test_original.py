@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from milonga.cli.main import app
 from milonga.core.errors import CheckpointError, RecipeError
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.load import pipeline
 from milonga.models.original.keys import TIED, places
 from milonga.models.original.layout import MAIN, VAE, VOCODER, is_original, read_layout

@@ -17,8 +17,8 @@ import milonga
 from milonga.cli.main import app
 from milonga.core import weights
 from milonga.core.errors import CheckpointError, RecipeError
-from milonga.core.weights import needed
-from milonga.experiment import registry
+from milonga.core.weights import folder_of, needed
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.original import layout as original_layout
 from milonga.models.original.layout import MAIN, VAE
 from milonga.models.original.load import load_original
@@ -151,7 +151,7 @@ def test_a_clap_of_the_hub_is_fetched_when_asked_for_and_then_heard_without_aski
     from milonga.core.errors import MilongaError
     from milonga.core.records import Clip
 
-    hub.repositories["some/clap"] = Repository(registry.folder_of("nano-clap-a"))
+    hub.repositories["some/clap"] = Repository(folder_of("nano-clap-a"))
     (tmp_path / "captions.csv").write_text("clip,caption\n0.wav,a bell rings\n1.wav,a dog barks\n")
     for number in (0, 1):
         wave = np.random.default_rng(number).normal(0, 0.1, 16000).astype(np.float32)

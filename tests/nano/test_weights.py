@@ -20,9 +20,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def real() -> list[tuple[Prompt, Clip]]:
     """Held-out captions with real clips of the world."""
-    from milonga.experiment import registry
+    from milonga.data.captions import world_prompts
+    from milonga.experiment.registry import DEFAULT as registry
 
-    return [(prompt, registry.reference(prompt)) for prompt in registry.world_prompts("test", 60)]
+    return [(prompt, registry.reference(prompt)) for prompt in world_prompts("test", 60)]
 
 
 def test_all_weights_together_take_at_most_25_megabytes() -> None:
@@ -34,7 +35,7 @@ def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
     from safetensors import safe_open
     from transformers import ClapModel, SpeechT5HifiGan, T5EncoderModel
 
-    from milonga.experiment import registry
+    from milonga.experiment.registry import DEFAULT as registry
 
     whole = pipeline("nano")
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "vocoder": SpeechT5HifiGan}
@@ -48,7 +49,7 @@ def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
 
 
 def test_the_judge_shares_nothing_with_those_that_rank() -> None:
-    from milonga.experiment import registry
+    from milonga.experiment.registry import DEFAULT as registry
 
     prints = {registry.fingerprint(name) for name in CLAPS}
     assert len(prints) == 3
@@ -61,7 +62,7 @@ def test_nothing_that_ships_says_where_it_was_made() -> None:
 
 
 def test_a_generated_clip_sounds_and_repeats_and_follows_its_words() -> None:
-    from milonga.experiment import registry
+    from milonga.experiment.registry import DEFAULT as registry
 
     steps, guidance = registry.sampling("nano")
     model = registry.load("nano")
@@ -78,7 +79,7 @@ def test_a_generated_clip_sounds_and_repeats_and_follows_its_words() -> None:
 
 
 def test_the_tagger_is_right_about_real_clips(real: list[tuple[Prompt, Clip]]) -> None:
-    from milonga.experiment import registry
+    from milonga.experiment.registry import DEFAULT as registry
 
     tagger = registry.tagger("nano-tagger")
     heard = [{event.label for event in events} for events in tagger.detect([clip for _, clip in real])]
@@ -89,7 +90,7 @@ def test_the_tagger_is_right_about_real_clips(real: list[tuple[Prompt, Clip]]) -
 
 @pytest.mark.parametrize("name", CLAPS)
 def test_a_clap_tells_the_right_order_from_the_wrong_one(name: str, real: list[tuple[Prompt, Clip]]) -> None:
-    from milonga.experiment import registry
+    from milonga.experiment.registry import DEFAULT as registry
     from milonga.nano.captions import caption_in
 
     rng = np.random.default_rng(0)

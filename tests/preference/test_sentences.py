@@ -8,7 +8,7 @@ import pytest
 
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Prompt
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.preference.select import select
 
 

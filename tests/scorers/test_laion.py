@@ -13,7 +13,7 @@ from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.hub import offline
 from milonga.core.protocols import Scorer
 from milonga.core.records import Clip
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.scorers import laion_clap
 from milonga.scorers import load as laion
 

@@ -8,7 +8,7 @@ from milonga.core.errors import DataError
 from milonga.core.protocols import Model
 from milonga.core.records import Prompt, Request
 from milonga.core.store import cut, write_json
-from milonga.experiment.context import Context
+from milonga.experiment.registry import Context
 from milonga.preference.candidates import generate_shard
 
 

@@ -11,10 +11,9 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Label, Pair, Request
 from milonga.core.store import Run
-from milonga.experiment.context import Context
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
+from milonga.experiment.registry import Context
 from milonga.experiment.reward import clips_by_id, labels_in
-from milonga.models.load import load_denoiser
 from milonga.preference.build import needed
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
     Raises DataError where there is nothing to train on, or a source holds nothing of the kind.
     """
     from milonga.data.examples import ConcatExamples, filter_by_strategy, with_prior_data
-    from milonga.experiment.registry import prior_clips
 
     kinds = {"pairs": _pairs, "clips": _real_clips, "rewards": _rewards, "labels": _labels}
     parts = kinds[system.data](context, prior)
@@ -38,7 +36,7 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
         return examples
     if context.recipe.train.clips is not None:
         return with_prior_data(examples, *_real_clips(context, prior))
-    return with_prior_data(examples, prior_clips(load_denoiser(context.recipe.models.model), prior))
+    return with_prior_data(examples, prior_clips(context.parts.load_denoiser(context.recipe.models.model), prior))
 
 
 def hashes(recipe: Recipe) -> dict[str, Any]:
@@ -62,12 +60,13 @@ def _hash(key: str, source: str) -> str:
 
 def _pairs(context: Context, prior: int) -> "list[Examples]":
     """A part for each of train.pairs: this run's, those of a run folder, or a data set in Audio-alpaca's layout."""
-    model, parts = context.recipe.models.model, []
+    parts: list[Examples] = []
     for source in context.recipe.train.pairs:
         if source == OWN:
             pairs = needed(context.run, "pair").read_records(Pair)
             world = prior if context.recipe.train.clips is None else 0
-            parts += [context.parts.examples(model, context.run, pairs, world)] if pairs else []
+            denoiser = context.parts.load_denoiser(context.recipe.models.model)
+            parts += [own_pairs(denoiser, context.run, pairs, world)] if pairs else []
         elif (Path(source) / "pair").is_dir():
             parts.append(_folder_of_pairs(context, Run(Path(source))))
         else:
@@ -79,11 +78,44 @@ def _pairs(context: Context, prior: int) -> "list[Examples]":
     return parts
 
 
+def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":
+    """A run's own pairs: latents as they were sampled, encoded captions, and `prior` real clips.
+
+    Raises DataError where a clip has no latents, or those of another model.
+    """
+    from milonga.data.encode import packed_size, stored_latents, unpack_latents
+    from milonga.data.examples import PairExamples
+
+    wanted = {clip for pair in pairs for clip in (pair.chosen_id, pair.rejected_id)}
+    packed, shape = stored_latents(run, wanted), denoiser.latent_shape
+    missing = sorted(wanted - set(packed))
+    if missing:
+        raise DataError(f"{run.path}: clip {missing[0]} has no stored latents, so it cannot be trained on")
+    for clip, latents in packed.items():
+        if len(latents) != packed_size(shape):
+            raise DataError(f"{run.path}: clip {clip} has latents of another model: all pairs need one model")
+    winners = unpack_latents([packed[pair.chosen_id] for pair in pairs], shape)
+    losers = unpack_latents([packed[pair.rejected_id] for pair in pairs], shape)
+    real = prior_clips(denoiser, prior) if prior else None
+    conditioning = denoiser.encode_text([pair.prompt for pair in pairs])
+    return PairExamples(winners, losers, conditioning, real, groups=[pair.strategy for pair in pairs])
+
+
+def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
+    """Real clips of the world's training captions, through the autoencoder, with their encoded captions."""
+    from milonga.data.captions import reference, world_prompts
+    from milonga.data.examples import PairExamples
+
+    prompts = world_prompts("train", count)
+    posterior = denoiser.encode_audio([denoiser.prepare_waveform(reference(prompt)) for prompt in prompts])
+    return PairExamples(posterior, None, denoiser.encode_text([prompt.text for prompt in prompts]))
+
+
 def _folder_of_pairs(context: Context, run: Run) -> "PairExamples":
     """The kept pairs of another run folder, such as `milonga listen export --as pairs` writes."""
     from milonga.data.examples import PairExamples
 
-    pairs, denoiser = run.stage("pair").read_records(Pair), load_denoiser(context.recipe.models.model)
+    pairs, denoiser = run.stage("pair").read_records(Pair), context.parts.load_denoiser(context.recipe.models.model)
     if not pairs:
         raise DataError(f"{run.path} holds no kept pair, so there is nothing in it to train on")
     winners, losers = ([getattr(one, side) for one in pairs] for side in ("chosen_id", "rejected_id"))
@@ -98,7 +130,7 @@ def _data_set(context: Context, path: Path) -> "PairExamples":
     from milonga.data.encode import encode_pairs
 
     recipe, train, work = context.recipe, context.recipe.train, context.run.path / "encoded"
-    denoiser = load_denoiser(recipe.models.model)
+    denoiser = context.parts.load_denoiser(recipe.models.model)
     return encode_pairs(denoiser, path, work, train.split, recipe.seed, train.allow_missing)[1]
 
 
@@ -108,7 +140,7 @@ def _real_clips(context: Context, _: int) -> "list[Examples]":
 
     recipe, train = context.recipe, context.recipe.train
     assert train.clips is not None
-    denoiser, work = load_denoiser(recipe.models.model), context.run.path / "encoded"
+    denoiser, work = context.parts.load_denoiser(recipe.models.model), context.run.path / "encoded"
     settings = (train.mix_ratio, train.legacy, recipe.seed, train.allow_missing)
     return [encode_clips(denoiser, train.clips, work, *settings)]
 
@@ -148,7 +180,7 @@ def _clips(
 
     from milonga.data.examples import PairExamples
 
-    denoiser = load_denoiser(context.recipe.models.model)
+    denoiser = context.parts.load_denoiser(context.recipe.models.model)
     latents = _latents(denoiser, run, list(texts))
     conditioning = _conditioning(context, denoiser, list(texts.values()))
     scale = None if weights is None else torch.tensor(weights, dtype=torch.float32)

@@ -14,9 +14,10 @@ from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
 from milonga.core.progress import tracked
 from milonga.core.records import Clip, Prompt, Request
+from milonga.data.captions import world_prompts
 from milonga.evaluation.features import extract_features, system_features
 from milonga.evaluation.metrics import all_metrics, clip_interval, clip_values, get_metric
-from milonga.experiment import registry
+from milonga.experiment.registry import DEFAULT as registry
 from milonga.maths.statistics import Interval, proportion
 from milonga.models.generator import TangoModel
 from milonga.models.load import load_denoiser
@@ -32,7 +33,7 @@ BATCH = 16
 
 def exam(clips: int, captions: int, seed: int = 0) -> Answer:
     """Every measurement by name: listeners on `clips` real clips, the base on `captions` held-out captions."""
-    prompts = registry.world_prompts("test", max(clips, captions))
+    prompts = world_prompts("test", max(clips, captions))
     real = [registry.reference(prompt) for part in _batches("real clips", prompts[:clips]) for prompt in part]
     found = tagger_exam(prompts[:clips], real) | round_trip_exam(real)
     for name in ("nano-clap-a", "nano-clap-b", "nano-judge"):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from milonga.core.config import Threshold
 from milonga.core.errors import RecipeError, StoreError
@@ -11,8 +11,8 @@ from milonga.core.records import Candidate, Pair, Record
 from milonga.core.store import Run, complete, read_manifest
 from milonga.data.pairs import Row, refusals, table2
 from milonga.experiment import run as pipeline
-from milonga.experiment.context import Parts
 from milonga.experiment.recipe import Recipe, load_recipe
+from milonga.experiment.registry import Registry
 from milonga.experiment.status import aligned
 from milonga.preference.pair import pair as paired
 from milonga.preference.sweep import Flip, Trial, flips, trials
@@ -37,20 +37,18 @@ class Sweep(Record):
     flips: tuple[Flip, ...]
 
 
-class _AsMade:
+class _Recorded(Registry):
     """A run's parts as far as their hashes go: pairing again needs no weights, so they need not be there."""
 
     def __init__(self, manifest: dict[str, Any]) -> None:
+        super().__init__()
         models, named = manifest["fingerprints"]["models"], manifest["recipe"]["models"]
-        self._hashes = models["scorers"] | {named[role]: models[role] for role in ("model", "judge", "tagger")}
+        roles = [role for role in ("model", "judge", "tagger") if role in models]
+        self._hashes = models["scorers"] | {named[role]: models[role] for role in roles}
 
     def fingerprint(self, name: str) -> str:
-        return self._hashes[name]
-
-    def __getattr__(self, name: str) -> Any:
-        from milonga.experiment import registry
-
-        return getattr(registry, name)
+        """The hash in the run's manifest; of a part that it does not record, the name's own."""
+        return self._hashes.get(name) or super().fingerprint(name)
 
 
 def pair(path: Path, changes: Sequence[str] = ()) -> Pairing:
@@ -66,7 +64,7 @@ def pair(path: Path, changes: Sequence[str] = ()) -> Pairing:
             f"{path} holds {', '.join(trained)}, trained on its present pairs: look with --sweep, pair again in a copy "
             f"of the folder, or train anew with `milonga run {path} --out {path} --set ...`"
         )
-    run = pipeline.run(recipe, path, only="pair", parts=cast(Parts, _AsMade(manifest)))
+    run = pipeline.run(recipe, path, only="pair", parts=_Recorded(manifest))
     return _told([*run.stage("pair").read_records(Pair), *run.stage("refused").read_records(Pair)], recipe)
 
 

@@ -1,58 +1,140 @@
-"""Every part of a run by its name in the recipe."""
+"""Every part of a run by its name in the recipe, and what each stage is given: recipe, run folder, parts and engine."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from milonga.core.errors import DataError
-from milonga.core.records import Pair
+from milonga.core.config import Asking
+from milonga.core.protocols import Engine, Model, Perturber, Scorer, Tagger, TextEmbedder
+from milonga.core.records import Clip, Prompt
 from milonga.core.store import Run
-from milonga.core.weights import SHIPPED as SHIPPED
-from milonga.core.weights import folder_of as folder_of
-from milonga.core.weights import weights_of as weights_of
-from milonga.data.captions import prompt_source as prompt_source
-from milonga.data.captions import reference, world_prompts
-from milonga.models.load import generator_of as generator_of
-from milonga.models.load import load as load
-from milonga.models.load import load_denoiser as load_denoiser
-from milonga.models.load import sampling as sampling
-from milonga.models.load import tuned as tuned
-from milonga.perturbers.load import perturber as perturber
-from milonga.preference.select import text_embedder as text_embedder
-from milonga.scorers.load import fingerprint as fingerprint
-from milonga.scorers.load import scorer as scorer
-from milonga.scorers.load import tagger as tagger
+from milonga.data import captions
+from milonga.experiment.recipe import Recipe
+from milonga.models import load as models
+from milonga.perturbers import load as perturbers
+from milonga.preference import select
+from milonga.preference.build import PairBuilder, shards_left
+from milonga.scorers import load as scorers
 
 if TYPE_CHECKING:
-    from milonga.data.examples import PairExamples
     from milonga.models.denoiser import Denoiser
 
 
-def examples(name: str, run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":
-    """The pairs' latents as they were sampled, with their encoded captions; and `prior` real clips."""
-    from milonga.data.encode import packed_size, stored_latents, unpack_latents
-    from milonga.data.examples import PairExamples
+class Registry:
+    """Parts by name: an object given under that name, else what the name loads (it ships, or is a folder or a file).
 
-    denoiser = load_denoiser(name)
-    wanted = {clip for pair in pairs for clip in (pair.chosen_id, pair.rejected_id)}
-    packed, shape = stored_latents(run, wanted), denoiser.latent_shape
-    missing = sorted(wanted - set(packed))
-    if missing:
-        raise DataError(f"{run.path}: clip {missing[0]} has no stored latents, so it cannot be trained on")
-    for clip, latents in packed.items():
-        if len(latents) != packed_size(shape):
-            raise DataError(f"{run.path}: clip {clip} has latents of another model than {name}: pairs need one model")
-    winners = unpack_latents([packed[pair.chosen_id] for pair in pairs], shape)
-    losers = unpack_latents([packed[pair.rejected_id] for pair in pairs], shape)
-    conditioning, real = denoiser.encode_text([pair.prompt for pair in pairs]), None
-    if prior:
-        real = prior_clips(denoiser, prior)
-    return PairExamples(winners, losers, conditioning, real, groups=[pair.strategy for pair in pairs])
+    `objects` may hold models (a pipeline, a `Denoiser`, a `Model`), scorers, taggers, perturbers, text embedders and
+    lists of prompts. Unknown names raise RecipeError, weights that cannot be used CheckpointError.
+    """
+
+    def __init__(self, objects: Mapping[str, Any] | None = None) -> None:
+        self.objects = dict(objects or {})
+
+    def load(self, name: str, scheduler: str | None = None) -> Model:
+        """A model ready to generate, with its own scheduler or the one named."""
+        if name not in self.objects:
+            return models.load(name, scheduler)
+        return models.as_model(self.objects[name], scheduler)
+
+    def load_denoiser(self, name: str, trained: Path | None = None) -> "Denoiser":
+        """A model to encode data with and to train, fresh weights each time; `trained` replaces the network's."""
+        if name not in self.objects:
+            return models.load_denoiser(name, trained)
+        from milonga.models.denoiser import Denoiser
+        from milonga.models.tango_denoiser import TangoDenoiser
+
+        held = copy.deepcopy(self.objects[name])
+        denoiser = held if isinstance(held, Denoiser) else TangoDenoiser.of(held)
+        if trained is not None:
+            denoiser.load(trained)
+        return denoiser
+
+    def generator_of(self, name: str, denoiser: "Denoiser") -> Model:
+        """A model that generates with the weights that a denoiser has at the moment of each call."""
+        return models.generator_of(name, denoiser)
+
+    def tuned(self, name: str, trained: Path, scheduler: str | None = None) -> Model:
+        """A model with a trained network from another folder."""
+        if name not in self.objects:
+            return models.tuned(name, trained, scheduler)
+        return self.generator_of(name, self.load_denoiser(name, trained))
+
+    def scorer(self, name: str) -> Any:
+        """A scorer."""
+        return self.objects[name] if name in self.objects else scorers.scorer(name)
+
+    def tagger(self, name: str) -> Tagger:
+        """A tagger of events."""
+        return self.objects[name] if name in self.objects else scorers.tagger(name)
+
+    def perturber(self, name: str, asking: Asking | None = None) -> Perturber:
+        """A perturber of captions; `asking` says how a language model's server is called."""
+        return self.objects[name] if name in self.objects else perturbers.perturber(name, asking)
+
+    def text_embedder(self, name: str) -> TextEmbedder:
+        """A sentence embedder."""
+        return self.objects[name] if name in self.objects else select.text_embedder(name)
+
+    def prompt_source(self, source: str) -> list[Prompt]:
+        """The captions of a source."""
+        if source not in self.objects:
+            return captions.prompt_source(source)
+        given = self.objects[source]
+        return [Prompt.of(text, source) if isinstance(text, str) else text for text in given]
+
+    def reference(self, prompt: Prompt) -> Clip:
+        """A real clip of a prompt; DataError where there is none."""
+        return captions.reference(prompt)
+
+    def sampling(self, name: str) -> tuple[int, float]:
+        """The steps and the guidance that a model is best sampled with."""
+        return models.sampling(name)
+
+    def fingerprint(self, name: str) -> str:
+        """A hash of a part's weights, without loading them where it is named."""
+        return models.object_fingerprint(self.objects[name]) if name in self.objects else scorers.fingerprint(name)
 
 
-def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
-    """Real clips of the world's training captions, through the autoencoder, with their encoded captions."""
-    from milonga.data.examples import PairExamples
+DEFAULT = Registry()
 
-    prompts = world_prompts("train", count)
-    posterior = denoiser.encode_audio([denoiser.prepare_waveform(reference(prompt)) for prompt in prompts])
-    return PairExamples(posterior, None, denoiser.encode_text([prompt.text for prompt in prompts]))
+
+@dataclass(frozen=True)
+class Context:
+    """One run in progress."""
+
+    recipe: Recipe
+    run: Run
+    parts: Registry
+    engine: Engine
+
+    def over_shards(self, stage: str, sizes: Mapping[str, int], work: Callable[[str], int]) -> None:
+        """Does `work` for each shard of `sizes` (shard: items) that `stage` does not have yet, showing progress."""
+        with shards_left(self.run, stage, sizes) as (left, advance):
+            for shard, _ in self.engine.run(work, left):
+                advance(sizes[shard])
+
+    def pair_builder(self) -> PairBuilder:
+        """The stages from prompts to pairs with this recipe's values."""
+        recipe, parts = self.recipe, self.parts
+        return PairBuilder(
+            run=self.run,
+            engine=self.engine,
+            load_model=partial(parts.load, recipe.models.model, recipe.models.scheduler),
+            load_scorers=partial(_scorers, parts, recipe.models.scorers),
+            load_perturber=partial(parts.perturber, recipe.plan.perturber, recipe.plan.llm),
+            strategies=recipe.plan.strategies,
+            thresholds=recipe.pair.thresholds,
+            rank_by=recipe.pair.rank_by,
+            losers=recipe.pair.losers,
+            seed=recipe.seed,
+            shard_size=recipe.plan.shard_size,
+            generate_batch_size=recipe.generate.batch_size,
+            score_batch_size=recipe.score.batch_size,
+        )
+
+
+def _scorers(parts: Registry, names: Sequence[str]) -> list[Scorer]:
+    return [parts.scorer(name) for name in names]

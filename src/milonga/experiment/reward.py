@@ -11,8 +11,8 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.core.protocols import Embedder
 from milonga.core.records import Clip, Label, Prompt, Request
 from milonga.core.store import Run, Shards, complete, write_json
-from milonga.experiment.context import Context
 from milonga.experiment.recipe import TAGGER
+from milonga.experiment.registry import Context
 from milonga.preference.build import needed
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.protocols import Model
 from milonga.core.records import Pair, Prompt, Round
 from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
-from milonga.experiment.context import Context
 from milonga.experiment.evaluation import generate_eval_clips, store_features
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, System
+from milonga.experiment.registry import Context, Registry
 from milonga.preference.build import needed
 
 Steps = Callable[[Context], Mapping[str, Callable[[], None]]]
@@ -34,29 +34,24 @@ FOLDER = "rounds"
 STAGES = ("plan", "generate", "score", "pair")
 
 
-class Latest:
+class PolicyRegistry(Registry):
     """The parts of a run, with a policy's network in the place of the base's."""
 
-    def __init__(self, parts: Any, trained: Path) -> None:
+    def __init__(self, parts: Registry, trained: Path) -> None:
+        super().__init__(parts.objects)
         self._parts, self._trained = parts, trained
 
     def load(self, name: str, scheduler: str | None = None) -> Model:
         """The policy."""
         return self._parts.tuned(name, self._trained, scheduler)
 
-    def load_denoiser(self, name: str) -> Any:
+    def load_denoiser(self, name: str, trained: Path | None = None) -> Any:
         """The policy, to be trained on; it is the reference too."""
-        return self._parts.load_denoiser(name, self._trained)
+        return self._parts.load_denoiser(name, trained or self._trained)
 
     def model_hash(self, name: str) -> str:
         """The hash of the base with the policy's weights."""
         return content_id(self._parts.fingerprint(name), [file_hash(one) for one in sorted(self._trained.iterdir())])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parts, name)
-
-    def __reduce__(self) -> Any:  # else a worker elsewhere would ask for `_parts` before there is one
-        return Latest, (self._parts, self._trained)
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ class _Rounds:
 
     def of(self, number: int) -> Context:
         """What a round's stages are given."""
-        parts = self.context.parts if number == 1 else Latest(self.context.parts, self.trained(number - 1))
+        parts = self.context.parts if number == 1 else PolicyRegistry(self.context.parts, self.trained(number - 1))
         recipe = recipe_of(self.context.recipe, self.system, number)
         return replace(self.context, recipe=recipe, run=Run(self.path(number)), parts=parts)
 
@@ -179,7 +174,7 @@ def _made(rounds: _Rounds, number: int) -> bool:
 def _note(context: Context) -> None:
     """A round's recipe.toml and manifest.json, by which it is a run: workers anywhere know its folder by them."""
     weights = fingerprints(context.recipe, context.parts)
-    if isinstance(context.parts, Latest):
+    if isinstance(context.parts, PolicyRegistry):
         weights["models"]["model"] = context.parts.model_hash(context.recipe.models.model)
     write_manifest(context.run, context.recipe, describe(context.recipe, weights))
 

@@ -13,10 +13,10 @@ from milonga.core.protocols import Engine
 from milonga.core.store import Run, read_manifest
 from milonga.engines.local import engine_named as engine_named
 from milonga.experiment.changes import OUTPUTS, STAGES, changed_keys, check_change, clear_changed, rules_of, stages_of
-from milonga.experiment.context import Context, Parts
 from milonga.experiment.examples import hashes
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, stored_recipe
+from milonga.experiment.registry import DEFAULT, Context, Registry
 from milonga.experiment.stages import steps_of
 
 
@@ -26,7 +26,7 @@ def run(
     until: str | None = None,
     only: str | None = None,
     engine: Engine | None = None,
-    parts: Parts | None = None,
+    parts: Registry | None = None,
 ) -> Run:
     """Walks the stages, all of them or `until` one or `only` one, in the run folder `out` (default runs/NAME).
 
@@ -37,7 +37,7 @@ def run(
     stages = _asked(recipe, chosen(until, only), only)
     folder = Run(out or Path("runs") / recipe.name)
     with folder.lock():
-        context = Context(recipe, folder, parts or _registry(), engine or engine_named("local", recipe.workers))
+        context = Context(recipe, folder, parts or DEFAULT, engine or engine_named("local", recipe.workers))
         _accept(context, stages)
         steps = steps_of(context)
         for stage in stages:
@@ -45,7 +45,7 @@ def run(
     return folder
 
 
-def train(recipe: Recipe, out: Path | None = None, parts: Parts | None = None) -> list[Path]:
+def train(recipe: Recipe, out: Path | None = None, parts: Registry | None = None) -> list[Path]:
     """Trains a recipe's systems in the run folder `out` (default runs/NAME), and gives `RUN/SYSTEM` of each.
 
     What they are trained on is made first where it is missing. Under torchrun or `accelerate launch` the first rank
@@ -60,7 +60,7 @@ def train(recipe: Recipe, out: Path | None = None, parts: Parts | None = None) -
         run(recipe, folder.path, until="reward", parts=parts)  # the last stage before training
     ranks.wait()
     with folder.lock() if ranks.is_main else nullcontext():
-        context = Context(recipe, folder, parts or _registry(), engine_named("local", recipe.workers))
+        context = Context(recipe, folder, parts or DEFAULT, engine_named("local", recipe.workers))
         steps_of(context)["train"]()
     return [folder.path / system.name for system in recipe.train.systems]
 
@@ -132,9 +132,3 @@ def _earlier(recipe: dict[str, Any]) -> Recipe | None:
         return stored_recipe(recipe)
     except ValidationError:
         return None
-
-
-def _registry() -> Any:
-    from milonga.experiment import registry  # type: ignore[attr-defined]
-
-    return registry

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from milonga.core.errors import DataError
 from milonga.core.records import Prompt
 from milonga.core.store import write_json, write_text
-from milonga.experiment.context import Context
 from milonga.experiment.recipe import System
+from milonga.experiment.registry import Context
 from milonga.experiment.reward import label, reward
 from milonga.preference.build import ONE
 

@@ -32,8 +32,8 @@ def status(path: Path) -> list[StageStatus]:
     manifest = Path(path) / "manifest.json"
     if not manifest.exists():
         raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
-    recipe, run = read_json(manifest)["recipe"], Run(path)
-    asked = stored_recipe(recipe)
+    asked, run = stored_recipe(read_json(manifest)["recipe"]), Run(path)
+    recipe = asked.model_dump(mode="json")
     rows = [_stage(run, stage, recipe) for stage in stages_of(asked)]
     rounds = [
         _rounds(run, system.name, asked.rounds.count) for system in asked.train.systems if system.data == "rounds"
