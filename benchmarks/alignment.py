@@ -1,6 +1,6 @@
-"""The tables of docs/alignment.md out of finished runs of recipes/alignment.toml, one run a seed.
+"""The tables of benchmarks/alignment-ways.md out of finished runs of recipes/alignment.toml, one run a seed.
 
-    python benchmarks/alignment.py RUN [RUN ...] [--split temporal] [--write docs/alignment.md] [--part sweeps]
+    python benchmarks/alignment.py RUN [RUN ...] [--split temporal] [--write PAGE] [--part sweeps]
 
 First every system's mean gain over the base, and in how many runs it was significant; then, for every metric, the
 gains in each run with their 95 % intervals over captions, so that one lucky seed cannot be mistaken for a result; then
