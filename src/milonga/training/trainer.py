@@ -280,10 +280,13 @@ def train(
 
 
 class OnStep(TrainerCallback):
+    """A callback that calls a function with the log row of every step."""
+
     def __init__(self, function: Callable[[Row], None]) -> None:
         self._function = function
 
     def on_step(self, row: Row) -> None:
+        """Calls the function."""
         self._function(row)
 
 
