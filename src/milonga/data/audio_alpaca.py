@@ -72,18 +72,21 @@ def alpaca_row(pair: Pair, audio: Mapping[str, bytes], guidance: Mapping[str, fl
         row[side] = {"bytes": audio[clip], "path": f"{clip}.flac"}
         row[f"{side}_guidance"] = guidance[clip]
         row[f"{side}_scores"] = {name: getattr(pair, f"{side}_scores")[name] for name in origin.scorer_hashes}
-    whole = {"model": origin.model, "model_hash": origin.model_hash, "scorer_hashes": dict(origin.scorer_hashes)}
-    return row | whole
+    return row | {
+        "model": origin.model,
+        "model_hash": origin.model_hash,
+        "scorer_hashes": dict(origin.scorer_hashes),
+    }
 
 
 def _schema(scorers: Sequence[str], rate: int) -> "pyarrow.Schema":
-    """Columns in order, with the same told in the words of `datasets`, so that the audio is known to be audio."""
+    """Columns in order, and the same in the metadata of `datasets`, by which it knows the audio columns."""
     import pyarrow as pa
 
     kinds = _kinds(scorers)
     features = {name: _feature(kind, rate) for name, kind in kinds.items()}
-    told = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema([(name, _column(kind)) for name, kind in kinds.items()], metadata=told)
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([(name, _column(kind)) for name, kind in kinds.items()], metadata=metadata)
 
 
 def _kinds(scorers: Sequence[str]) -> dict[str, Any]:

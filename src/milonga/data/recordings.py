@@ -220,7 +220,7 @@ def _names_files(table: Path) -> bool:
 
 def _listed(table: Path, folder: Path) -> Iterator[Entry]:
     """The rows of a table whose clips are files, one entry for each file: AudioCaps' five captions lie far apart."""
-    clips, finder = dict[Path, Entry](), _Finder(folder)
+    clips, finder = dict[Path, Entry](), FileFinder(folder)
     for row in read_rows(table, CAPTION_COLUMNS):
         captions, names = captions_of(row), clip_names(row)
         if not names:
@@ -233,7 +233,7 @@ def _listed(table: Path, folder: Path) -> Iterator[Entry]:
     yield from clips.values()
 
 
-class _Finder:
+class FileFinder:
     """The files of a folder by the names that a table gives them."""
 
     def __init__(self, folder: Path) -> None:

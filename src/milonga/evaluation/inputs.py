@@ -4,10 +4,12 @@ A system's clips are `AudioRef`s by key: a prompt's id in a run, a file's name w
 """
 
 import hashlib
+import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from milonga.core.records import Prompt
 from milonga.core.store import Run, read_manifest
 from milonga.data.captions import ClipCaption, audio_files, clip_captions, tags_of
 from milonga.data.pairs import evaluation_requests
+from milonga.data.recordings import FileFinder
 
 # §5.5: the splits of captions by their tags.
 SPLITS: dict[str, Callable[[Prompt], bool]] = {
@@ -216,37 +219,52 @@ def _folder(path: Path) -> dict[str, AudioRef]:
 
 
 def from_table(path: Path, reference: Path | None) -> EvalInputs:
-    """A CSV with the columns clip (a file, relative to the table) and caption; and, where they are there, system and
+    """A table with the columns clip (a file, relative to the table) and caption; and, where they are there, system and
     reference (the real clip's file). Any other column can split.
 
-    Raises DataError naming the row for a file that is missing, an empty caption, or a clip that is there twice.
+    A clip's key is its path without suffix below the folder that all clips of its system are in, so `a/dogs/1.wav` of
+    one system and `b/dogs/1.wav` of another are compared. Raises DataError naming the row for a file that is missing,
+    an empty caption, a clip that is there twice, and two rows of one key that contradict each other.
     """
-    inputs, first = EvalInputs(path.stem, {}), dict[str, ClipCaption]()
-    for row in clip_captions(path):
-        system = row.cells.get("system") or path.stem
-        files = [("clip", row.file, inputs.systems.setdefault(system, {}))]
-        if row.cells.get("reference"):
-            files.append(("reference", row.cells["reference"], inputs.reference))
-        before = first.setdefault(row.key, row)
-        for column in ("caption", "reference"):
-            values = [one.caption if column == "caption" else one.cells.get(column, "") for one in (before, row)]
-            if values[0] != values[1]:
+    rows = [(row, row.cells.get("system") or path.stem) for row in clip_captions(path)]
+    folders: dict[str, list[str]] = {}
+    for row, system in rows:
+        folders.setdefault(system, []).append(str(_parent(row.file)))
+    common = {system: os.path.commonpath(parents) for system, parents in folders.items()}
+    inputs, first, finder = EvalInputs(path.stem, {}), dict[str, ClipCaption](), FileFinder(path.parent)
+    for row, system in rows:
+        key = str(_parent(row.file).relative_to(common[system] or ".") / row.key)
+        before = first.setdefault(key, row)
+        for column, old, new in (
+            ("caption", before.caption, row.caption),
+            ("reference", before.cells.get("reference"), row.cells.get("reference")),
+        ):
+            if old and new and old != new:
                 raise DataError(
-                    f"{row.where}: the clip {row.key} has the {column} {values[1]!r}, and {values[0]!r} in "
+                    f"{row.where}: the clip {key} has the {column} {new!r}, and {old!r} in "
                     f"{before.where.rpartition(', ')[2]}; give clips of different {column}s different names"
                 )
-        for column, name, clips in files:
-            file = path.parent / name
+        for column, name, clips in (
+            ("clip", row.file, inputs.systems.setdefault(system, {})),
+            ("reference", row.cells.get("reference"), inputs.reference),
+        ):
+            if not name:
+                continue
+            file = finder.find([name])
             if not file.is_file():
                 raise DataError(f"{row.where}: {column} {name} is not there (looked for {file})")
-            if column == "clip" and row.key in clips:
-                raise DataError(f"{row.where}: {system} has the clip {row.key} twice")
-            clips[row.key] = AudioRef(row.key, file)
-        inputs.prompts.setdefault(row.key, _prompt(row.key, row.caption, path))
-        inputs.labels[row.key] = row.cells
+            if column == "clip" and key in clips:
+                raise DataError(f"{row.where}: {system} has the clip {key} twice")
+            clips[key] = AudioRef(key, file)
+        inputs.prompts.setdefault(key, _prompt(key, row.caption, path))
+        inputs.labels[key] = row.cells
     if reference is not None:
         inputs.reference = _folder(reference)
     return inputs
+
+
+def _parent(name: str) -> PurePosixPath:
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).parent
 
 
 def _prompt(key: str, text: str, path: Path) -> Prompt:
