@@ -75,6 +75,10 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
         config = with_weights(config, inputs)
         splits = inputs.splits(config.splits, config.labels)
         features = Features(inputs, config)
+        cache = feature_cache() if config.cache else None
+        with tracked("features", sum(map(len, features.sides.values()))) as advance:
+            for name, clips in features.sides.items() if features.extractors else ():
+                features.add(name, extract.extract_columns(clips, features.extractors, cache, advance))
     systems = [features.systems[name] for name in inputs.systems]
     real = features.systems.get(REFERENCE)
     recipe = inputs.manifest.get("recipe", {})
@@ -163,7 +167,8 @@ def with_weights(config: EvalConfig, inputs: EvalInputs) -> EvalConfig:
 class Features:
     """The features of all systems and the real clips by column, how each column was made, and the names of its source.
 
-    A run's stored features come first; weights that are named beside it add columns or replace them.
+    A run's stored features come first; weights that are named beside it add columns or replace them. `extractors` are
+    those that still have to run over the clips of `sides`; their columns are given to `add`.
     """
 
     def __init__(self, inputs: EvalInputs, config: EvalConfig) -> None:
@@ -174,22 +179,22 @@ class Features:
         self.sources: dict[str, str] = {}
         names, tagger = self._stored()
         scorers = [extract.scorer_of(given) for given in names]
-        extractors = self._extractors(scorers, tagger)
-        self.stamps |= {column: one.description for one in extractors for column in one.columns}
-        claps = self._name_stamps(scorers)
+        self.extractors = self._extractors(scorers, tagger)
+        self.stamps |= {column: one.description for one in self.extractors for column in one.columns}
+        self.classes = extract.scorers.tagger(tagger).classes if tagger else ()
+        self.claps = self._name_stamps(scorers)
         self.metrics = self._allowed_metrics()
-        cache = feature_cache() if config.cache else None
-        with tracked("features", sum(map(len, self.sides.values()))) as advance:
-            for name, clips in self.sides.items() if extractors else ():
-                self.columns[name] |= extract.extract_columns(clips, extractors, cache, advance)
-        for columns in self.columns.values():
-            if tagger:
-                classes, places = extract.scorers.tagger(tagger).classes, columns.pop("event places")
-                columns["events"] = {key: extract.named_events(rows, classes) for key, rows in places.items()}
-            for column, scorer in claps.items():
-                columns[column] = self._cosines(scorer, columns.pop(f"rows {scorer.name}"))
-        for column in extract.RECONSTRUCTION:  # of the originals with themselves they say nothing
-            self.columns.get(REFERENCE, {}).pop(column, None)
+
+    def add(self, name: str, columns: dict[str, dict[str, Any]]) -> None:
+        """Adds the extracted columns of a system: events get their names, CLAPs' rows become scores with captions."""
+        if "event places" in columns:
+            places = columns.pop("event places")
+            columns["events"] = {key: extract.named_events(rows, self.classes) for key, rows in places.items()}
+        for column, scorer in self.claps.items():
+            columns[column] = self._cosines(scorer, columns.pop(f"rows {scorer.name}"))
+        for column in extract.RECONSTRUCTION if name == REFERENCE else ():  # originals with themselves: meaningless
+            columns.pop(column, None)
+        self.columns[name] |= columns
 
     @property
     def systems(self) -> dict[str, SystemFeatures]:

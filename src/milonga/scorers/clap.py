@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, ClapModel, PreTrainedTokenizerBase
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip
 from milonga.maths.mel import MelSettings
-from milonga.scorers.waveform import map_log_mels
+from milonga.scorers.waveform import map_by_length, mel_waveforms
 
 
 class ClapScorer:
@@ -40,7 +40,10 @@ class ClapScorer:
     @torch.no_grad()
     def embed_clips(self, clips: Sequence[Clip]) -> np.ndarray:
         """Unit-norm rows, shape (N, D)."""
-        rows = map_log_mels(lambda mels: list(audio_features(self.model, window(mels, self.frames))), clips, self.mel)
+        waves = mel_waveforms(clips, self.mel)
+        rows = map_by_length(
+            lambda mels: list(audio_features(self.model, window(mels, self.frames))), waves, mel=self.mel
+        )
         return torch.stack(rows).numpy()
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d, relu
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip, Event
 from milonga.maths.mel import MelSettings
-from milonga.scorers.waveform import map_log_mels
+from milonga.scorers.waveform import map_by_length, mel_waveforms
 
 
 class ConvBlock(nn.Module):
@@ -68,6 +68,10 @@ class FrameTagger(nn.Module):
         frames = self.hidden(mels)
         return frames.mean(dim=1) + frames.amax(dim=1), self.answer(frames).amax(dim=1)
 
+    def embed_rows(self, mels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The same clip by clip: (embedding (D,), logits (classes,)) of each of B."""
+        return list(zip(*self.embed(mels), strict=True))
+
 
 def events_of(posterior: np.ndarray, classes: Sequence[str], seconds: float, threshold: float) -> list[Event]:
     """The events in frame posteriors (T, K): each class whose maximum passes `threshold`, from its first frame at
@@ -95,7 +99,8 @@ class EventTagger:
     @torch.no_grad()
     def posteriors(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         """Each clip's frame posteriors, shape (T', K)."""
-        return map_log_mels(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), clips, self.mel)
+        waves = mel_waveforms(clips, self.mel)
+        return map_by_length(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), waves, mel=self.mel)
 
     def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events detected in each clip, sorted by onset."""
@@ -105,7 +110,7 @@ class EventTagger:
     @torch.no_grad()
     def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, D) and class logits (N, K)."""
-        rows = map_log_mels(lambda mels: list(zip(*self.network.embed(mels), strict=True)), clips, self.mel)
+        rows = map_by_length(self.network.embed_rows, mel_waveforms(clips, self.mel), mel=self.mel)
         embeddings, logits = zip(*rows, strict=True)
         return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
 

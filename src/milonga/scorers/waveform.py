@@ -27,29 +27,33 @@ RATE = 16000
 SHORTEST = 2.0  # seconds, to which the published metrics pad a clip
 
 
-def map_log_mels(network: Callable[[Tensor], Sequence[Row]], clips: Sequence[Clip], settings: MelSettings) -> list[Row]:
-    """The row of `network(pictures)` that belongs to each clip; pictures are log-mels (B, frames, bands).
+def mel_waveforms(clips: Sequence[Clip], settings: MelSettings) -> list[np.ndarray]:
+    """The waveform of each clip that log-mels of `settings` are taken of, at their sampling rate.
 
     Clips are resampled where their rate differs. Only those shorter than a window are padded, to one window.
     """
     waves = [resample(clip, settings.rate).waveform for clip in clips]
-    waves = [fit(wave, max(len(wave), settings.fft)) for wave in waves]
-    return map_by_length(lambda batch: network(log_mel(batch, settings)), waves)
+    return [fit(wave, max(len(wave), settings.fft)) for wave in waves]
 
 
 def map_by_length(
-    network: Callable[[Tensor], Sequence[Row]], waves: Sequence[np.ndarray], batch: int = BATCH
+    network: Callable[[Tensor], Sequence[Row]],
+    waves: Sequence[np.ndarray],
+    batch: int = BATCH,
+    mel: MelSettings | None = None,
 ) -> list[Row]:
     """The row of `network(waveforms)` that belongs to each of `waves`; waveforms are (B, samples), B at most `batch`.
 
-    Only waveforms of one length share a batch: padding would add silence to what a shorter one is scored by.
+    With `mel` the network is given their log-mels (B, frames, bands). Only waveforms of one length share a batch:
+    padding would add silence to what a shorter one is scored by.
     """
     rows: dict[int, Row] = {}
     for length in dict.fromkeys(map(len, waves)):
         places = [place for place, wave in enumerate(waves) if len(wave) == length]
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
-            rows |= zip(part, network(torch.from_numpy(np.stack([waves[place] for place in part]))), strict=True)
+            inputs = torch.from_numpy(np.stack([waves[place] for place in part]))
+            rows |= zip(part, network(log_mel(inputs, mel) if mel else inputs), strict=True)
     return [rows[place] for place in range(len(waves))]
 
 
