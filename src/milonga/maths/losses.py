@@ -129,7 +129,7 @@ def mapo(errors: Errors, beta: float) -> Tensor:
 def weighted_sft(errors: Errors, beta: float = 0.0) -> Tensor:
     """BATON's fine-tuning: e_θ times the clip's reward, shape (B,) (arXiv 2402.00744); β plays no part.
 
-    Its pre-training term is the trainer's `anchor`. Raises ValueError without weights.
+    Its pre-training term is the trainer's `prior_weight`. Raises ValueError without weights.
     """
     if errors.weights is None:
         raise ValueError("weighted-sft needs a weight (a reward) for each example")
@@ -173,7 +173,7 @@ def safe_scale(winner: Tensor, loser: Tensor, guard: float = 0.0) -> Tensor:
     winner, loser (B, ...): the residuals (answer − target), to which the errors' gradients by the answers are
     proportional. This is the authors' short cut: it takes the two answers for one thing that a step moves, where in
     truth they hang together by the weights alone. The winner's error cannot rise along such a step; along one in
-    weights it can, and λ from gradients by the weights is what keeps it from that (`guard_by = "weights"`).
+    weights it can, and λ from the gradients with respect to the parameters prevents that (`safeguard = "parameters"`).
     """
     mine, other = winner.detach().float().flatten(1), loser.detach().float().flatten(1)
     return safe_share(mine.pow(2).sum(1), (mine * other).sum(1), guard)

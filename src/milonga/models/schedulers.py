@@ -1,6 +1,6 @@
 """The noise schedules by which latents are denoised, by name, and where each of them starts.
 
-How they depart from the original (FACTS §4): every count of steps starts at full noise ("trailing" timesteps, Lin et
+How they depart from the original: every count of steps starts at full noise ("trailing" timesteps, Lin et
 al. 2023), where the original's start below it wherever the count does not divide 1000, and for few steps far below.
 `compat` has the original's timesteps. A model that predicts a flow has schedulers of its own.
 """
@@ -58,8 +58,8 @@ def scheduler_named(name: str, config: Any) -> Any:
     flow = predicts_flow(config)
     known = FLOW_SCHEDULERS if flow else SCHEDULERS
     if name not in known:
-        told = "predicts a flow" if flow else "predicts no flow"
-        raise RecipeError(f"scheduler {name} does not fit a model that {told}: choose one of {', '.join(known)}")
+        prediction = "predicts a flow" if flow else "predicts no flow"
+        raise RecipeError(f"scheduler {name} does not fit a model that {prediction}: choose one of {', '.join(known)}")
     kind, changes = known[name]
     if not flow:
         return kind.from_config(config, **changes)
@@ -92,7 +92,7 @@ def forward_process(scheduler: Any) -> tuple[torch.Tensor, Prediction]:
 
 
 def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
-    """A copy of a scheduler that stands before its first of `steps` steps.
+    """A copy of a scheduler, set to the first of `steps` steps.
 
     A scheduler remembers where it is: with one for each call, threads may share a pipeline. Raises RecipeError when
     there are fewer than 1 or more steps than the schedule has, and for a flow's schedule that is not known here.
@@ -100,21 +100,21 @@ def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
     total = scheduler.config.num_train_timesteps
     if not 1 <= steps <= total:
         raise RecipeError(f"steps must be at least 1 and at most {total}, not {steps}")
-    made = _even(scheduler, steps) or copy.deepcopy(scheduler)
-    if isinstance(made, FlowMatchEulerDiscreteScheduler):
-        _check_even(made.config)  # left to itself it ends with a step that moves nothing
-        made.set_timesteps(sigmas=[1 - place / steps for place in range(steps)], device=device)
-        return made
-    made.set_timesteps(steps, device=device)
-    if int(max(made.timesteps)) >= total:
+    prepared = _even(scheduler, steps) or copy.deepcopy(scheduler)
+    if isinstance(prepared, FlowMatchEulerDiscreteScheduler):
+        _check_even(prepared.config)  # left to itself it ends with a step that moves nothing
+        prepared.set_timesteps(sigmas=[1 - place / steps for place in range(steps)], device=device)
+        return prepared
+    prepared.set_timesteps(steps, device=device)
+    if int(max(prepared.timesteps)) >= total:
         raise RecipeError(f"{steps} steps begin beyond the schedule, as in the original: choose fewer, or another kind")
-    return made
+    return prepared
 
 
 def noise_share(scheduler: Any, step: Any) -> float:
-    """Where a timestep stands between no noise (0) and all of it (1), as a share of the schedule."""
-    whole = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)  # its timesteps count from 1, and need not be whole
-    return float(step if whole else step + 1) / scheduler.config.num_train_timesteps
+    """The place of a timestep between no noise (0) and full noise (1), as a share of the schedule."""
+    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)  # whose timesteps count from 1
+    return float(step if is_flow else step + 1) / scheduler.config.num_train_timesteps
 
 
 def model_input(scheduler: Any, latents: torch.Tensor, step: Any) -> torch.Tensor:
@@ -141,5 +141,5 @@ def _even(scheduler: Any, steps: int) -> Any:
 
 
 def takes_generator(scheduler: Any) -> bool:
-    """Whether a scheduler's steps draw noise, and so want to be told from where."""
+    """Whether a scheduler's steps draw noise, and so need a generator."""
     return "generator" in inspect.signature(scheduler.step).parameters

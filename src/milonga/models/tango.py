@@ -1,9 +1,8 @@
 """`TangoPipeline`: text in, sound out, as the paper's §3.1 draws it, from stock parts of diffusers and transformers.
 
-How it departs from the original code (FACTS §4): every clip has a seed of its own and comes out the same alone or in a
-batch; `n` clips asked for are `n` clips returned; the duration is a parameter; every text is encoded once; latents are
-kept in float32 whatever the networks' type; output is float and never wraps. What it does not cover: training, which is
-`stages.train`'s.
+How it departs from the original code: every clip has a seed of its own and is the same alone or in a batch; a request
+for `n` clips returns `n` clips; the duration is a parameter; every text is encoded once; latents are float32 whatever
+the networks' type; output is float and never wraps. Training is not here: see `tango_denoiser` and `milonga.training`.
 """
 
 import math
@@ -131,16 +130,16 @@ class TangoPipeline(DiffusionPipeline):
         """Denoised, scaled latents (B, C, T/r, F/r) of B texts, in float32.
 
         Every clip's noise comes from its own seed, on the CPU and in float32. Guidance at or below 1 runs the U-Net on
-        half as much (FACTS §4), and so does a step outside `interval`, whose ends are shares of the schedule from no
+        half as much, and so does a step outside `interval`, whose ends are shares of the schedule from no
         noise (0) to all of it (1) (Kynkäänniemi et al. 2024). A callback is given the tensors that it watches and gives
         back those to be gone on with. Raises RecipeError for steps, guidance or latents that do not fit.
         """
         _check_guidance(guidance, interval)
         scheduler = prepare_scheduler(self.scheduler, steps, self._execution_device)
         noise = generator if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-        made = self._initial(len(words), seconds, latents, noise) * getattr(scheduler, "init_noise_sigma", 1.0)
+        noise_latents = self._initial(len(words), seconds, latents, noise) * getattr(scheduler, "init_noise_sigma", 1.0)
         text = self._guided(words, negative) if guidance > 1 else self.encode_prompt(words)
-        held = {"latents": made, "prompt_embeds": text[0], "prompt_mask": text[1]}
+        held = {"latents": noise_latents, "prompt_embeds": text[0], "prompt_mask": text[1]}
         extra = {"generator": noise} if takes_generator(scheduler) else {}
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, step in enumerate(scheduler.timesteps):
@@ -212,27 +211,27 @@ class TangoPipeline(DiffusionPipeline):
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         guidance = self.config["guidance"] if guidance_scale is None else guidance_scale
         own = _seeds(words, seeds, num_waveforms_per_prompt)
-        made = self.sample(
+        sampled = self.sample(
             words, own, steps, guidance, audio_length_in_s, against, latents, generator, callback_on_step_end,
             guidance_interval, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
-        audios = made if output_type == "latent" else self.decode(made, audio_length_in_s)
+        audios = sampled if output_type == "latent" else self.decode(sampled, audio_length_in_s)
         result: Any = audios.numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
         return AudioPipelineOutput(audios=result) if return_dict else (result,)
 
 
 def warn_beyond(trained: float, seconds: float | None) -> None:
-    """Tells, as a MilongaWarning, who asks for more `seconds` of sound than a model was `trained` on."""
+    """Warns (MilongaWarning) about a length of more `seconds` than a model was `trained` on."""
     if seconds is not None and seconds > trained:
-        told = f"{seconds:g} s is longer than the {trained:g} s that this model was trained on: it may lose the thread"
-        warnings.warn(told, MilongaWarning, stacklevel=4)
+        text = f"{seconds:g} s is longer than the {trained:g} s that this model was trained on: quality may degrade"
+        warnings.warn(text, MilongaWarning, stacklevel=4)
 
 
 def _repeated(prompt: str | Sequence[str], count: int) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
-        raise DataError("the prompt is empty: say what should be heard, for example 'a dog barks'")
+        raise DataError("the prompt is empty: describe a sound, for example 'a dog barks'")
     if count < 1:
         raise RecipeError(f"num_waveforms_per_prompt must be at least 1, not {count}")
     return [text for text in prompts for _ in range(count)]

@@ -1,7 +1,7 @@
 """The original's names of tensors, and ours: one name of ours has one of theirs, and the other way round.
 
 U-Net and text encoder differ by a prefix alone; the VAE has the names of the latent diffusion code, the vocoder
-HiFi-GAN's (FACTS §1.1).
+HiFi-GAN's.
 """
 
 import re
@@ -51,7 +51,7 @@ def places(networks: Mapping[str, nn.Module], file: str) -> dict[str, Place]:
 
     The networks may be on the `meta` device.
     """
-    found = {}
+    mapped = {}
     for network, prefix in PREFIXES[file].items():
         values = networks[network].state_dict()
         levels = len({key.split(".")[2] for key in values if key.startswith("decoder.up_blocks.")})
@@ -60,8 +60,8 @@ def places(networks: Mapping[str, nn.Module], file: str) -> dict[str, Place]:
                 continue
             matrix = network == "vae" and _MATRICES.search(key)
             shape = Size([*value.shape, 1, 1]) if matrix else value.shape
-            found[prefix + _name(network, key, levels)] = Place(network, key, value.shape, shape)
-    return found
+            mapped[prefix + _name(network, key, levels)] = Place(network, key, value.shape, shape)
+    return mapped
 
 
 def _name(network: str, key: str, levels: int) -> str:

@@ -1,7 +1,7 @@
 """The folders of the original Tango and Tango 2: which files they hold, and the networks that their configs describe.
 
 Two layouts: the seven files that were published, and what an original training run saved through accelerate. What both
-leave out stands here as constants (FACTS §4): the U-Net's config, the noise schedule, the text encoder's sizes, the
+leave out stands here as constants: the U-Net's config, the noise schedule, the text encoder's sizes, the
 vocoder. The front end's two files hold recomputable constants: its config is checked, its weights are never read.
 """
 
@@ -122,7 +122,7 @@ def read_layout(folder: Path) -> Layout:
     if settings.get("unet_model_name"):
         raise CheckpointError(f"{source}: unet_model_name must be null: U-Nets of pictures cannot be loaded")
     _check_front_end(folder / "stft_config.json")
-    found = Layout(
+    layout = Layout(
         folder,
         _first(folder, TRAINED_MAIN if trained else (MAIN,)),
         _first(folder, TRAINED_VAE if trained else (VAE,)),
@@ -132,8 +132,8 @@ def read_layout(folder: Path) -> Layout:
         _autoencoder(folder / "vae_config.json", optional=trained),
         VOCODER,
     )
-    _check_fit(found, source)
-    return found
+    _check_fit(layout, source)
+    return layout
 
 
 def tokenizer_folder(layout: Layout, given: Path | None) -> Path:
@@ -167,14 +167,14 @@ def _settings(folder: Path, trained: bool) -> tuple[Config, Path]:
 def _read(path: Path, first_line: bool = False) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text.partition("\n")[0] if first_line else text)
+        content = json.loads(text.partition("\n")[0] if first_line else text)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: copy it from where the checkpoint was published") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no JSON: {brief(error)}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path:
@@ -199,10 +199,10 @@ def _text_encoder(folder: Path, name: str, source: Path) -> Config:
         return TEXT_ENCODERS[name]
     path = folder / name / "config.json"
     if path.is_file():
-        found = _read(path)
-        if not isinstance(found.get("vocab_size"), int):
+        config = _read(path)
+        if not isinstance(config.get("vocab_size"), int):
             raise CheckpointError(f"{path} lacks vocab_size, a whole number")
-        return found
+        return config
     known = " or ".join(TEXT_ENCODERS)
     raise CheckpointError(f"{source}: text_encoder_name {name!r} is neither {known} nor a folder in {folder}")
 
@@ -239,17 +239,17 @@ def _autoencoder(path: Path, optional: bool) -> Config:
 
 def _check_front_end(path: Path) -> None:
     """The vocoder is made for one front end; a config that says another belongs to another model."""
-    found = _read(path) if path.exists() else {}
+    config = _read(path) if path.exists() else {}
     for key, must in FRONT_END_MUST.items():
-        if found.get(key, must) != must:
-            raise CheckpointError(f"{path}: {key} must be {must}, not {json.dumps(found[key])}")
+        if config.get(key, must) != must:
+            raise CheckpointError(f"{path}: {key} must be {must}, not {json.dumps(config[key])}")
 
 
 def _check_fit(layout: Layout, source: Path) -> None:
     """The U-Net must take what the text encoder and the VAE give."""
-    seen, made = layout.unet.get("cross_attention_dim"), layout.text_encoder.get("d_model")
-    if seen != made:
-        raise CheckpointError(f"{source}: the U-Net's cross_attention_dim {seen} is not the text encoder's {made}")
-    seen, made = layout.unet.get("in_channels"), layout.autoencoder["latent_channels"]
-    if seen != made:
-        raise CheckpointError(f"{layout.folder}: the U-Net's in_channels {seen} are not the VAE's z_channels {made}")
+    given, other = layout.unet.get("cross_attention_dim"), layout.text_encoder.get("d_model")
+    if given != other:
+        raise CheckpointError(f"{source}: the U-Net's cross_attention_dim {given} is not the text encoder's {other}")
+    given, other = layout.unet.get("in_channels"), layout.autoencoder["latent_channels"]
+    if given != other:
+        raise CheckpointError(f"{layout.folder}: the U-Net's in_channels {given} are not the VAE's z_channels {other}")

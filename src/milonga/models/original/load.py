@@ -65,8 +65,8 @@ def load_tokenizer(layout: Layout, given: Path | str | None = None) -> Any:
     """
     folder = _tokenizer_place(layout, given)
     try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        longest, closed = max(found.get_vocab().values()), found("").input_ids
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        longest, closed = max(tokenizer.get_vocab().values()), tokenizer("").input_ids
     except Exception as error:  # the Rust tokenizers raise bare Exceptions, and what is raised here is told
         raise CheckpointError(f"{folder} holds no usable tokenizer: {brief(error)}") from None
     if longest >= layout.text_encoder["vocab_size"]:
@@ -74,7 +74,7 @@ def load_tokenizer(layout: Layout, given: Path | str | None = None) -> Any:
         raise CheckpointError(f"{folder}: its tokenizer has a token {longest}, but the text encoder knows {known}")
     if not closed:
         raise CheckpointError(f"{folder}: its tokenizer ends no text with </s>, so it is not the text encoder's")
-    return found
+    return tokenizer
 
 
 def _tokenizer_place(layout: Layout, given: Path | str | None) -> Path:
@@ -103,16 +103,16 @@ def blank(layout: Layout) -> dict[str, Any]:
         "vae": lambda: AutoencoderKL(**layout.autoencoder),
         "vocoder": lambda: SpeechT5HifiGan(SpeechT5HifiGanConfig(**layout.vocoder)),
     }
-    made = {}
+    networks = {}
     for name, maker in makers.items():
         try:
             with torch.device("meta"):
-                made[name] = maker().eval()
+                networks[name] = maker().eval()
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
             raise CheckpointError(
                 f"{layout.folder}: the config of its {name} describes no network: {brief(e)}"
             ) from None
-    return made
+    return networks
 
 
 def with_tied_embedding(path: Path, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
