@@ -10,7 +10,7 @@ from reference_pages import FOLDER, PAGES
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
-from milonga.experiment.changes import FIRST_CHANGED
+from milonga.experiment.invalidation import FIRST_CHANGED
 from milonga.experiment.overrides import RENAMED_KEYS
 
 CLI = (FOLDER / "cli.md").read_text(encoding="utf-8")

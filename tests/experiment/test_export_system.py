@@ -95,7 +95,7 @@ def test_again_it_is_left_alone_and_something_else_is_not_written_over(
 def test_a_system_that_is_not_trained_yet_is_told(run: Run, tmp_path: Path) -> None:
     import shutil
 
-    from milonga.experiment.export_system import export_system
+    from milonga.experiment.export import export_system
 
     shutil.copytree(run.path, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "checkpoints" / "sft")

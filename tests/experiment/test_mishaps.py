@@ -11,7 +11,7 @@ from fake_parts import RECIPE, FakeParts, NoiseModel
 from milonga.core.errors import StoreError
 from milonga.core.store import Run
 from milonga.experiment import run as pipeline
-from milonga.experiment.changes import OUTPUTS, STAGES
+from milonga.experiment.invalidation import OUTPUTS, STAGES
 from milonga.experiment.recipe import parse_recipe
 
 FAKE = parse_recipe(RECIPE, "fake.toml")

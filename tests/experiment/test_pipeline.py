@@ -15,9 +15,9 @@ from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
 from milonga.core.store import Run, read_json, write_json
 from milonga.engines.local import LocalEngine
 from milonga.experiment import run as pipeline
-from milonga.experiment.changes import changed_keys, check_change, clear_changed, first_stage, rules_of
+from milonga.experiment.invalidation import changed_keys, check_change, clear_changed, first_stage, rules_of
+from milonga.experiment.manifest import as_json, as_table, status
 from milonga.experiment.recipe import parse_recipe
-from milonga.experiment.status import as_json, as_table, status
 from milonga.preference.select import TfidfEmbedder
 
 THRESHOLD = (

@@ -10,9 +10,9 @@ from milonga.core.errors import DataError
 from milonga.core.records import Pair, Prompt, Request, Round
 from milonga.core.store import Run, read_json
 from milonga.experiment import run as pipeline
+from milonga.experiment.manifest import status
 from milonga.experiment.recipe import Recipe, parse_recipe
 from milonga.experiment.rounds import best_of, over, recipe_of
-from milonga.experiment.status import status
 
 RECIPE = """
 name = "rounds"

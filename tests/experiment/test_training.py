@@ -14,7 +14,7 @@ import torch
 
 from milonga.core.config import Settings
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
-from milonga.experiment.export_system import export_system
+from milonga.experiment.export import export_system
 from milonga.experiment.recipe import System, Train, load_recipe, parse_recipe
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.experiment.run import train

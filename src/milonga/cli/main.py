@@ -161,7 +161,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run's progress."""
-    from milonga.experiment import status as state
+    from milonga.experiment import manifest as state
 
     rows = state.status(run)
     typer.echo(state.as_json(rows) if as_json else state.as_table(rows))
@@ -210,7 +210,7 @@ def export(
     """Export a run's pairs as a data set in Audio-alpaca's layout, or a trained system as a model in diffusers' layout,
     with its card, and print the folder.
     """
-    from milonga.experiment.export_system import export_any
+    from milonga.experiment.export import export_any
 
     for line in export_any(run, folder, system, validation, push, public):
         typer.echo(line)

@@ -1,48 +1,79 @@
-"""The command `export`: a run's kept pairs as a data set that `datasets` loads, with a card, and on the Hub if asked.
+"""The command `export`: a run's kept pairs as a data set, or a trained system as a model, each with its card.
 
-The folder is a data set of the Hub's form: `README.md`, `data/SPLIT-*.parquet`, `figures/`, the run's `recipe.toml`.
-Shards are whole or absent, and README.md comes last: a folder with it is finished, and what was stopped goes on.
+A data set's folder has the Hub's form: `README.md`, `data/SPLIT-*.parquet`, `figures/`, the run's `recipe.toml`. Its
+shards are finished once they exist, and README.md comes last: a stopped export resumes, a finished one is left alone.
+A model's folder holds the base's parts beside the trained network, `README.md`, the run's `recipe.toml` and `metrics/`,
+and a `pipeline.py` by which diffusers finds the pipeline's class; it is written aside and renamed.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from milonga.core.errors import DataError, RecipeError, ServiceError, StoreError, brief
-from milonga.core.ids import content_id
+from milonga.core.ids import content_id, file_hash
 from milonga.core.progress import tracked
 from milonga.core.records import Pair
-from milonga.core.store import Run, Shards, cut, read_json, read_manifest, write_json, write_text
+from milonga.core.store import Run, Shards, atomic_dir, cut, read_json, read_manifest, write_json, write_text
 from milonga.data.pairs import RunPairs, origin_of
+from milonga.experiment.recipe import stored_recipe
 
 ROWS = 250  # pairs in a shard: two clips of ten seconds each make it about 150 MB
+VALIDATION = 0.05  # share of the captions whose pairs form that split
 NOTE = "export.json"
 
 
-def export(path: Path, folder: Path, validation: float = 0.05) -> Path:
-    """Writes a run's kept pairs into `folder`, and gives it back; a folder that is finished is left alone.
+def export_any(
+    path: Path, folder: Path, system: str | None, validation: float | None, hub: str | None, public: bool
+) -> Iterator[str]:
+    """The command: exports a run's pairs, or one `system`, and where `hub` names a repository uploads it; says where
+    each is. Raises RecipeError for a `validation` share beside a system, and as the exports and `push` do.
+    """
+    if system is not None and validation is not None:
+        raise RecipeError("--validation splits pairs, and --system exports a model: leave one of them out")
+    if hub:
+        check_credentials()
+    share = VALIDATION if validation is None else validation
+    yield str(export(path, folder, share) if system is None else export_system(path, folder, system))
+    if hub:
+        yield push(folder, hub, not public, "dataset" if system is None else "model")
+
+
+def export(path: Path, folder: Path, validation: float = VALIDATION) -> Path:
+    """Writes a run's kept pairs into `folder`, and gives it back; a finished folder is left alone.
 
     `validation` is the share of captions (0 … 1, not 1) whose pairs form that split: a caption's hash decides, so it
     stays in its split whatever else is exported. Raises StoreError for what is no run, or a folder that holds
     something else; DataError when no pair was kept; RecipeError for a share out of range.
     """
+    from milonga.reports.cards import data_card, data_card_figures
     from milonga.reports.material import read_material
 
     if not 0.0 <= validation < 1.0:
         raise RecipeError(f"validation is a share of the captions from 0 to below 1, not {validation:g}")
-    manifest = read_manifest(Run(path))
-    if manifest is None:
-        raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
-    material = read_material(path)
+    manifest, material = _manifest(path), read_material(path)
     if not material.accepted:
         raise DataError(f"{path} holds no kept pair: run it until `pair`, or loosen pair.thresholds by `milonga pair`")
+    content = content_id([pair.id for pair in material.accepted], manifest["fingerprints"], validation)
+    note = folder / NOTE
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not note.exists()):
+        raise StoreError(f"{folder} is not empty and no export: choose another folder")
+    if not note.exists():
+        write_json(note, {"content": content})
+    elif read_json(note).get("content") != content:
+        raise StoreError(f"{folder} holds an export of other pairs: choose another folder, or delete it")
+    elif (folder / "README.md").exists():
+        return folder
+
     dataset = RunPairs(Run(path))
     splits = split_pairs(dataset.pairs, validation)
-    made = content_id([pair.id for pair in material.accepted], manifest["fingerprints"], validation)
-    if _claimed(folder, made):
-        return folder
     _write_shards(dataset, splits, folder)
-    _write_card(material, {name: len(pairs) for name, pairs in splits.items()}, manifest, folder)
+    for name, svg in data_card_figures(material).items():
+        write_text(folder / "figures" / name, svg)
+    write_text(folder / "recipe.toml", material.recipe)
+    sizes = {name: len(pairs) for name, pairs in splits.items()}
+    write_text(folder / "README.md", data_card(material, sizes, provenance(manifest)))
     return folder
 
 
@@ -52,7 +83,79 @@ def split_pairs(pairs: Sequence[Pair], validation: float) -> dict[str, list[Pair
     for pair in pairs:
         held_out = int(content_id("validation", pair.prompt_id), 16) < validation * 2**64
         splits["validation" if held_out else "train"].append(pair)
-    return {name: found for name, found in splits.items() if found}
+    return {name: own for name, own in splits.items() if own}
+
+
+def _write_shards(dataset: RunPairs, splits: Mapping[str, Sequence[Pair]], folder: Path) -> None:
+    shards, parts = Shards(folder / "data"), {}
+    for split, pairs in splits.items():
+        parts |= {f"{split}-{name}": part for name, part in cut(pairs, ROWS).items()}
+    done = sum(len(part) for name, part in parts.items() if shards.has(name))
+    with tracked("export", sum(map(len, parts.values())), done) as advance:
+        for name, part in parts.items():
+            if not shards.has(name):
+                shards.write_table(name, dataset.table(part))
+                advance(len(part))
+
+
+def export_system(path: Path, folder: Path, system: str) -> Path:
+    """Writes a trained system of a run into `folder`, and gives it back; a folder that already holds it is left alone.
+
+    Raises StoreError for what is no run, or a folder that holds something else; RecipeError for a system that the run
+    does not have, or has not trained yet.
+    """
+    from milonga.models.load import pipeline
+    from milonga.reports.cards import model_card
+    from milonga.reports.material import read_material
+    from milonga.training.align import PIPELINE
+
+    manifest = _manifest(path)
+    recipe = stored_recipe(manifest["recipe"]).model_dump(mode="json")
+    tables = {table["name"]: table for table in recipe["train"]["systems"]}
+    trained, adapter = (path / "checkpoints" / system / part for part in ("model", "adapter"))
+    if system not in tables:
+        raise RecipeError(f"{path} has no system {system!r}: it has {', '.join(tables) or 'none'}")
+    if not trained.exists():
+        raise RecipeError(f"{path} has not trained {system} yet: run it until `train`")
+
+    numbers = sorted((path / "metrics").glob("*.json"))
+    weights = [file_hash(file) for file in sorted(trained.iterdir())]
+    content = content_id(weights, [file_hash(file) for file in numbers], manifest["fingerprints"])
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        note = folder / NOTE
+        if not folder.is_dir() or not note.exists() or read_json(note).get("content") != content:
+            raise StoreError(f"{folder} is not empty and holds something else: choose another folder, or delete it")
+        return folder
+    if folder.exists():
+        folder.rmdir()
+    with atomic_dir(folder) as part:
+        pipeline(recipe["models"]["model"], trained).save_pretrained(part)
+        if adapter.is_dir():
+            shutil.copytree(adapter, part / "adapter")
+        write_text(part / "pipeline.py", PIPELINE)
+        shutil.copy(path / "recipe.toml", part)
+        for file in numbers:
+            (part / "metrics").mkdir(exist_ok=True)
+            shutil.copy(file, part / "metrics")
+        write_text(part / "README.md", model_card(read_material(path), tables[system], recipe, provenance(manifest)))
+        write_json(part / NOTE, {"content": content})
+    return folder
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest = read_manifest(Run(path))
+    if manifest is None:
+        raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
+    return manifest
+
+
+def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What made a run, as (what, value): model, scorers, seed, commit and versions."""
+    origin = origin_of(manifest)
+    scorers = [("scorer", f"{name}, weights {digest}") for name, digest in origin.scorer_hashes.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)
+    software = [("seed", str(manifest["seed"])), ("commit", manifest["commit"] or "unknown"), ("versions", versions)]
+    return [("model", f"{origin.model}, weights {origin.model_hash}"), *scorers, *software]
 
 
 def push(folder: Path, name: str, private: bool = True, kind: Literal["dataset", "model"] = "dataset") -> str:
@@ -78,50 +181,3 @@ def check_credentials() -> None:
 
     if not get_token():
         raise RecipeError("there is no Hugging Face token: log in by `hf auth login`, or set HF_TOKEN")
-
-
-def _claimed(folder: Path, made: str) -> bool:
-    """Whether the folder is finished; marks an empty one as begun, and StoreError when it holds something else."""
-    note = folder / NOTE
-    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not note.exists()):
-        raise StoreError(f"{folder} is not empty and no export: choose another folder")
-    if note.exists():
-        if read_json(note).get("made") != made:
-            raise StoreError(f"{folder} holds an export of other pairs: choose another folder, or delete it")
-        return (folder / "README.md").exists()
-    write_json(note, {"made": made})
-    return False
-
-
-def _write_shards(dataset: RunPairs, splits: Mapping[str, Sequence[Pair]], folder: Path) -> None:
-    shards, parts = Shards(folder / "data"), {}
-    for split, pairs in splits.items():
-        parts |= {f"{split}-{name}": part for name, part in cut(pairs, ROWS).items()}
-    done = sum(len(part) for name, part in parts.items() if shards.has(name))
-    with tracked("export", sum(map(len, parts.values())), done) as advance:
-        for name, part in parts.items():
-            if not shards.has(name):
-                shards.write_table(name, dataset.table(part))
-                advance(len(part))
-
-
-def _write_card(material: Any, splits: Mapping[str, int], manifest: Mapping[str, Any], folder: Path) -> None:
-    from milonga.reports.cards import data_card, data_card_figures
-
-    for name, svg in data_card_figures(material).items():
-        write_text(folder / "figures" / name, svg)
-    write_text(folder / "recipe.toml", material.recipe)
-    write_text(folder / "README.md", data_card(material, splits, made_by(manifest)))
-
-
-def made_by(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What made a run, as (what, value): model, scorers, seed, commit and versions."""
-    origin = origin_of(manifest)
-    scorers = [("scorer", f"{name}, weights {digest}") for name, digest in origin.scorer_hashes.items()]
-    return [("model", f"{origin.model}, weights {origin.model_hash}"), *scorers, *facts(manifest)]
-
-
-def facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The seed, commit and versions of what made something, as (what, value)."""
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version)
-    return [("seed", str(made["seed"])), ("commit", made["commit"] or "unknown"), ("versions", versions)]

@@ -11,9 +11,9 @@ from milonga.core.records import Candidate, Pair, Record
 from milonga.core.store import Run, complete, read_manifest
 from milonga.data.pairs import Row, refusals, table2
 from milonga.experiment import run as pipeline
+from milonga.experiment.manifest import aligned
 from milonga.experiment.recipe import Recipe, load_recipe
 from milonga.experiment.registry import Registry
-from milonga.experiment.status import aligned
 from milonga.preference.pair import pair as paired
 from milonga.preference.sweep import Flip, Trial, flips, trials
 

@@ -22,10 +22,10 @@ from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.protocols import Model
 from milonga.core.records import Pair, Prompt, Round
 from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
-from milonga.experiment.evaluation import generate_eval_clips, store_features
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, System
 from milonga.experiment.registry import Context, Registry
+from milonga.experiment.stages import generate_eval_clips, store_features
 from milonga.preference.build import needed
 
 Steps = Callable[[Context], Mapping[str, Callable[[], None]]]

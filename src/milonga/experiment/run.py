@@ -12,8 +12,16 @@ from milonga.core.errors import RecipeError
 from milonga.core.protocols import Engine
 from milonga.core.store import Run, read_manifest
 from milonga.engines.local import engine_named as engine_named
-from milonga.experiment.changes import OUTPUTS, STAGES, changed_keys, check_change, clear_changed, rules_of, stages_of
 from milonga.experiment.examples import hashes
+from milonga.experiment.invalidation import (
+    OUTPUTS,
+    STAGES,
+    changed_keys,
+    check_change,
+    clear_changed,
+    rules_of,
+    stages_of,
+)
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, stored_recipe
 from milonga.experiment.registry import DEFAULT, Context, Registry
