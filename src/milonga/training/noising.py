@@ -61,7 +61,7 @@ class NoisyBatch:
 
         "bf16" runs it under autocast; the weights keep their type.
         """
-        with torch.autocast(self.latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(self.latents, precision):
             prediction = self.denoiser.predict(self.latents, self.timesteps, self.conditioning, network)
         return prediction.float()
 
@@ -73,6 +73,11 @@ class NoisyBatch:
     def errors(self, network: Network | None = None, precision: Precision = "fp32") -> Tensor:
         """The network's error on each, (M,): `mse` of `predict`."""
         return self.mse(self.predict(network, precision))
+
+
+def autocast(latents: Tensor, precision: Precision) -> torch.autocast:
+    """The context of a forward pass on latents in a precision."""
+    return torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def add_noise(

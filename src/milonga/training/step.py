@@ -13,7 +13,7 @@ from milonga.maths.losses import Errors, LossSpec, safe_scale, safe_share
 from milonga.maths.noise import seeded
 from milonga.models.denoiser import Denoiser, Network
 from milonga.training.distributed import Ranks
-from milonga.training.noising import NoisyBatch, add_noise, add_reference_errors, draw, split_errors
+from milonga.training.noising import NoisyBatch, add_noise, add_reference_errors, autocast, draw, split_errors
 from milonga.training.reference import Key, Reference
 from milonga.training.schedule import Step, loss_spec
 
@@ -83,8 +83,17 @@ class TrainStep:
         prior_errors: list[Tensor] = []
         for micro in micro_batches:
             last = micro is micro_batches[-1]
+            batch, noisy, keys = self._noisy_micro_batch(step, micro)
             with self._ranks.no_sync(self._network, sync=last and not with_prior):
-                results.append(self._preference_backward(step, micro, beta, baseline, loser_scale))
+                with autocast(noisy.latents, self._settings.precision):
+                    predictions = self._denoiser.predict(
+                        noisy.latents, noisy.timesteps, noisy.conditioning, self._network
+                    )
+                results.append(
+                    self._loss_backward(
+                        step, micro, batch, noisy, predictions.float(), keys, beta, baseline, loser_scale
+                    )
+                )
             if with_prior:
                 with self._ranks.no_sync(self._network, sync=last):
                     prior_errors.append(self._prior_backward(step, micro))
@@ -124,17 +133,28 @@ class TrainStep:
                 micro_batches.append(MicroBatch(phase, mine, torch.tensor(counts, device=self._device)))
         return micro_batches
 
-    def _preference_backward(
-        self, step: Step, micro: MicroBatch, beta: float, baseline: float, loser_scale: float | None
-    ) -> tuple[Errors, Tensor, Tensor | None]:
-        """Errors, losses (B,) and distances (B,) of a micro-batch, whose gradient is added."""
+    def _noisy_micro_batch(self, step: Step, micro: MicroBatch) -> tuple[Batch, NoisyBatch, list[Key]]:
+        """A micro-batch's examples, their noisy latents with losers where the loss needs them, and the draws' names."""
         spec, rows = loss_spec(micro.phase.loss), [step.indices[place] for place in micro.places]
         number = self._pass(step.epoch)
-        batch = self._examples.batch(rows, number).to(self._device)
-        labelled = spec.labels and batch.desirable is not None
-        losers, keys = spec.needs_loser and not labelled, [("pair", number, row) for row in rows]
-        noisy = self._noised(batch, keys, losers)
-        predictions = noisy.predict(self._network, self._settings.precision)
+        batch, keys = self._examples.batch(rows, number).to(self._device), [("pair", number, row) for row in rows]
+        losers = spec.needs_loser and not (spec.labels and batch.desirable is not None)
+        return batch, self._noised(batch, keys, losers), keys
+
+    def _loss_backward(
+        self,
+        step: Step,
+        micro: MicroBatch,
+        batch: Batch,
+        noisy: NoisyBatch,
+        predictions: Tensor,
+        keys: list[Key],
+        beta: float,
+        baseline: float,
+        loser_scale: float | None,
+    ) -> tuple[Errors, Tensor, Tensor | None]:
+        """Errors, losses (B,) and distances (B,) of a micro-batch, whose gradient is added."""
+        spec, losers = loss_spec(micro.phase.loss), len(predictions) > len(keys)
         errors, distances = split_errors(noisy.mse(predictions), losers), None
         if spec.needs_reference and self._reference is not None:
             reference_errors, theirs = self._reference.reference_errors(noisy, keys)
