@@ -66,7 +66,7 @@ def main() -> None:
     between, peak = time.perf_counter(), peak_mb()
     sweep(run.path)
     took = {"pair": round(between - begun, 1), "sweep": round(time.perf_counter() - between, 1)}
-    told = {"pairs": paired.made, "kept": paired.kept, "seconds": took, "cpu": round(time.process_time(), 1)}
+    told = {"pairs": paired.pairs, "kept": paired.accepted, "seconds": took, "cpu": round(time.process_time(), 1)}
     print(json.dumps(told | {"peak_mb": {"pair": peak, "sweep": peak_mb()}}, indent=1))
 
 

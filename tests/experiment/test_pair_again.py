@@ -32,9 +32,9 @@ def test_other_thresholds_pair_again_as_a_run_with_them_would(run, tmp_path):
     found = pair(run.path, [STRICT])
     assert files(run, "plan", "generate", "score") == before
     pairs = run.stage("pair").read_records(Pair)
-    assert (found.made, found.kept, found.scorer) == (30, len(pairs), "one")
-    assert found.kept + sum(found.refused.values()) == found.made
-    assert found.table2[-1].n == found.kept < 30
+    assert (found.pairs, found.accepted, found.scorer) == (30, len(pairs), "one")
+    assert found.accepted + sum(found.refused.values()) == found.pairs
+    assert found.table2[-1].n == found.accepted < 30
     recipe = parse_recipe(RECIPE, "fake.toml", [STRICT])
     assert parse_recipe((run.path / "recipe.toml").read_text(), "x") == recipe
     anew = pipeline.run(recipe, tmp_path / "anew", until="pair", parts=FakeParts())
@@ -61,7 +61,7 @@ def test_what_was_trained_on_these_pairs_is_not_thrown_away(run):
     before = files(run, "pair", "refused")
     with pytest.raises(StoreError, match="holds sft, trained on its present pairs"):
         pair(run.path, [STRICT])
-    assert pair(run.path).made == 30
+    assert pair(run.path).pairs == 30
     assert files(run, "pair", "refused") == before
 
 
@@ -81,7 +81,7 @@ def test_a_sweep_writes_nothing_and_agrees_with_pairing(run):
     for trial in found.trials:
         if trial.bound == "min_winner_score" and trial.value is not None:
             again = pair(run.path, [STRICT.replace("min_winner_score=0.5", f"min_winner_score={trial.value}")])
-            assert again.kept == trial.kept
+            assert again.accepted == trial.count
     assert {one.scorer for one in sweep(run.path, ["pair.thresholds=[]"]).trials} == {"one", "two"}
 
 
@@ -95,7 +95,7 @@ def test_the_command_prints_tables_or_json(run):
     assert lines[0].endswith("pairs kept as it is (*); one bound moved, the others as they are:")
     assert any(line.split()[:4] == ["one", "min_winner_score", "0.5", "*"] for line in lines)
     swept = json.loads(told("--sweep", "--json"))
-    assert swept["made"] == 30
+    assert swept["pairs"] == 30
     assert {one["bound"] for one in swept["flips"]} == {None}
-    assert json.loads(told("--set", STRICT, "--json"))["kept"] == pair(run.path).kept
+    assert json.loads(told("--set", STRICT, "--json"))["accepted"] == pair(run.path).accepted
     assert told().splitlines()[-1].startswith("refused: ")

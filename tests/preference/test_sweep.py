@@ -39,8 +39,8 @@ def test_every_trial_counts_what_pairing_with_that_bound_would_keep(found):
         value = OFF[trial.bound] if trial.value is None else trial.value
         moved = [one.model_copy(update={trial.bound: value}) if one.scorer == trial.scorer else one for one in LIMITS]
         good = kept_pairs(pair(pool, moved, "mean"))
-        assert trial.kept == len(good)
-        assert sum(trial.strategies.values()) == trial.kept
+        assert trial.count == len(good)
+        assert sum(trial.strategies.values()) == trial.count
         assert trial.strategies.get("2", 0) == sum(one.strategy == "2" for one in good)
 
 
@@ -52,10 +52,10 @@ def test_each_bound_has_its_present_value_once_and_stricter_ones_keep_no_more(fo
         for bound in OFF:
             own = [one for one in trials(pairs, LIMITS) if (one.scorer, one.bound) == (limit.scorer, bound)]
             assert own[0].value is None
-            assert [one.kept for one in own if one.present] == [len(kept_pairs(pairs))]
-            counts = [one.kept for one in own[1:]]
+            assert [one.count for one in own if one.present] == [len(kept_pairs(pairs))]
+            counts = [one.count for one in own[1:]]
             assert counts == sorted(counts, reverse=bound != "max_margin")
-            assert all(one.kept <= own[0].kept for one in own)
+            assert all(one.count <= own[0].count for one in own)
 
 
 @settings(deadline=None)

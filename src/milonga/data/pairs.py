@@ -136,8 +136,8 @@ class RunPairs(PairDataset):
     def pairs(self) -> list[Pair]:
         """The records of the kept pairs, in the order of the plan."""
         assert self.run is not None
-        found = self.run.stage("pair").read_records(Pair)
-        return sorted(found, key=lambda pair: (self._at(pair.chosen_id).place, pair.strategy, pair.rejected_id))
+        stored = self.run.stage("pair").read_records(Pair)
+        return sorted(stored, key=lambda pair: (self._at(pair.chosen_id).place, pair.strategy, pair.rejected_id))
 
     @cached_property
     def origin(self) -> Origin:

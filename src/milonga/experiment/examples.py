@@ -52,8 +52,8 @@ def hashes(recipe: Recipe) -> dict[str, Any]:
     """
     pairs = [one for one in recipe.train.pairs if one != OWN and recipe.trains_on("pairs")]
     labels = [one for one in recipe.label.sources if one != TAGGER and recipe.trains_on("rewards", "labels")]
-    found: dict[str, Any] = {"train": {"pairs": {one: _hash("train.pairs", one) for one in pairs}}}
-    return found | {"label": {"sources": {one: _hash("label.sources", one) for one in labels}}}
+    hashes_of: dict[str, Any] = {"train": {"pairs": {one: _hash("train.pairs", one) for one in pairs}}}
+    return hashes_of | {"label": {"sources": {one: _hash("label.sources", one) for one in labels}}}
 
 
 def _hash(key: str, source: str) -> str:
@@ -166,9 +166,9 @@ def _labels(context: Context, _: int) -> "list[Examples]":
     parts: list[Examples] = []
     for source in context.recipe.label.sources:
         run = context.run if source == TAGGER else Run(Path(source))
-        found = needed(context.run, "label").read_records(Label) if source == TAGGER else labels_in(Path(source))
-        liked, texts = [one.desirable for one in found], {one.id: one.prompt for one in found}
-        parts += [_clips(context, run, texts, desirable=liked)] if found else []
+        rows = needed(context.run, "label").read_records(Label) if source == TAGGER else labels_in(Path(source))
+        liked, texts = [one.desirable for one in rows], {one.id: one.prompt for one in rows}
+        parts += [_clips(context, run, texts, desirable=liked)] if rows else []
     if not parts:
         raise DataError(f"{context.run.path}: no clip could be labelled, because no prompt's scene is known")
     return parts
@@ -213,14 +213,14 @@ def label(context: Context) -> None:
 
     clips, batch = needed(context.run, "generate"), context.recipe.score.batch_size
     prompts = {one.id: one for one in needed(context.run, "prompts").read_records(Prompt)}
-    asked = {one.id: prompts[one.prompt_id] for one in needed(context.run, "plan").read_records(Request)}
+    prompt_of = {one.id: prompts[one.prompt_id] for one in needed(context.run, "plan").read_records(Request)}
 
     def work(shard: str) -> int:
-        heard = clips_of(clips.read_table(shard, ["id", "audio"]))
+        own = clips_of(clips.read_table(shard, ["id", "audio"]))
         tagger = context.parts.tagger(context.recipe.models.tagger)
-        found = label_clips(list(heard), [asked[one] for one in heard], list(heard.values()), tagger, batch)
-        context.run.stage("label").write_records(shard, found, Label)
-        return len(heard)
+        labels = label_clips(list(own), [prompt_of[one] for one in own], list(own.values()), tagger, batch)
+        context.run.stage("label").write_records(shard, labels, Label)
+        return len(own)
 
     context.over_shards("label", {shard: clips.rows(shard) for shard in clips.names()}, work)
 
@@ -235,14 +235,14 @@ def reward(context: Context) -> None:
     if complete(shards) and (context.run.path / "metrics" / "reward.json").exists():
         return
     _embed(context)
-    network = _taught(context, embedder)
+    network = _fit_network(context, embedder)
     planned = {one.id: one for one in needed(context.run, "plan").read_records(Request)}
     for shard, ids, rows in _embedded(context):
         texts = [planned[one].prompt for one in ids]
-        found = predict_rewards(network, reward_features(rows, embedder.embed_texts(texts))) if ids else []
+        values = predict_rewards(network, reward_features(rows, embedder.embed_texts(texts))) if ids else []
         records = [
             Reward(id=one, prompt_id=planned[one].prompt_id, reward=float(value))
-            for one, value in zip(ids, found, strict=True)
+            for one, value in zip(ids, values, strict=True)
         ]
         shards.write_records(shard, records, Reward)
 
@@ -258,35 +258,35 @@ def embedder_of(context: Context) -> Embedder:
 
 def labels_in(folder: Path) -> list[Label]:
     """The labels that `milonga listen export --as labels` wrote; DataError where there are none."""
-    found = Run(folder).stage("label").read_records(Label) if folder.is_dir() else []
-    if not found:
+    labels = Run(folder).stage("label").read_records(Label) if folder.is_dir() else []
+    if not labels:
         raise DataError(f"{folder} holds no labels: make them by `milonga listen export TEST {folder} --as labels`")
-    return found
+    return labels
 
 
 def clips_by_id(shards: Shards, wanted: set[str]) -> dict[str, Clip]:
     """Those clips of a folder's shards whose ids are wanted; DataError when one is not there."""
-    found: dict[str, Clip] = {}
+    clips: dict[str, Clip] = {}
     for shard in shards.names():
-        found |= {
+        clips |= {
             one: clip for one, clip in clips_of(shards.read_table(shard, ["id", "audio"])).items() if one in wanted
         }
-    if wanted - set(found):
+    if wanted - set(clips):
         raise DataError(
-            f"{shards.path} lacks clip {min(wanted - set(found))}: it and its labels do not belong together"
+            f"{shards.path} lacks clip {min(wanted - set(clips))}: it and its labels do not belong together"
         )
-    return found
+    return clips
 
 
-def _taught(context: Context, embedder: Embedder) -> "Module":
+def _fit_network(context: Context, embedder: Embedder) -> "Module":
     """The network taught from all labels; its report goes to metrics/reward.json."""
     from milonga.preference.reward import fit_reward, predict_rewards, reward_features, reward_report
 
     table, labels, clips = context.recipe.reward, *_labelled(context, embedder)
     texts = embedder.embed_texts([one.prompt for one in labels])
     network = fit_reward(reward_features(clips, texts), labels, table, context.recipe.seed)
-    found = predict_rewards(network, reward_features(clips, texts))
-    report = reward_report(found, (clips * texts).sum(axis=1), labels, table, embedder.name)
+    predicted = predict_rewards(network, reward_features(clips, texts))
+    report = reward_report(predicted, (clips * texts).sum(axis=1), labels, table, embedder.name)
     write_json(context.run.path / "metrics" / "reward.json", report.model_dump(mode="json"))
     return network
 
@@ -317,10 +317,10 @@ def _embed(context: Context) -> None:
     clips, batch = needed(context.run, "generate"), context.recipe.score.batch_size
 
     def work(shard: str) -> int:
-        heard = clips_of(clips.read_table(shard, ["id", "audio"]))
-        rows = _in_batches(embedder_of(context), list(heard.values()), batch)
-        context.run.stage("embed").write_table(shard, _table(list(heard), rows))
-        return len(heard)
+        own = clips_of(clips.read_table(shard, ["id", "audio"]))
+        rows = _in_batches(embedder_of(context), list(own.values()), batch)
+        context.run.stage("embed").write_table(shard, _table(list(own), rows))
+        return len(own)
 
     context.over_shards("embed", {shard: clips.rows(shard) for shard in clips.names()}, work)
 

@@ -81,16 +81,16 @@ def rules_of(*recipes: Recipe) -> dict[str, str]:
     that labels, and a judge that ends rounds, decide more than what is measured.
     """
     rules = dict(FIRST_CHANGED)
-    asked = {stage for recipe in recipes for stage in stages_of(recipe)}
+    stages = {stage for recipe in recipes for stage in stages_of(recipe)}
     if not any(recipe.trains_on("rewards", "labels") for recipe in recipes):
         rules["label"] = ""
-    if "reward" not in asked:
+    if "reward" not in stages:
         rules["reward"] = ""
     if not any(recipe.trains_on("rounds") for recipe in recipes):
         rules["rounds"] = ""
     else:
         rules["models.judge"] = "train"
-    if "label" in asked:
+    if "label" in stages:
         rules["models.tagger"] = "label"
     return rules
 
@@ -113,11 +113,11 @@ def check_change(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHA
     Raises StoreError, naming the keys, when that would throw away clips that were generated.
     """
     stage = first_stage(keys, rules)
-    made = len(run.stage("generate").names())
-    if stage in ("prompts", "plan", "generate") and made:
+    shards = len(run.stage("generate").names())
+    if stage in ("prompts", "plan", "generate") and shards:
         blamed = ", ".join(key for key in keys if _stage_of(key, rules) in ("prompts", "plan", "generate"))
         raise StoreError(
-            f"{run.path} was begun with other values of {blamed}, and {made} shards of clips depend on them: "
+            f"{run.path} was begun with other values of {blamed}, and {shards} shards of clips depend on them: "
             "restore them, choose another --out, or delete the folder"
         )
     return stage

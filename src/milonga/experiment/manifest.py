@@ -16,8 +16,8 @@ from milonga.experiment.recipe import Recipe, stored_recipe
 
 def describe(recipe: Recipe, fingerprints: dict[str, Any]) -> dict[str, Any]:
     """A manifest: `recipe` in full, `seed`, `versions`, `commit` (None outside git) and `fingerprints`."""
-    found = {"seed": recipe.seed} | software() | {"fingerprints": fingerprints}
-    return found | {"recipe": recipe.model_dump(mode="json")}
+    manifest = {"seed": recipe.seed} | software() | {"fingerprints": fingerprints}
+    return manifest | {"recipe": recipe.model_dump(mode="json")}
 
 
 def fingerprints(recipe: Recipe, parts: Any) -> dict[str, Any]:
@@ -54,11 +54,11 @@ def status(path: Path) -> list[StageStatus]:
     manifest = Path(path) / "manifest.json"
     if not manifest.exists():
         raise StoreError(f"{path} is no run folder: make one with `milonga run RECIPE --out {path}`")
-    asked, run = stored_recipe(read_json(manifest)["recipe"]), Run(path)
-    recipe = asked.model_dump(mode="json")
-    rows = [_stage(run, stage, recipe) for stage in stages_of(asked)]
+    recipe, run = stored_recipe(read_json(manifest)["recipe"]), Run(path)
+    table = recipe.model_dump(mode="json")
+    rows = [_stage(run, stage, table) for stage in stages_of(recipe)]
     rounds = [
-        _rounds(run, system.name, asked.rounds.count) for system in asked.train.systems if system.data == "rounds"
+        _rounds(run, system.name, recipe.rounds.count) for system in recipe.train.systems if system.data == "rounds"
     ]
     place = next(place for place, row in enumerate(rows) if row.stage == "train")
     return [*rows[:place], *rounds, *rows[place:]]
@@ -130,10 +130,10 @@ def _due(run: Run, stage: str) -> int | None:
 
 
 def _evaluated(run: Run, systems: list[str]) -> tuple[int, int | None, int]:
-    found = [run.stage(f"evaluate/{name}") for name in systems]
-    due = max(expected(shards.names()) for shards in found)
-    done = sum(len(shards.names()) for shards in found)
-    return done, due * len(systems) or None, sum(_items(shards) for shards in found)
+    folders = [run.stage(f"evaluate/{name}") for name in systems]
+    due = max(expected(one.names()) for one in folders)
+    done = sum(len(one.names()) for one in folders)
+    return done, due * len(systems) or None, sum(_items(one) for one in folders)
 
 
 def _items(shards: Shards) -> int:

@@ -21,8 +21,8 @@ from milonga.preference.sweep import Flip, Trial, flips, trials
 class Pairing(Record):
     """What thresholds made of a run's candidates: pairs made and kept, refused by condition, and Table 2."""
 
-    made: int
-    kept: int
+    pairs: int
+    accepted: int
     refused: dict[str, int]
     scorer: str
     table2: tuple[Row, ...]
@@ -31,8 +31,8 @@ class Pairing(Record):
 class Sweep(Record):
     """What other thresholds would keep of the pairs made, and where the scorers disagree."""
 
-    made: int
-    kept: int
+    pairs: int
+    accepted: int
     trials: tuple[Trial, ...]
     flips: tuple[Flip, ...]
 
@@ -57,7 +57,7 @@ def pair(path: Path, changes: Sequence[str] = ()) -> Pairing:
     Raises StoreError when `path` is no run folder, its scores are not complete, or systems were trained on pairs that
     would change; RecipeError for a change of anything else.
     """
-    recipe, manifest = _asked(path, changes)
+    recipe, manifest = _recipe_and_manifest(path, changes)
     trained = sorted(file.name for file in (path / "checkpoints").glob("*/"))
     if trained and recipe.pair.model_dump(mode="json") != manifest["recipe"]["pair"]:
         raise StoreError(
@@ -65,7 +65,7 @@ def pair(path: Path, changes: Sequence[str] = ()) -> Pairing:
             f"of the folder, or train anew with `milonga run {path} --out {path} --set ...`"
         )
     run = pipeline.run(recipe, path, only="pair", parts=_Recorded(manifest))
-    return _told([*run.stage("pair").read_records(Pair), *run.stage("refused").read_records(Pair)], recipe)
+    return _pairing([*run.stage("pair").read_records(Pair), *run.stage("refused").read_records(Pair)], recipe)
 
 
 def sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
@@ -73,40 +73,43 @@ def sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
 
     Without thresholds in the recipe, open ones of all scorers are moved. Raises as `pair` does.
     """
-    recipe, _ = _asked(path, changes)
+    recipe, _ = _recipe_and_manifest(path, changes)
     thresholds = recipe.pair.thresholds or tuple(Threshold(name) for name in recipe.models.scorers)
     table = recipe.pair
-    found = paired(Run(path).stage("score").read_records(Candidate), thresholds, table.rank_by, table.losers)
-    kept = sum(not one.refused for one in found)
+    pairs = paired(Run(path).stage("score").read_records(Candidate), thresholds, table.rank_by, table.losers)
+    accepted = sum(not one.refused for one in pairs)
     return Sweep(
-        made=len(found), kept=kept, trials=tuple(trials(found, thresholds)), flips=tuple(flips(found, thresholds))
+        pairs=len(pairs),
+        accepted=accepted,
+        trials=tuple(trials(pairs, thresholds)),
+        flips=tuple(flips(pairs, thresholds)),
     )
 
 
-def as_json(found: Pairing | Sweep) -> str:
+def as_json(result: Pairing | Sweep) -> str:
     """The result as a JSON object."""
-    return json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    return json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False)
 
 
-def pairing_text(found: Pairing) -> str:
+def pairing_text(result: Pairing) -> str:
     """Table 2 and the refusals as text."""
     lines = [("strategy", "kept", "winner", "loser", "delta")]
-    lines += [(row.strategy, str(row.n), *map(_score, (row.winner, row.loser, row.delta))) for row in found.table2]
-    refused = ", ".join(f"{reason} {count}" for reason, count in found.refused.items() if count) or "none"
-    head = f"{found.kept} of {found.made} pairs kept; mean scores by {found.scorer}"
+    lines += [(row.strategy, str(row.n), *map(_score, (row.winner, row.loser, row.delta))) for row in result.table2]
+    refused = ", ".join(f"{reason} {count}" for reason, count in result.refused.items() if count) or "none"
+    head = f"{result.accepted} of {result.pairs} pairs kept; mean scores by {result.scorer}"
     return "\n".join([head, "", aligned(lines), "", f"refused: {refused}"])
 
 
-def sweep_text(found: Sweep) -> str:
+def sweep_text(result: Sweep) -> str:
     """The sweep as two tables; the present thresholds have a star."""
     rows = [("scorer", "bound", "value", "", "kept", "share")]
-    for one in found.trials:
+    for one in result.trials:
         value = "off" if one.value is None else f"{one.value:g}"
         rows.append(
-            (one.scorer, one.bound, value, "*" if one.present else "", str(one.kept), _share(one.kept, found.made))
+            (one.scorer, one.bound, value, "*" if one.present else "", str(one.count), _share(one.count, result.pairs))
         )
-    head = f"{found.kept} of {found.made} pairs kept as it is (*); one bound moved, the others as they are:"
-    return "\n".join([head, "", aligned(rows), *_flips_text(found.flips)])
+    head = f"{result.accepted} of {result.pairs} pairs kept as it is (*); one bound moved, the others as they are:"
+    return "\n".join([head, "", aligned(rows), *_flips_text(result.flips)])
 
 
 def _flips_text(flips: Sequence[Flip]) -> list[str]:
@@ -121,7 +124,7 @@ def _flips_text(flips: Sequence[Flip]) -> list[str]:
     return ["", "how often the scorers disagree, near each threshold:", "", aligned(rows)]
 
 
-def _asked(path: Path, changes: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
+def _recipe_and_manifest(path: Path, changes: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
     """A run's recipe with changes of its pairing, and its manifest."""
     manifest = read_manifest(Run(path))
     if manifest is None:
@@ -135,11 +138,13 @@ def _asked(path: Path, changes: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
     return recipe, manifest
 
 
-def _told(pairs: Sequence[Pair], recipe: Recipe) -> Pairing:
+def _pairing(pairs: Sequence[Pair], recipe: Recipe) -> Pairing:
     scorer = recipe.pair.thresholds[0].scorer if recipe.pair.thresholds else recipe.models.scorers[0]
     refused = refusals(pairs)
-    kept = len(pairs) - sum(refused.values())
-    return Pairing(made=len(pairs), kept=kept, refused=refused, scorer=scorer, table2=tuple(table2(pairs, scorer)))
+    accepted = len(pairs) - sum(refused.values())
+    return Pairing(
+        pairs=len(pairs), accepted=accepted, refused=refused, scorer=scorer, table2=tuple(table2(pairs, scorer))
+    )
 
 
 def _score(value: float | None) -> str:

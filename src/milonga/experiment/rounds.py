@@ -87,7 +87,7 @@ class _Rounds:
         return replace(self.context, recipe=recipe.model_copy(update={"evaluate": table}), run=Run(self.path(number)))
 
 
-def in_rounds(context: Context, system: System, steps: Steps) -> None:
+def train_online(context: Context, system: System, steps: Steps) -> None:
     """Trains a system in rounds until the judge gains no more; the best round's network is the system's.
 
     metrics/rounds/SYSTEM.json has a row for the base and for each round. Raises DataError where the first round keeps
@@ -99,33 +99,33 @@ def in_rounds(context: Context, system: System, steps: Steps) -> None:
         raise RecipeError(f"{system.name} is trained in rounds, which one process does: use `milonga run`")
     rounds, prompts = _Rounds(context, system, steps), _deciding(context)
     _note(rounds.judging(0))
-    found = [_judged(rounds, 0, prompts, [])]
-    while not over(found, context.recipe):
-        number = len(found)
-        if not _made(rounds, number):
+    rows = [_judged(rounds, 0, prompts, [])]
+    while not over(rows, context.recipe):
+        number = len(rows)
+        if not _train_round(rounds, number):
             break
-        found.append(_judged(rounds, number, prompts, found))
-        _tell(found[-1])
-        _write_rows(context, system, found)
-    _write_rows(context, system, found)
-    _finish(rounds, found)
+        rows.append(_judged(rounds, number, prompts, rows))
+        _tell(rows[-1])
+        _write_rows(context, system, rows)
+    _write_rows(context, system, rows)
+    _finish(rounds, rows)
 
 
-def over(found: Sequence[Round], recipe: Recipe) -> bool:
+def over(rows: Sequence[Round], recipe: Recipe) -> bool:
     """Whether the rounds so far, the base first, are all there will be: as many as asked for, or no gain any more.
 
     A round gains when the judge's mean rises by more than `min_gain` over the best round before it; `patience`
     rounds in a row without a gain are the end.
     """
     waited = 0
-    for one in found[1:]:
+    for one in rows[1:]:
         waited = 0 if one.gain > recipe.rounds.min_gain else waited + 1
-    return len(found) > recipe.rounds.count or waited >= recipe.rounds.patience
+    return len(rows) > recipe.rounds.count or waited >= recipe.rounds.patience
 
 
-def best_of(found: Sequence[Round]) -> Round:
+def best_of(rows: Sequence[Round]) -> Round:
     """The round, of those that trained, whose policy the judge likes best; the earlier one of equals."""
-    return max(found[1:], key=lambda one: (one.judge, -one.number))
+    return max(rows[1:], key=lambda one: (one.judge, -one.number))
 
 
 def recipe_of(recipe: Recipe, system: System, number: int) -> Recipe:
@@ -143,18 +143,18 @@ def _deciding(context: Context) -> list[Prompt]:
     evaluated on: the judge would be asked what it thinks of its own choice.
     """
     sources, evaluated = context.recipe.rounds.prompts, context.recipe.evaluate.prompts
-    found = {one.id: one for source in sources for one in context.parts.prompt_source(source)}
+    prompts = {one.id: one for source in sources for one in context.parts.prompt_source(source)}
     learnt = {one.id for one in needed(context.run, "prompts").read_records(Prompt)}
     reported = {one.id for source in evaluated for one in context.parts.prompt_source(source)}
-    if len(found) < 2:
+    if len(prompts) < 2:
         raise DataError(f"rounds.prompts: {', '.join(sources)} hold fewer than two captions")
     for others, what in ((learnt, "learnt from"), (reported, "evaluated on")):
-        if others & set(found):
+        if others & set(prompts):
             raise DataError(f"rounds.prompts holds captions that are {what}: name others, such as world:tune:100")
-    return list(found.values())
+    return list(prompts.values())
 
 
-def _made(rounds: _Rounds, number: int) -> bool:
+def _train_round(rounds: _Rounds, number: int) -> bool:
     """Makes, scores and pairs a round's clips and trains on them; False where a later round keeps no pair."""
     context, trained = rounds.of(number), rounds.trained(number)
     if trained.exists():
@@ -181,12 +181,12 @@ def _note(context: Context) -> None:
 
 def _draw_prompts(rounds: _Rounds, context: Context, number: int) -> None:
     """The captions of a round: so many of the run's, drawn anew each round."""
-    shards, asked = context.run.stage("prompts"), rounds.context.recipe.rounds.captions
+    shards, count = context.run.stage("prompts"), rounds.context.recipe.rounds.captions
     if complete(shards):
         return
     known = needed(rounds.context.run, "prompts").read_records(Prompt)
     order = np.random.default_rng(derive_seed(context.recipe.seed, "captions")).permutation(len(known))
-    taken = sorted(order[: asked or len(known)].tolist())
+    taken = sorted(order[: count or len(known)].tolist())
     shards.write_records(shard_name(0, 1), [known[place] for place in taken], Prompt)
 
 
@@ -234,22 +234,22 @@ def _sizes(run: Run) -> tuple[int, int]:
 
 def _tell(row: Round) -> None:
     gain = f"{row.gain:+.4f} [{row.gain_low:+.4f}, {row.gain_high:+.4f}]"
-    told = f"{row.system}: round {row.number}, {row.pairs} pairs, judge {row.judge:.4f}, gain over the best {gain}"
-    print(told, file=sys.stderr, flush=True)
+    line = f"{row.system}: round {row.number}, {row.pairs} pairs, judge {row.judge:.4f}, gain over the best {gain}"
+    print(line, file=sys.stderr, flush=True)
 
 
-def _write_rows(context: Context, system: System, found: Sequence[Round]) -> None:
-    rows = [json.loads(one.model_dump_json()) for one in found]  # NaN becomes null
+def _write_rows(context: Context, system: System, rows: Sequence[Round]) -> None:
+    plain = [json.loads(row.model_dump_json()) for row in rows]  # NaN becomes null
     path = context.run.path / "metrics" / FOLDER / f"{system.name}.json"
-    write_json(path, rows)
+    write_json(path, plain)
 
 
-def _finish(rounds: _Rounds, found: Sequence[Round]) -> None:
+def _finish(rounds: _Rounds, rows: Sequence[Round]) -> None:
     """The best round's network and the curves of all rounds in the places where every system has its own."""
     path, name = rounds.context.run.path, rounds.system.name
-    write_text(path / "metrics" / "training" / f"{name}.jsonl", _curves(rounds, len(found) - 1))
+    write_text(path / "metrics" / "training" / f"{name}.jsonl", _curves(rounds, len(rows) - 1))
     with atomic_dir(path / "checkpoints" / name / "model") as part:
-        shutil.copytree(rounds.trained(best_of(found).number), part, dirs_exist_ok=True)
+        shutil.copytree(rounds.trained(best_of(rows).number), part, dirs_exist_ok=True)
 
 
 def _curves(rounds: _Rounds, count: int) -> str:

@@ -42,7 +42,7 @@ def run(
     StoreError when that would throw clips away, or when another process is on the folder. RecipeError for a stage
     that does not exist, or that this recipe does not ask for.
     """
-    stages = _asked(recipe, chosen(until, only), only)
+    stages = _selected(recipe, chosen(until, only), only)
     folder = Run(out or Path("runs") / recipe.name)
     with folder.lock():
         context = Context(recipe, folder, parts or DEFAULT, engine or engine_named("local", recipe.workers))
@@ -83,12 +83,12 @@ def chosen(until: str | None = None, only: str | None = None) -> tuple[str, ...]
     return (only,) if only else STAGES[: STAGES.index(until) + 1] if until else STAGES
 
 
-def _asked(recipe: Recipe, stages: tuple[str, ...], only: str | None) -> tuple[str, ...]:
+def _selected(recipe: Recipe, stages: tuple[str, ...], only: str | None) -> tuple[str, ...]:
     """Of some stages those that a recipe asks for; RecipeError for the `only` one when it does not."""
-    asked = stages_of(recipe)
-    if only and only not in asked:
+    in_recipe = stages_of(recipe)
+    if only and only not in in_recipe:
         raise RecipeError(f"this recipe asks for no {only}: nothing in it is trained on that")
-    return tuple(stage for stage in stages if stage in asked)
+    return tuple(stage for stage in stages if stage in in_recipe)
 
 
 def _accept(context: Context, stages: Sequence[str]) -> None:

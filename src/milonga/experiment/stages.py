@@ -32,41 +32,42 @@ def prompts(context: Context) -> None:
     table, shards = context.recipe.prompts, context.run.stage("prompts")
     if shards.has(ONE):
         return
-    found = list({one.id: one for source in table.sources for one in context.parts.prompt_source(source)}.values())
-    if not found:
+    captions = list({one.id: one for source in table.sources for one in context.parts.prompt_source(source)}.values())
+    if not captions:
         raise DataError(f"{', '.join(table.sources)}: no captions; check prompts.sources")
-    found = subsets(context, found) if table.clusters else found
-    shards.write_records(ONE, found, Prompt)
+    captions = subsets(context, captions) if table.clusters else captions
+    shards.write_records(ONE, captions, Prompt)
 
 
-def subsets(context: Context, found: Sequence[Prompt]) -> list[Prompt]:
+def subsets(context: Context, captions: Sequence[Prompt]) -> list[Prompt]:
     """τ1, and of all captions those of τ2 that are not in it, unless τ2 is to be taken among τ1; in the order given."""
     from milonga.preference.select import temporal
 
-    kept = {prompt.id for prompt in diverse(context, found)}
-    wider = temporal(found) if context.recipe.prompts.temporal == "all" else []
+    chosen = {prompt.id for prompt in diverse(context, captions)}
+    wider = temporal(captions) if context.recipe.prompts.temporal == "all" else []
     print(
-        f"prompts: {len(kept)} diverse, {len({one.id for one in wider} - kept)} temporal beside them", file=sys.stderr
+        f"prompts: {len(chosen)} diverse, {len({one.id for one in wider} - chosen)} temporal beside them",
+        file=sys.stderr,
     )
-    wanted = kept | {prompt.id for prompt in wider}
-    return [one.model_copy(update={"diverse": one.id in kept}) for one in found if one.id in wanted]
+    wanted = chosen | {prompt.id for prompt in wider}
+    return [one.model_copy(update={"diverse": one.id in chosen}) for one in captions if one.id in wanted]
 
 
-def diverse(context: Context, found: Sequence[Prompt]) -> list[Prompt]:
+def diverse(context: Context, captions: Sequence[Prompt]) -> list[Prompt]:
     """τ1, and what it was chosen from: clusters.html to be looked at, metrics/clusters.json for programs."""
     from milonga.preference.select import cluster, sample_clusters
     from milonga.reports.clusters import cluster_rows, page
 
     table, seed, path = context.recipe.prompts, context.recipe.seed, context.run.path
     embedder = context.parts.text_embedder(table.embedder)
-    print(f"prompts: {len(found)} captions, {table.clusters} clusters by {embedder.name}", file=sys.stderr)
-    clusters = cluster(found, embedder, table.clusters, seed)
-    kept = sample_clusters(clusters, table.per_cluster, seed, table.nearest)
+    print(f"prompts: {len(captions)} captions, {table.clusters} clusters by {embedder.name}", file=sys.stderr)
+    clusters = cluster(captions, embedder, table.clusters, seed)
+    chosen = sample_clusters(clusters, table.per_cluster, seed, table.nearest)
     write_json(
-        path / "metrics" / "clusters.json", [row.model_dump(mode="json") for row in cluster_rows(clusters, kept)]
+        path / "metrics" / "clusters.json", [row.model_dump(mode="json") for row in cluster_rows(clusters, chosen)]
     )
-    write_text(path / "clusters.html", page(clusters, kept, embedder.name))
-    return kept
+    write_text(path / "clusters.html", page(clusters, chosen, embedder.name))
+    return chosen
 
 
 def train(context: Context) -> None:
@@ -75,7 +76,7 @@ def train(context: Context) -> None:
     Under torchrun every rank comes here; the first one encodes the data, and the others read what it stored.
     """
     from milonga.experiment.examples import examples_of
-    from milonga.experiment.rounds import in_rounds
+    from milonga.experiment.rounds import train_online
     from milonga.training.align import AlignConfig, AlignTrainer
     from milonga.training.distributed import Ranks
 
@@ -85,7 +86,7 @@ def train(context: Context) -> None:
         if (folder / "model").exists():
             continue
         if system.data == "rounds":
-            in_rounds(context, system, steps_of)
+            train_online(context, system, steps_of)
             continue
         settings, fraction = recipe.train.settings(system), recipe.train.val_fraction
         if system.data != "pairs":  # only pairs can be validated by their order
@@ -109,8 +110,8 @@ def evaluate(context: Context) -> None:
     shards = context.run.stage("evaluate/prompts")
     if not shards.has(ONE):
         sources = [context.parts.prompt_source(source) for source in context.recipe.evaluate.prompts]
-        found = {prompt.id: prompt for source in sources for prompt in source}
-        shards.write_records(ONE, list(found.values()), Prompt)
+        prompts_by_id = {prompt.id: prompt for source in sources for prompt in source}
+        shards.write_records(ONE, list(prompts_by_id.values()), Prompt)
     prompts = shards.read_records(Prompt)
     systems = ["base", *(system.name for system in context.recipe.train.systems)]
     for name in systems:

@@ -254,10 +254,10 @@ def _scorer_named(name: str, scorers: Sequence[str]) -> str:
     """The scorer of that name, or whose file has that stem; DataError where there is none, or more than one."""
     if name in scorers:
         return name
-    found = [scorer for scorer in scorers if Path(scorer.rpartition(":")[2].partition("@")[0]).stem == name]
-    if len(found) != 1:
+    matching = [scorer for scorer in scorers if Path(scorer.rpartition(":")[2].partition("@")[0]).stem == name]
+    if len(matching) != 1:
         raise DataError(f"no scorer is called {name!r}: the scorers are {', '.join(scorers)}")
-    return found[0]
+    return matching[0]
 
 
 def _accept(run: Run, recipe: dict[str, Any], weights: dict[str, Any], captions: str) -> None:

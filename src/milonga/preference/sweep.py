@@ -24,13 +24,13 @@ VALUES = 8  # about as many round values of each bound are tried
 
 
 class Trial(Record):
-    """How many pairs are kept, in all and by strategy, when one bound of one scorer has another value (None: off)."""
+    """The `count` of pairs kept, in all and by strategy, when a bound of one scorer has another value (None: off)."""
 
     scorer: str
     bound: Bound
     value: float | None
     present: bool
-    kept: int
+    count: int
     strategies: dict[str, int]
 
 
@@ -117,7 +117,7 @@ def _trials_of(pool: Pool, threshold: Threshold, bound: Bound, rest: np.ndarray)
         strategies = dict.fromkeys(sorted(set(pool.strategies.tolist())), 0)
         strategies |= dict(zip(names.tolist(), counts.tolist(), strict=True))
         now = present == (off if value is None else value)
-        yield Trial(scorer=scorer, bound=bound, value=value, present=now, kept=int(good.sum()), strategies=strategies)
+        yield Trial(scorer=scorer, bound=bound, value=value, present=now, count=int(good.sum()), strategies=strategies)
 
 
 def flips(pairs: Sequence[Pair], thresholds: Sequence[Threshold]) -> list[Flip]:
