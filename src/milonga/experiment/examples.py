@@ -70,9 +70,10 @@ def _pairs(context: Context, prior: int) -> "list[Examples]":
     for source in context.recipe.train.pairs:
         if source == OWN:
             pairs = needed(context.run, "pair").read_records(Pair)
-            world = prior if context.recipe.train.clips is None else 0
-            denoiser = context.parts.load_denoiser(context.recipe.models.model)
-            parts += [own_pairs(denoiser, context.run, pairs, world)] if pairs else []
+            if pairs:
+                denoiser = context.parts.load_denoiser(context.recipe.models.model)
+                world = prior if context.recipe.train.clips is None else 0
+                parts.append(own_pairs(denoiser, context.run, pairs, world))
         elif (Path(source) / "pair").is_dir():
             parts.append(_folder_of_pairs(context, Run(Path(source))))
         else:
