@@ -141,6 +141,11 @@ class Settings(Record):
     `ema` is a decay; `prior_weight` weighs the plain denoising loss on real clips (prior preservation) beside the
     preference loss; `min_lr_ratio` is the linear schedule's end as a share of its peak; `noise_samples_per_pair` is the
     number of (timestep, noise) that a pair has in all (0: new ones each epoch); `sdpo_mu` is SDPO's μ.
+
+    Of preference phases: `train_guidance` trains the guided prediction u + g(c − u) that is sampled (1: the conditional
+    one alone); `trust_region` weighs ‖v_θ − v_ref‖²; `grad_clip_quantile` clips at that running quantile of the
+    gradient's norms and not at `max_grad_norm`. Of group-wise losses: `ratio_clip` bounds exp(e_old − e_θ), and
+    `old_policy` is the network as given or its `ema`.
     """
 
     batch_size: int = Field(default=16, ge=1)
@@ -171,6 +176,11 @@ class Settings(Record):
     gradient_checkpointing: bool = False
     compile: bool = False
     fsdp: bool = False
+    train_guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
+    trust_region: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    ratio_clip: float = Field(default=0.0, ge=0.0, lt=1.0)
+    old_policy: Literal["reference", "ema"] = "reference"
+    grad_clip_quantile: float | None = Field(default=None, gt=0.0, lt=1.0)
     early_stop_winner_error: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     patience: int = Field(default=0, ge=0)
     sample_every: int = Field(default=0, ge=0)
@@ -191,6 +201,12 @@ class Settings(Record):
             raise ValueError(
                 'reference = "cached" needs noise_samples_per_pair: how many noises and timesteps a pair has'
             )
+        if self.reference == "cached" and (self.trust_region or self.train_guidance > 1):
+            raise ValueError(
+                'reference = "cached" stores errors alone: trust_region and train_guidance need its answers'
+            )
+        if self.old_policy == "ema" and self.ema == 0:
+            raise ValueError('old_policy = "ema" needs ema, the decay of the averaged weights')
         if self.fsdp and self.lora_rank:
             raise ValueError("fsdp has no LoRA: set lora_rank = 0 or fsdp = false")
         return self

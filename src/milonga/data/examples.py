@@ -11,6 +11,7 @@ from torch import Tensor
 
 from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
+from milonga.maths.group_losses import advantages
 from milonga.models.denoiser import Conditioning, Posterior
 
 Latents = Tensor | Posterior
@@ -23,6 +24,9 @@ class Batch:
 
     An example without a loser is simply a clip and its caption. `weights` (B,) are rewards, `desirable` (B,) bool tells
     liked clips from disliked ones, `groups` are the names (strategies) by which validation pairs are told apart.
+
+    In a batch of groups an example is the K clips of one caption: `winner` is (B, K, *latent shape), and `advantages`
+    (B, K) says how much better than its group each clip is.
     """
 
     winner: Tensor
@@ -31,6 +35,7 @@ class Batch:
     weights: Tensor | None = None
     desirable: Tensor | None = None
     groups: tuple[str, ...] | None = None
+    advantages: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -109,6 +114,41 @@ class PairExamples:
         if self._prior is None:
             raise DataError(NO_PRIOR)
         return self._prior.batch(indices, epoch)
+
+
+class GroupExamples:
+    """N groups of K clips of one caption each, for group-wise losses.
+
+    `latents` (N, K, *latent shape) are scaled; `rewards` (N, K) become advantages within their group
+    (`maths.group_losses.advantages`). Groups of equal rewards teach nothing and are left out: `num_flat` counts them.
+    Raises DataError when the lengths differ, or where no group is left.
+    """
+
+    num_prior = 0
+
+    def __init__(self, latents: Tensor, rewards: Tensor, conditioning: Conditioning) -> None:
+        if latents.shape[:2] != rewards.shape or conditioning.rows != len(rewards):
+            sizes = f"latents {tuple(latents.shape[:2])}, rewards {tuple(rewards.shape)}, captions {conditioning.rows}"
+            raise DataError(f"the parts of training groups differ in number: {sizes}")
+        scaled = advantages(rewards)
+        taught = scaled.ne(0).any(1).nonzero().flatten().tolist()
+        self.num_flat = len(rewards) - len(taught)
+        if not taught:
+            raise DataError("no group teaches anything: within each caption all clips have one reward")
+        self._latents, self._advantages, self._conditioning = latents[taught], scaled[taught], conditioning.take(taught)
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The groups with these indices."""
+        rows = list(indices)
+        conditioning = self._conditioning.take(rows).float()
+        return Batch(self._latents[rows].float(), None, conditioning, advantages=self._advantages[rows].float())
+
+    def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """Always DataError: groups have no prior-preservation clips; `with_prior_data` adds some."""
+        raise DataError(NO_PRIOR)
 
 
 class CaptionedClips:

@@ -10,7 +10,6 @@ For K = 2 and A = ±1 the gradient of `dpo` is that of `dgpo` times β, so β ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,8 @@ class GroupErrors:
     """Mean denoising errors of G groups of K clips, each (G, K), and the clips' advantages (G, K).
 
     `old` are the errors of the sampling policy. `positive` and `negative` are those of DiffusionNFT's two implicit
-    policies (`implicit_policies`). None where the loss at hand does not ask for them.
+    policies (`implicit_policies`). None where the loss at hand does not ask for them. `ratio_clip` bounds how far a
+    clip's ratio exp(e_old − e_θ) may leave 1 (0: as far as it likes).
     """
 
     policy: Tensor
@@ -35,6 +35,7 @@ class GroupErrors:
     old: Tensor | None = None
     positive: Tensor | None = None
     negative: Tensor | None = None
+    ratio_clip: float = 0.0
 
 
 def advantages(rewards: Tensor) -> Tensor:
@@ -54,43 +55,43 @@ def advantages(rewards: Tensor) -> Tensor:
     return scaled.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT).to(rewards.dtype)
 
 
-def dgpo(errors: GroupErrors, beta: float, clip: float = 0.0) -> Tensor:
+def dgpo(errors: GroupErrors, beta: float) -> Tensor:
     """Direct group preference optimisation, shape (G,) (arXiv 2510.08425): w · mean_i A_i e_θ(x_i).
 
-    w = σ(Σ_i A_i β (e_θ − e_ref)_i / K) has no gradient: it falls as the group is ordered as its rewards are. With
-    `clip` above zero and old errors, a clip whose ratio exp(e_old − e_θ) left 1 ± clip in the direction of its
-    advantage has no gradient any more. Raises ValueError without a reference, or if β is not above zero.
+    w = σ(Σ_i A_i β (e_θ − e_ref)_i / K) has no gradient: it falls as the group is ordered as its rewards are. With a
+    `ratio_clip`, a clip whose ratio left 1 ± ratio_clip in the direction of its advantage has no gradient any more.
+    Raises ValueError without a reference, with a ratio_clip without old errors, or if β is not above zero.
     """
     import torch
 
     _check_beta(beta)
     gap = errors.policy.detach() - _needed(errors.reference, "dgpo", "the reference's errors")
     weight = torch.sigmoid(beta * (errors.advantages * gap).mean(-1))
-    policy = errors.policy
+    policy, clip = errors.policy, errors.ratio_clip
     if clip > 0:
-        old = _needed(errors.old, "dgpo with a ratio clip", "the sampling policy's errors")
+        old = _needed(errors.old, "dgpo with a ratio_clip", "the sampling policy's errors")
         ratio = (old - policy.detach()).exp()
         outside = torch.where(errors.advantages > 0, ratio > 1 + clip, ratio < 1 - clip)
         policy = torch.where(outside, policy.detach(), policy)
     return weight * (errors.advantages * policy).mean(-1)
 
 
-def awm(errors: GroupErrors, beta: float = 0.0, clip: float = 0.0) -> Tensor:
+def awm(errors: GroupErrors, beta: float = 0.0) -> Tensor:
     """Advantage weighted matching, shape (G,) (arXiv 2509.25050): mean_i max(−A ρ, −A clip(ρ, 1 ± c)).
 
-    ρ = exp(e_old − e_θ) is 1 before the first update. Without a `clip` it is policy gradient on the ratio alone; β
-    plays no part. Raises ValueError without old errors.
+    ρ = exp(e_old − e_θ) is 1 before the first update and c the `ratio_clip`. Without it this is the policy gradient
+    on the ratio alone; β plays no part. Raises ValueError without old errors.
     """
     import torch
 
     ratio = (_needed(errors.old, "awm", "the sampling policy's errors") - errors.policy).exp()
-    plain = -errors.advantages * ratio
+    plain, clip = -errors.advantages * ratio, errors.ratio_clip
     if clip <= 0:
         return plain.mean(-1)
     return torch.maximum(plain, -errors.advantages * ratio.clamp(1 - clip, 1 + clip)).mean(-1)
 
 
-def nft(errors: GroupErrors, beta: float, clip: float = 0.0) -> Tensor:
+def nft(errors: GroupErrors, beta: float) -> Tensor:
     """DiffusionNFT, shape (G,) (arXiv 2509.16117): mean_i [r e⁺ + (1 − r) e⁻] / β with r = A/10 + ½ in [0, 1].
 
     e⁺ and e⁻ are the errors of `implicit_policies`. Raises ValueError without them, or if β is not above zero.
@@ -102,7 +103,7 @@ def nft(errors: GroupErrors, beta: float, clip: float = 0.0) -> Tensor:
     return (liking * positive + (1 - liking) * negative).mean(-1) / beta
 
 
-def crd(errors: GroupErrors, beta: float, clip: float = 0.0) -> Tensor:
+def crd(errors: GroupErrors, beta: float) -> Tensor:
     """Centred reward distillation, shape (G,) (arXiv 2603.14128): mean_i (β(ρ_i − mean ρ) − A_i)².
 
     ρ = e_old − e_θ is the policy's implicit reward of a clip. Raises ValueError without old errors, or if β is not
@@ -123,25 +124,6 @@ def implicit_policies(policy: Tensor, old: Tensor, beta: float) -> tuple[Tensor,
     _check_beta(beta)
     old = old.detach()
     return beta * policy + (1 - beta) * old, (1 + beta) * old - beta * policy
-
-
-@dataclass(frozen=True)
-class GroupLossSpec:
-    """A group-wise loss, and what it asks for: the trainer skips the passes that are not needed."""
-
-    function: Callable[[GroupErrors, float, float], Tensor]
-    needs_reference: bool
-    needs_old: bool
-    needs_beta: bool
-    needs_implicit: bool = False
-
-
-GROUP_LOSSES: dict[str, GroupLossSpec] = {
-    "dgpo": GroupLossSpec(dgpo, needs_reference=True, needs_old=False, needs_beta=True),
-    "awm": GroupLossSpec(awm, needs_reference=False, needs_old=True, needs_beta=False),
-    "nft": GroupLossSpec(nft, needs_reference=False, needs_old=True, needs_beta=True, needs_implicit=True),
-    "crd": GroupLossSpec(crd, needs_reference=False, needs_old=True, needs_beta=True),
-}
 
 
 def _needed(values: Tensor | None, loss: str, what: str) -> Tensor:

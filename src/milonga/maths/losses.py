@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from milonga.maths.group_losses import awm, crd, dgpo, nft
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,16 +142,21 @@ def weighted_sft(errors: Errors, beta: float = 0.0) -> Tensor:
 class LossSpec:
     """A loss, and what it asks for: the trainer skips the passes that are not needed.
 
-    A loss with `labels` also takes single clips that are labelled, in place of winners and losers.
+    A loss with `labels` also takes single clips that are labelled, in place of winners and losers. A loss of `groups`
+    is a function of `group_losses.GroupErrors`; some need the errors of the policy that sampled the clips (`needs_old`)
+    or of the implicit policies (`needs_implicit`).
     """
 
-    function: Callable[[Errors, float], Tensor]
+    function: Callable[[Any, float], Tensor]
     needs_loser: bool
     needs_reference: bool
     needs_beta: bool
     needs_safeguard: bool = False
     needs_weights: bool = False
     labels: bool = False
+    groups: bool = False
+    needs_old: bool = False
+    needs_implicit: bool = False
 
 
 LOSSES: dict[str, LossSpec] = {
@@ -163,6 +170,12 @@ LOSSES: dict[str, LossSpec] = {
     "mapo": LossSpec(mapo, needs_loser=True, needs_reference=False, needs_beta=True),
     "weighted-sft": LossSpec(
         weighted_sft, needs_loser=False, needs_reference=False, needs_beta=False, needs_weights=True
+    ),
+    "dgpo": LossSpec(dgpo, needs_loser=False, needs_reference=True, needs_beta=True, groups=True),
+    "awm": LossSpec(awm, needs_loser=False, needs_reference=False, needs_beta=False, groups=True, needs_old=True),
+    "crd": LossSpec(crd, needs_loser=False, needs_reference=False, needs_beta=True, groups=True, needs_old=True),
+    "nft": LossSpec(
+        nft, needs_loser=False, needs_reference=False, needs_beta=True, groups=True, needs_old=True, needs_implicit=True
     ),
 }
 

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from milonga.core.config import Phase, Settings
-from milonga.maths.losses import Errors, deltas, implicit_accuracy, preference_margin
+from milonga.maths.losses import LOSSES, Errors, deltas, implicit_accuracy, preference_margin
 
 Row = dict[str, Any]
 MonitorState = dict[str, float]
 SPAN = 20  # steps that the running means look back over
 SATURATED = 0.05  # mean σ(−½βm) below which pairs teach nothing more
+GRAD_RATE = 0.1  # of the running quantile of gradient norms, in their logarithm
 BETA_RANGE = 10.0  # how far auto-β may go from the phase's β, as a factor either way
 WATCHED = ("delta_winner", "winner_worse", "margin", "saturation")
 PREFERENCE_FIELDS = (
@@ -116,6 +117,25 @@ def auto_beta(phase: Phase, settings: Settings, monitor: MonitorState) -> float:
     return min(max(beta, phase.beta / BETA_RANGE), phase.beta * BETA_RANGE)
 
 
+def grad_limit(phase: Phase, settings: Settings, monitor: MonitorState) -> float:
+    """The norm that a step's gradient is clipped to: `max_grad_norm`, or of a phase that compares with a reference or
+    an old policy the running quantile `grad_clip_quantile` of the norms so far (no limit in its first step).
+    """
+    spec = LOSSES.get(phase.loss)
+    if settings.grad_clip_quantile is None or spec is None or not (spec.needs_reference or spec.needs_old):
+        return settings.max_grad_norm
+    return monitor.get("grad_limit", math.inf)
+
+
+def update_grad_limit(monitor: MonitorState, settings: Settings, norm: float) -> None:
+    """Moves the running quantile of gradient norms towards a step's norm (Robbins and Monro, on the logarithm)."""
+    if settings.grad_clip_quantile is None or not 0 < norm < math.inf:
+        return
+    limit = monitor.get("grad_limit", norm)
+    move = GRAD_RATE * (settings.grad_clip_quantile - (norm <= limit))
+    monitor["grad_limit"] = limit * math.exp(move)
+
+
 def update_running_means(monitor: MonitorState, row: Row) -> None:
     """Moves the running means towards a step's values."""
     if row["margin"] is None:
@@ -129,7 +149,7 @@ def update_running_means(monitor: MonitorState, row: Row) -> None:
 
 def reset(monitor: MonitorState) -> None:
     """Drops the running means at the end of a phase: they say nothing about the next one."""
-    for name in (*WATCHED, "seen", "baseline"):
+    for name in (*WATCHED, "seen", "baseline", "grad_limit"):
         monitor.pop(name, None)
 
 

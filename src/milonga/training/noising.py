@@ -47,7 +47,10 @@ def draw(shape: Sequence[int], keys: Sequence[tuple], seed: int, total: int, set
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """M noised latents with all that the network is given, the target of its prediction, and error weights (M,)."""
+    """M noised latents with all that the network is given, the target of its prediction, and error weights (M,).
+
+    With a `guidance` above 1 the prediction is the guided one, u + guidance·(c − u), as it is sampled.
+    """
 
     denoiser: Denoiser
     latents: Tensor
@@ -55,6 +58,7 @@ class NoisyBatch:
     conditioning: Conditioning
     target: Tensor
     weights: Tensor | None
+    guidance: float = 1.0
 
     def predict(self, network: Network | None = None, precision: Precision = "fp32") -> Tensor:
         """The prediction of the denoiser's module, or of `network` in its place, (M, *latent shape), float32.
@@ -63,7 +67,16 @@ class NoisyBatch:
         """
         with autocast(self.latents, precision):
             prediction = self.denoiser.predict(self.latents, self.timesteps, self.conditioning, network)
-        return prediction.float()
+        return self.guided(prediction.float(), network, precision)
+
+    def guided(self, prediction: Tensor, network: Network | None = None, precision: Precision = "fp32") -> Tensor:
+        """The guided prediction (M, *latent shape) of a conditional one, by one more pass; itself without guidance."""
+        if self.guidance <= 1:
+            return prediction
+        empty = self.conditioning.replace(torch.ones(len(self.latents), dtype=torch.bool), self.denoiser.empty)
+        with autocast(self.latents, precision):
+            unguided = self.denoiser.predict(self.latents, self.timesteps, empty, network).float()
+        return unguided + self.guidance * (prediction - unguided)
 
     def mse(self, prediction: Tensor) -> Tensor:
         """The weighted mean squared error of each prediction (Eq. 4), float32, shape (M,)."""
@@ -87,16 +100,22 @@ def add_noise(
     losers: bool,
     gamma: float | None = None,
     weighting: Omega = "prediction",
+    guidance: float = 1.0,
 ) -> NoisyBatch:
     """A batch as the network sees it (Eq. 3): winners, followed by losers where these are wanted, for a single pass.
 
-    A dropped caption is dropped for winner and loser alike. `weighting` and `gamma` give ω(λ), see `maths.noise.omega`.
+    Of a batch of groups these are B·K rows, group by group: all clips of a group have one timestep and one noise. A
+    dropped caption is dropped for winner and loser alike. `weighting` and `gamma` give ω(λ), see `maths.noise.omega`.
     Raises DataError when losers are wanted and the batch has none.
     """
     process, conditioning = denoiser.process, batch.conditioning
     if draws.dropped.any():
         conditioning = conditioning.replace(draws.dropped, denoiser.empty)
     latents, noise, steps = batch.winner, draws.noise, draws.timesteps
+    if batch.advantages is not None:
+        size = batch.advantages.shape[1]
+        latents, noise, steps = latents.flatten(0, 1), noise.repeat_interleave(size, 0), steps.repeat_interleave(size)
+        conditioning = conditioning.take([row for row in range(len(batch.advantages)) for _ in range(size)])
     if losers:
         if batch.loser is None:
             raise DataError("this loss compares winners with losers, but the examples have no losers: train on pairs")
@@ -111,6 +130,7 @@ def add_noise(
         conditioning,
         process.target(latents, noise, steps),
         None if weights is None else weights.to(latents.device),
+        guidance,
     )
 
 

@@ -111,6 +111,11 @@ def check_training(
             raise DataError(
                 f"{phase.loss!r} compares winners with losers, but the examples have no losers: give {needed}"
             )
+        if spec.groups != (first.advantages is not None):
+            kind = "groups of clips with rewards" if spec.groups else "pairs or clips, and these examples are groups"
+            raise DataError(f"{phase.loss!r} needs {kind}")
+        if spec.groups and settings.reference == "cached":
+            raise RecipeError(f'{phase.loss!r} has no table of reference errors: set reference = "copy"')
         if spec.needs_weights and first.weights is None:
             raise DataError(f"{phase.loss!r} weighs each example by a reward, but the examples have none: give weights")
     if settings.fsdp and settings.sample_every:

@@ -1,6 +1,7 @@
 """One optimizer step: its examples through policy and reference, the loss, and the gradient that they leave."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from milonga.core.config import Phase, Settings
+from milonga.core.errors import DataError
 from milonga.data.examples import Batch, Examples
+from milonga.maths.group_losses import GroupErrors, implicit_policies
 from milonga.maths.losses import Errors, LossSpec, safe_scale, safe_share
 from milonga.maths.noise import seeded
 from milonga.models.denoiser import Denoiser, Network
@@ -49,8 +52,11 @@ class StepOutput:
 class TrainStep:
     """Turns a step's examples into gradients of `network`, which is the denoiser's module or stands in its place.
 
-    `first` is the training's first phase, which all but one of `settings.released_ranks` stay in.
+    `first` is the training's first phase, which all but one of `settings.released_ranks` stay in. Inside the context
+    that `averaged_weights()` gives, the network has its EMA's weights; the trainer sets it.
     """
+
+    averaged_weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(
         self,
@@ -84,16 +90,19 @@ class TrainStep:
         for micro in micro_batches:
             last = micro is micro_batches[-1]
             batch, noisy, keys = self._noisy_micro_batch(step, micro)
+            old = self._old_predictions(noisy, micro)
             with self._ranks.no_sync(self._network, sync=last and not with_prior):
                 with autocast(noisy.latents, self._settings.precision):
                     predictions = self._denoiser.predict(
                         noisy.latents, noisy.timesteps, noisy.conditioning, self._network
                     )
-                results.append(
-                    self._loss_backward(
-                        step, micro, batch, noisy, predictions.float(), keys, beta, baseline, loser_scale
+                predictions = noisy.guided(predictions.float(), self._network, self._settings.precision)
+                if batch.advantages is not None:
+                    results.append(self._group_backward(step, micro, batch, noisy, predictions, old, keys, beta))
+                else:
+                    results.append(
+                        self._loss_backward(step, micro, batch, noisy, predictions, keys, beta, baseline, loser_scale)
                     )
-                )
             if with_prior:
                 with self._ranks.no_sync(self._network, sync=last):
                     prior_errors.append(self._prior_backward(step, micro))
@@ -137,9 +146,17 @@ class TrainStep:
         """A micro-batch's examples, their noisy latents with losers where the loss needs them, and the draws' names."""
         spec, rows = loss_spec(micro.phase.loss), [step.indices[place] for place in micro.places]
         number = self._pass(step.epoch)
-        batch, keys = self._examples.batch(rows, number).to(self._device), [("pair", number, row) for row in rows]
+        batch = self._examples.batch(rows, number).to(self._device)
+        keys = [("group" if spec.groups else "pair", number, row) for row in rows]
         losers = spec.needs_loser and not (spec.labels and batch.desirable is not None)
-        return batch, self._noised(batch, keys, losers), keys
+        return batch, self._noised(batch, keys, losers, spec), keys
+
+    def _old_predictions(self, noisy: NoisyBatch, micro: MicroBatch) -> Tensor | None:
+        """The averaged weights' predictions, before the policy's own: its weights take their place in memory again."""
+        if not (loss_spec(micro.phase.loss).groups and self._settings.old_policy == "ema"):
+            return None
+        with torch.no_grad(), self.averaged_weights():
+            return noisy.predict(self._network, self._settings.precision)
 
     def _loss_backward(
         self,
@@ -160,7 +177,8 @@ class TrainStep:
             reference_errors, theirs = self._reference.reference_errors(noisy, keys)
             errors = add_reference_errors(errors, reference_errors)
             if theirs is not None:
-                squares = (predictions.detach() - theirs).pow(2).flatten(1).mean(1)
+                answers = predictions if self._settings.trust_region else predictions.detach()
+                squares = (answers - theirs).pow(2).flatten(1).mean(1)
                 distances = squares.reshape(-1, len(keys)).mean(0)
         safeguard = self._safeguard(noisy, predictions, spec, loser_scale)
         desirable = batch.desirable if not losers else None
@@ -172,8 +190,50 @@ class TrainStep:
             baseline=baseline,
         )
         losses = spec.function(complete, beta)
+        if self._settings.trust_region and distances is not None:
+            losses = losses + self._settings.trust_region * distances
         self._backward((losses * micro.counts).sum(), step)
         return replace(errors, desirable=desirable, safeguard=safeguard), losses.detach(), distances
+
+    def _group_backward(
+        self,
+        step: Step,
+        micro: MicroBatch,
+        batch: Batch,
+        noisy: NoisyBatch,
+        predictions: Tensor,
+        old: Tensor | None,
+        keys: list[Key],
+        beta: float,
+    ) -> tuple[Errors, Tensor, Tensor | None]:
+        """Errors, losses (B,) and distances (B,) of a micro-batch of groups, whose gradient is added.
+
+        Without an `old` policy the reference is it. The errors that are logged are those of each group's best clip, as
+        winner, and of its worst, as loser.
+        """
+        spec, signs = loss_spec(micro.phase.loss), batch.advantages
+        if signs is None or self._reference is None:
+            raise DataError(f"{micro.phase.loss!r} needs groups of clips with rewards, and a reference")
+        reference_errors, reference = self._reference.reference_errors(noisy, keys)
+        known = reference_errors.reshape(signs.shape)
+        errors = GroupErrors(
+            noisy.mse(predictions).reshape(signs.shape), signs, known,
+            known if old is None else noisy.mse(old).reshape(signs.shape), ratio_clip=self._settings.ratio_clip,
+        )  # fmt: skip
+        sampler = reference if old is None else old
+        if spec.needs_implicit and sampler is not None:
+            positive, negative = implicit_policies(predictions, sampler, beta)
+            both = noisy.mse(positive).reshape(signs.shape), noisy.mse(negative).reshape(signs.shape)
+            errors = replace(errors, positive=both[0], negative=both[1])
+        losses, distances = spec.function(errors, beta), None
+        if reference is not None:
+            distances = (predictions - reference).pow(2).flatten(1).mean(1).reshape(signs.shape).mean(1)
+            losses = losses + self._settings.trust_region * distances
+        self._backward((losses * micro.counts).sum(), step)
+        rows, best, worst = torch.arange(len(signs), device=signs.device), signs.argmax(1), signs.argmin(1)
+        policy = errors.policy.detach()
+        logged = Errors(policy[rows, best], policy[rows, worst], known[rows, best], known[rows, worst])
+        return logged, losses.detach(), distances
 
     def _safeguard(
         self, noisy: NoisyBatch, predictions: Tensor, spec: LossSpec, loser_scale: float | None
@@ -202,10 +262,13 @@ class TrainStep:
         """Adds the gradient of a sum over examples as its share of the step's mean; ranks' gradients are averaged."""
         (total * self._ranks.world / len(step.indices)).backward()
 
-    def _noised(self, batch: Batch, keys: Sequence[Key], losers: bool) -> NoisyBatch:
-        settings = self._settings
-        draws = draw(batch.winner.shape[1:], keys, self._seed, len(self._denoiser.process), settings)
-        return add_noise(self._denoiser, batch, draws, losers, settings.snr_gamma, settings.loss_weighting)
+    def _noised(self, batch: Batch, keys: Sequence[Key], losers: bool, spec: LossSpec | None = None) -> NoisyBatch:
+        """A batch with its draws' noise; a loss that compares with a reference or an old policy may train guided."""
+        settings, shape = self._settings, batch.winner.shape[1 if batch.advantages is None else 2 :]
+        draws = draw(shape, keys, self._seed, len(self._denoiser.process), settings)
+        guided = spec is not None and (spec.needs_reference or spec.needs_old)
+        guidance = settings.train_guidance if guided else 1.0
+        return add_noise(self._denoiser, batch, draws, losers, settings.snr_gamma, settings.loss_weighting, guidance)
 
     def _pass(self, epoch: int) -> int:
         """Whose draws an epoch sees: its own, or with `noise_samples_per_pair` those of an earlier one again."""

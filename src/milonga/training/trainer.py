@@ -35,9 +35,11 @@ from milonga.training.monitor import (
     alert,
     auto_beta,
     finite,
+    grad_limit,
     preference_row,
     reset,
     should_stop,
+    update_grad_limit,
     update_running_means,
 )
 from milonga.training.reference import AdapterDisabled, CachedReference, FrozenCopy, Reference
@@ -110,6 +112,7 @@ class Trainer:
 
             train_step, validation = self._prepare(ranks)
             state = TrainState.new(self.denoiser, settings)
+            train_step.averaged_weights = partial(_averaged_weights, state)
             checkpoints = Checkpoints(self.folder / "checkpoints", settings.save_total_limit)
             note = checkpoints.load(state) or {"curves": 0}
             training_log = TrainingLog(self.log_path or self.folder / "curves.jsonl", note["curves"], ranks.is_main)
@@ -123,8 +126,10 @@ class Trainer:
                     beta = auto_beta(step.phase, settings, state.monitor)
                     output = train_step.run(step, beta, state.monitor.get("baseline", 0.0))
                     parameters = list(state.trained().values())
-                    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                    limit = grad_limit(step.phase, settings, state.monitor)
+                    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
                     grad_norm, lr = float(ranks.full_tensor(norm)), learning_rate(step, settings)
+                    update_grad_limit(state.monitor, settings, grad_norm)
                     skipped = finite(output.loss + grad_norm) is None
                     state.update(lr, skipped)
                     if loss_spec(step.phase.loss).labels and not skipped:
@@ -173,7 +178,8 @@ class Trainer:
 
         # The reference comes before the adapter: it is a copy of the network as given.
         reference: Reference | None = None
-        if self.val is not None or any(loss_spec(phase.loss).needs_reference for phase in self.phases):
+        compared = [loss_spec(phase.loss) for phase in self.phases]
+        if self.val is not None or any(spec.needs_reference or spec.needs_old for spec in compared):
             reference = self._reference(ranks)
         if settings.gradient_checkpointing:
             enable: Any = getattr(module, "enable_gradient_checkpointing", None)
