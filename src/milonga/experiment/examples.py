@@ -3,7 +3,10 @@
 A clip's latents are those stored beside it, where they have the size that the model's have; else it passes the VAE.
 """
 
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,7 @@ from milonga.core.audio import clips_of
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.protocols import Embedder
-from milonga.core.records import Clip, Label, Pair, Prompt, Request
+from milonga.core.records import Candidate, Clip, Label, Pair, Prompt, Request
 from milonga.core.store import Run, Shards, complete, write_json
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
 from milonga.experiment.registry import Context
@@ -34,10 +37,17 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
     """
     from milonga.data.examples import ConcatExamples, filter_by_strategy, with_prior_data
 
-    kinds = {"pairs": _pairs, "clips": _real_clips, "rewards": _rewards, "labels": _labels}
+    kinds = {
+        "pairs": _pairs,
+        "groups": partial(_groups, system),
+        "clips": _real_clips,
+        "rewards": _rewards,
+        "labels": _labels,
+    }
     parts = kinds[system.data](context, prior)
     examples = parts[0] if len(parts) == 1 else ConcatExamples(parts)
-    examples = filter_by_strategy(examples, system.strategies) if system.strategies else examples
+    if system.strategies and system.data == "pairs":
+        examples = filter_by_strategy(examples, system.strategies)
     if not prior or examples.num_prior or system.data == "clips":
         return examples
     if context.recipe.train.clips is not None:
@@ -83,6 +93,45 @@ def _pairs(context: Context, prior: int) -> "list[Examples]":
             f"{context.run.path}: no pair was kept, so there is nothing to train on; loosen pair.thresholds"
         )
     return parts
+
+
+def _groups(system: System, context: Context, _: int) -> "list[Examples]":
+    """All clips of each caption that were sampled from its own words, rewarded by the run's scorers.
+
+    A clip's reward is the mean of its scorers' z-scores within the caption. Groups have one size: captions with fewer
+    clips than most are left out, of more the first by id are taken.
+    """
+    import torch
+
+    from milonga.data.examples import GroupExamples
+    from milonga.maths.group_losses import advantages
+    from milonga.models.denoiser import Posterior
+
+    groups: dict[str, dict[str, Candidate]] = {}
+    for candidate in needed(context.run, "score").read_records(Candidate):
+        request = candidate.request
+        if request.faithful and (not system.strategies or set(system.strategies) & set(request.strategies)):
+            groups.setdefault(request.prompt_id, {})[request.id] = candidate
+    sizes = Counter(map(len, groups.values()))
+    size = max(sizes, key=lambda length: (sizes[length], length), default=0)
+    if size < 2:
+        raise DataError(f"{context.run.path}: no caption has two clips of its own words: plan several steps or noises")
+    chosen = [sorted(group.items())[:size] for group in groups.values() if len(group) >= size]
+    names = sorted(chosen[0][0][1].scores)
+    scores = torch.tensor([[[clip.scores[name] for name in names] for _, clip in group] for group in chosen])
+    rewards = advantages(scores.transpose(1, 2)).mean(1)
+    denoiser = context.parts.load_denoiser(context.recipe.models.model)
+    latents = _latents(denoiser, context.run, [clip for group in chosen for clip, _ in group])
+    plain = latents.mean * latents.scale if isinstance(latents, Posterior) else latents
+    conditioning = _conditioning(context, denoiser, [group[0][1].request.prompt for group in chosen])
+    examples = GroupExamples(plain.unflatten(0, (len(chosen), size)), rewards, conditioning)
+    left_out = len(groups) - len(chosen)
+    print(
+        f"train {system.name}: {len(examples)} groups of {size} clips; left out: {left_out} with fewer clips, "
+        f"{examples.num_flat} with equal rewards",
+        file=sys.stderr,
+    )
+    return [examples]
 
 
 def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":

@@ -65,6 +65,8 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
     left_out: set[str] = set()
     if not recipe.makes_clips:
         left_out |= {"plan", "generate", "score", "pair"}
+    if recipe.train.systems and not recipe.trains_on("pairs", "rewards", "labels", "rounds"):
+        left_out.add("pair")  # groups need scores alone
     if not recipe.makes_clips and not recipe.trains_on("rounds"):
         left_out.add("prompts")
     if not (recipe.trains_on("rewards", "labels") and TAGGER in recipe.label.sources):

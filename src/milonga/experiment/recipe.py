@@ -92,13 +92,13 @@ class Labels(Record):
 class System(Record):
     """`[[train.systems]]`: a model trained from the base by phases, and its data.
 
-    `pairs` (of `strategies` where some are named), `clips`: real clips with captions; `rewards`: the run's own clips,
-    each with its reward; `labels`: labelled clips; `rounds`: pairs by the latest policy, round after round. A key in
-    `settings` replaces `[train]`'s.
+    `pairs` and `groups` (all clips of a caption, for group-wise losses), of `strategies` where some are named;
+    `clips`: real clips with captions; `rewards`: the run's own clips, each with its reward; `labels`: labelled clips;
+    `rounds`: pairs by the latest policy, round after round. A key in `settings` replaces `[train]`'s.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    data: Literal["pairs", "clips", "rewards", "labels", "rounds"] = "pairs"
+    data: Literal["pairs", "groups", "clips", "rewards", "labels", "rounds"] = "pairs"
     strategies: tuple[Name, ...] = ()
     phases: tuple[Phase, ...] = Field(min_length=1)
     settings: Settings = Settings()
@@ -110,8 +110,8 @@ class System(Record):
 
     @model_validator(mode="after")
     def _strategies_need_pairs(self) -> Self:
-        if self.strategies and self.data != "pairs":
-            raise ValueError(f'strategies choose among pairs, and {self.name} is trained on "{self.data}"')
+        if self.strategies and self.data not in ("pairs", "groups"):
+            raise ValueError(f'strategies choose among pairs or groups, and {self.name} is trained on "{self.data}"')
         return self
 
 
@@ -213,7 +213,7 @@ class Recipe(Record):
         """Whether the run generates training clips by its plan; else they come from elsewhere, or in rounds."""
         on_pairs = OWN in self.train.pairs and (self.trains_on("pairs") or not self.train.systems)
         on_labels = TAGGER in self.label.sources and self.trains_on("labels")
-        return on_pairs or on_labels or self.trains_on("rewards")
+        return on_pairs or on_labels or self.trains_on("rewards", "groups")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
