@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from milonga.experiment.changes import stages_of
+from milonga.experiment.invalidation import stages_of
 from tiny_parts import parts_folder
 
 from milonga.core.errors import DataError, RecipeError
