@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from milonga.experiment.invalidation import stages_of
 from tiny_parts import parts_folder
 
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Candidate
 from milonga.core.store import Run
 from milonga.experiment import run as pipeline
+from milonga.experiment.invalidation import stages_of
 from milonga.experiment.recipe import Recipe, parse_recipe
 
 RECIPE = """
