@@ -1,9 +1,10 @@
-"""`milonga nano train` in seconds: every lesson at full width for two steps, stopped, begun again, and loaded."""
+"""`milonga nano train` in seconds: every task at full width for two steps, stopped, begun again, and loaded."""
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,50 +17,53 @@ from milonga.experiment import nano_train as nano
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.load import pipeline
 from milonga.nano.build import clap as train_clap
+from milonga.nano.build import codec as train_codec
 from milonga.nano.build import corpus
 from milonga.nano.build import tagger as train_tagger
 from milonga.nano.build import text as train_text
 from milonga.nano.build import unet as train_unet
-from milonga.nano.build import vae as train_vae
-from milonga.nano.build import vocoder as train_vocoder
 from milonga.nano.world import CLASSES, SECONDS
 from milonga.preference.candidates import generate_clips
 
 CLIPS = 6
 LOSSES = (
     (train_text, "text_loss"),
-    (train_vae, "vae_loss"),
-    (train_vocoder, "vocoder_loss"),
+    (train_codec, "vae_loss"),
+    (train_codec, "vocoder_loss"),
     (train_tagger, "tagger_loss"),
     (train_clap, "words_loss"),
-    (train_clap, "sounds_loss"),
-    (train_clap, "clap_loss"),
+    (train_clap, "audio_loss"),
+    (train_clap, "joint_loss"),
 )
+SHORT: dict[str, Any] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 1}
 FOLDERS = {"tango", "tagger", "clap-a", "clap-b", "clap-judge"}
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
-    """Six clips, two steps a lesson; the networks, losses and the order of lessons are the real ones."""
+    """Six clips, two steps a task; the networks, losses and the order of tasks are the real ones."""
     patch.setattr(nano, "CLIPS", CLIPS)
     patch.setattr(nano, "CODED", 2)
     patch.setattr(corpus, "SHARD", 3)
-    for lesson in (train_text, train_vae, train_vocoder, train_tagger):
-        patch.setattr(lesson, "LESSON", replace(lesson.LESSON, steps=2, batch=2, warmup=1, save_every=1))
-    for lesson in (train_vae, train_vocoder, train_unet, train_tagger):
-        patch.setattr(lesson, "CLIPS", CLIPS)
+    tasks = ((train_text, "TASK"), (train_codec, "VAE_TASK"), (train_codec, "VOCODER_TASK"), (train_tagger, "TASK"))
+    for module, name in tasks:
+        patch.setattr(module, name, replace(getattr(module, name), **SHORT))
+    for module, name in (
+        (train_codec, "VAE_CLIPS"), (train_codec, "VOCODER_CLIPS"), (train_unet, "CLIPS"), (train_tagger, "CLIPS")
+    ):  # fmt: skip
+        patch.setattr(module, name, CLIPS)
     patch.setattr(train_unet, "EPOCHS", 1)
     patch.setattr(train_unet, "SETTINGS", train_unet.SETTINGS | {"batch_size": 3, "checkpoint_every": 1})
     thirds = [replace(one, first=2 * n, last=2 * n + 2) for n, one in enumerate(train_clap.CLAPS)]
     patch.setattr(train_clap, "CLAPS", tuple(thirds))
-    for name in ("words_lesson", "sounds_lesson", "lesson_of"):
+    for name in ("text_task", "audio_task", "joint_task"):
         patch.setattr(train_clap, name, shorter(getattr(train_clap, name)))
     say = train_text.sentences
     patch.setattr(train_text, "sentences", lambda seed, count: say(seed, 400))
 
 
-def shorter(lesson_of: Callable) -> Callable:
-    """Two steps of what `lesson_of` says."""
-    return lambda one: replace(lesson_of(one), steps=2, batch=2, warmup=1, save_every=1)
+def shorter(task_of: Callable) -> Callable:
+    """Two steps of the task that `task_of` gives."""
+    return lambda spec: replace(task_of(spec), **SHORT)
 
 
 def stopping(loss: Callable, at: int) -> Callable:
@@ -93,7 +97,7 @@ def words(folder: Path) -> list[dict[str, int]]:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder whose weights were made without a stop, under `out`."""
-    folder = tmp_path_factory.mktemp("school")
+    folder = tmp_path_factory.mktemp("nano")
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch)
         assert nano.make(folder / "work", folder / "out") == folder / "out"
@@ -142,20 +146,20 @@ def test_latents_are_brought_to_unit_variance_by_the_factor_that_ships(work: Pat
 
 @pytest.mark.usefixtures("_short")
 def test_what_is_learnt_is_not_learnt_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for lesson, name in LOSSES:
-        monkeypatch.setattr(lesson, name, stopping(getattr(lesson, name), 0))
+    for module, name in LOSSES:
+        monkeypatch.setattr(module, name, stopping(getattr(module, name), 0))
     nano.make(work / "work", work / "again")
     assert files(work / "again") == files(work / "out")
     assert words(work / "again") == words(work / "out")
 
 
 @pytest.mark.usefixtures("_short")
-def test_stopped_in_every_lesson_and_begun_again_it_makes_the_same_weights(
+def test_stopped_in_every_task_and_begun_again_it_makes_the_same_weights(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for lesson, name in LOSSES:
+    for module, name in LOSSES:
         with monkeypatch.context() as patch:
-            patch.setattr(lesson, name, stopping(getattr(lesson, name), 1))
+            patch.setattr(module, name, stopping(getattr(module, name), 1))
             with pytest.raises(KeyboardInterrupt):
                 nano.make(tmp_path / "work", tmp_path / "out")
     nano.make(tmp_path / "work", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What the lessons are taught with: targets and negatives of scenes, and captions as wrong as they say."""
+"""What the networks are trained with: targets and negatives of scenes, and captions as wrong as they say."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ from milonga.core.records import Scene
 from milonga.nano.build import unet as train_unet
 from milonga.nano.build.corpus import Corpus
 from milonga.nano.build.text import fit_tokenizer, hard_negatives, replaced, scene_target, sentences, swapped
-from milonga.nano.build.unet import LEFT_OUT, WRONG_ORDER, WRONG_SOUND, remembered, without_one
+from milonga.nano.build.unet import LEFT_OUT, WRONG_ORDER, WRONG_SOUND, noisy_caption, without_one
 from milonga.nano.world import CLASSES, draw_scene
 
 SEEDS = st.integers(0, 2**62)
@@ -103,16 +103,16 @@ def corpus_of(scene: Scene, clips: int = 1500) -> Corpus:
 
 
 def told(monkeypatch: pytest.MonkeyPatch, scene: Scene, epoch: int = 0) -> list[tuple[Scene, dict[str, int]]]:
-    """The scenes and counts that `remembered` puts into words."""
+    """The scenes and counts that `noisy_caption` puts into words."""
     corpus, found = corpus_of(scene), []
     monkeypatch.setattr(train_unet, "caption_in", lambda split, *said: found.append((split, *said[:2])) or "")
     for index in range(len(corpus)):
-        remembered(corpus, 1, index, epoch)
+        noisy_caption(corpus, 1, index, epoch)
     assert {split for split, *_ in found} == {"train"}
     return [(said, counts) for _, said, counts in found]
 
 
-def test_a_sequence_is_remembered_wrong_as_often_as_the_shares_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_is_noisy_caption_wrong_as_often_as_the_shares_say(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = (("Dog",), ("Bell",))
     found = told(monkeypatch, scene)
     kinds = Counter(
@@ -139,9 +139,9 @@ def test_without_a_sequence_no_order_is_wrong_and_a_single_sound_is_never_left_o
     assert wrong == pytest.approx(expected, abs=3.5 * (expected / len(found)) ** 0.5)
 
 
-def test_a_caption_is_remembered_the_same_in_one_epoch_and_otherwise_in_the_next() -> None:
+def test_a_caption_is_noisy_caption_the_same_in_one_epoch_and_otherwise_in_the_next() -> None:
     corpus = corpus_of((("Dog",), ("Bell",)), 40)
-    first, again, later = ([remembered(corpus, 1, n, epoch) for n in range(40)] for epoch in (0, 0, 1))
+    first, again, later = ([noisy_caption(corpus, 1, n, epoch) for n in range(40)] for epoch in (0, 0, 1))
     assert first == again
     assert sum(one == other for one, other in zip(first, later, strict=True)) < 10
     assert len(set(first)) > 20

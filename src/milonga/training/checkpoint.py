@@ -1,15 +1,16 @@
 """Checkpoints: written atomically, and verified before they are used.
 
-A checkpoint holds what is trained of the network, the optimizer's moments, the EMA, the step and the running means. It
+A checkpoint holds what is trained of the network, the optimizer's moments, the EMA, the step and other counters. It
 holds no generator state by design: every draw is derived from the run's seed and the step or example it is for.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,25 @@ if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
 log = logging.getLogger(__name__)
+Tensors = dict[str, Tensor]
+
+
+class Resumable(Protocol):
+    """What a checkpoint is taken of."""
+
+    step: int
+
+    def tensors(self) -> dict[str, Tensors]:
+        """All tensors, by the file they are stored in and their name there."""
+        ...
+
+    def counters(self) -> dict[str, Any]:
+        """All else, as plain JSON values."""
+        ...
+
+    def restore(self, read: Callable[[str], Tensors], counters: Mapping[str, Any]) -> None:
+        """Takes the state of a checkpoint, of which `read(file)` gives a file's tensors on the CPU."""
+        ...
 
 
 @dataclass
@@ -69,6 +89,53 @@ class TrainState:
         self.optimizer.zero_grad(set_to_none=True)
         self.step, self.skipped = self.step + 1, self.skipped + 1 if skip else 0
 
+    def tensors(self) -> dict[str, Tensors]:
+        """What is trained of the network, its optimizer's moments and, where there is one, its average."""
+        parameters = self.trained()
+        files: dict[str, Tensors] = {"model": dict(parameters), "optimizer": moments(self.optimizer, parameters)}
+        if self.ema is not None:
+            files["ema"] = dict(zip(parameters, self.ema.shadow_params, strict=True))
+        return files
+
+    def counters(self) -> dict[str, Any]:
+        """Steps, skipped losses, the EMA's steps and the running means."""
+        averaged = 0 if self.ema is None else self.ema.optimization_step
+        return {"step": self.step, "skipped": self.skipped, "averaged": averaged, "monitor": self.monitor}
+
+    def restore(self, read: Callable[[str], Tensors], counters: Mapping[str, Any]) -> None:
+        """Takes the state of a checkpoint."""
+        parameters = self.trained()
+        for name, value in read("model").items():
+            parameters[name].data.copy_(shard_like(value, parameters[name]))
+        restore_moments(self.optimizer, parameters, read("optimizer"))
+        if self.ema is not None:
+            shadow = read("ema")
+            self.ema.shadow_params = [
+                shard_like(shadow[name].to(parameter.device), parameter) for name, parameter in parameters.items()
+            ]
+            self.ema.optimization_step = counters["averaged"]
+        self.step, self.skipped, self.monitor = counters["step"], counters["skipped"], counters["monitor"]
+
+
+def moments(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> Tensors:
+    """The state of an optimizer by `parameter|key`."""
+    return {
+        f"{name}|{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_moments(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Tensors) -> None:
+    """Gives an optimizer the state that `moments` returned."""
+    for full_name, value in tensors.items():
+        name, key = full_name.rsplit("|", 1)
+        parameter = parameters[name]
+        value = value.to(parameter.device)
+        if value.dim() and not hasattr(parameter, "full_tensor"):  # in the parameter's own memory format
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][key] = shard_like(value, parameter) if value.dim() else value
+
 
 class Checkpoints:
     """The newest `limit` checkpoints of one training, in one folder, named by their step."""
@@ -76,46 +143,45 @@ class Checkpoints:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self._limit = folder, limit
 
-    def save(self, state: TrainState, note: dict[str, Any], ranks: Ranks) -> Path:
+    def save(self, state: Resumable, note: dict[str, Any], ranks: Ranks) -> Path:
         """Writes a checkpoint with a `note` (plain JSON values), deletes all but the newest, and gives its folder.
 
         All ranks call this; sharded parameters are gathered, and the main process writes.
         """
         from safetensors.torch import save_file
 
-        path, parameters = self.folder / f"step-{state.step:08d}", state.trained()
-        moments = {
-            f"{name}|{key}": value
-            for name, parameter in parameters.items()
-            for key, value in state.optimizer.state.get(parameter, {}).items()
+        path = self.folder / f"step-{state.step:08d}"
+        files = {
+            name: {key: ranks.full_tensor(value) for key, value in tensors.items()}
+            for name, tensors in state.tensors().items()
         }
-        files: dict[str, dict[str, Tensor]] = {"model": dict(parameters), "optimizer": moments}
-        if state.ema is not None:
-            files["ema"] = dict(zip(parameters, state.ema.shadow_params, strict=True))
-        files = {name: {key: ranks.full_tensor(value) for key, value in part.items()} for name, part in files.items()}
         if ranks.is_main:
             with atomic_dir(path) as part:
                 for name, tensors in files.items():
                     plain = {key: value.detach().contiguous() for key, value in tensors.items()}
                     save_file(plain, part / f"{name}.safetensors")
-                _write_description(part, state, note)
+                hashes = {file.name: file_hash(file) for file in sorted(part.glob("*.safetensors"))}
+                description = state.counters() | {"note": note, "files": hashes}
+                write_json(part / "state.json", description | {"seal": content_id(description)})
             for old in [p for p in self._paths() if p.name <= path.name][: -self._limit]:
                 shutil.rmtree(old)
         ranks.wait()
         return path
 
-    def load(self, state: TrainState) -> dict[str, Any] | None:
+    def load(self, state: Resumable) -> dict[str, Any] | None:
         """Puts the newest intact checkpoint into `state` and returns its note; None when there is none.
 
         A damaged one is skipped with a warning, and the one before it is tried.
         """
+        from safetensors.torch import load_file
+
         for path in reversed(self._paths()):
             try:
                 description = _verified(path)
             except CheckpointError as error:
                 log.warning("%s; going back to the checkpoint before it", error)
                 continue
-            _restore(state, path, description)
+            state.restore(lambda name, path=path: load_file(path / f"{name}.safetensors"), description)
             return description["note"]
         return None
 
@@ -133,15 +199,6 @@ class Checkpoints:
         return sorted(self.folder.glob(f"step-{'[0-9]' * 8}"))
 
 
-def _write_description(part: Path, state: TrainState, note: dict[str, Any]) -> None:
-    """Writes state.json: the counters, the note, each file's hash, and a seal over all of these."""
-    files = {file.name: file_hash(file) for file in sorted(part.glob("*.safetensors"))}
-    averaged = 0 if state.ema is None else state.ema.optimization_step
-    description = {"step": state.step, "skipped": state.skipped, "averaged": averaged, "note": note, "files": files}
-    description["monitor"] = state.monitor
-    write_json(part / "state.json", description | {"seal": content_id(description)})
-
-
 def _verified(path: Path) -> dict[str, Any]:
     """The contents of state.json; CheckpointError when it, or a file that it lists, is not as it was written."""
     try:
@@ -153,22 +210,3 @@ def _verified(path: Path) -> dict[str, Any]:
     if not intact or broken:
         raise CheckpointError(f"checkpoint {path} is damaged ({', '.join(broken) or 'state.json'})")
     return description
-
-
-def _restore(state: TrainState, path: Path, description: dict[str, Any]) -> None:
-    """Fills `state` from a verified checkpoint."""
-    from safetensors.torch import load_file
-
-    parameters = state.trained()
-    device = str(next(iter(parameters.values())).device)
-    for name, value in load_file(path / "model.safetensors", device=device).items():
-        parameters[name].data.copy_(shard_like(value, parameters[name]))
-    for full_name, value in load_file(path / "optimizer.safetensors", device=device).items():
-        name, key = full_name.rsplit("|", 1)
-        moment = value if value.dim() == 0 else shard_like(value, parameters[name])
-        state.optimizer.state[parameters[name]][key] = moment
-    if state.ema is not None:
-        shadow = load_file(path / "ema.safetensors", device=device)
-        state.ema.shadow_params = [shard_like(shadow[name], parameter) for name, parameter in parameters.items()]
-        state.ema.optimization_step = description["averaged"]
-    state.step, state.skipped, state.monitor = description["step"], description["skipped"], description["monitor"]

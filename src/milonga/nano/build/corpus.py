@@ -1,11 +1,12 @@
-"""The corpus that the nano weights are trained on: rendered scenes as log-mel pictures with frame-level truth.
+"""What nano's networks are trained on: a corpus of rendered scenes, and tasks with their steps and learning rates.
 
-Cut into shards of safetensors, written aside and renamed: a shard that exists is finished, so rendering can be killed
-and started again. Captions are not stored: they are drawn anew from a clip's scene whenever it is used.
+The corpus has log-mel pictures with frame-level truth, in shards of safetensors that are written atomically: a shard
+that exists is finished, so rendering can be killed and started again. Captions are not stored: they are drawn anew from
+a clip's scene whenever it is used. Every draw in a training derives from (seed, task, step).
 """
 
 import json
-import os
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save
 
 from milonga.core.ids import derive_seed
 from milonga.core.records import Scene
+from milonga.core.store import write_bytes
 from milonga.maths.mel import MelSettings, log_mel, normalise
 from milonga.nano.world import CLASSES, SECONDS, Sounding, draw_counts, draw_scene, render
 
@@ -24,8 +26,35 @@ from milonga.nano.world import CLASSES, SECONDS, Sounding, draw_counts, draw_sce
 MEL = MelSettings(hop=256)
 FRAMES = 256
 SHARD = 500
-# Truth is kept at a quarter of the mel's frame rate: 64 frames of 64 ms, the tagger's resolution.
+# Truth is stored at a quarter of the mel's frame rate: 64 frames of 64 ms, the tagger's resolution.
 TRUTH_FRAMES = 64
+Loss = Callable[[int], dict[str, torch.Tensor]]  # a step's number → named terms, of which "loss" is minimised
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """A training of one network: `ema` is the decay of the weights' moving average (0: none)."""
+
+    name: str
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    ema: float = 0.0
+    checkpoint_every: int = 200
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step: linear up to `lr`, then a half cosine down to a twentieth of it."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def step_rng(seed: int, task: str, step: int) -> np.random.Generator:
+    """The random generator of one step of one task."""
+    return np.random.default_rng(derive_seed(seed, task, step))
 
 
 @dataclass
@@ -57,7 +86,7 @@ class Corpus:
 
 
 def sounding(seed: int, index: int) -> Sounding:
-    """Clip number `index` of the corpus with this seed: a scene drawn by chance, rendered."""
+    """Clip number `index` of the corpus with this seed: a random scene, rendered."""
     rng = np.random.default_rng(derive_seed(seed, "scene", index))
     scene = draw_scene(rng)
     return render(scene, clip_seed(seed, index), draw_counts(scene, rng))
@@ -78,15 +107,13 @@ def frame_truth(clip: Sounding) -> np.ndarray:
 
 
 def write_shard(path: Path, seed: int, first: int) -> None:
-    """Renders `SHARD` clips from number `first` on into one file, written aside and renamed."""
+    """Renders `SHARD` clips from number `first` on into one file."""
     clips = [sounding(seed, first + offset) for offset in range(SHARD)]
     waves = torch.from_numpy(np.stack([normalise(clip.clip.waveform) for clip in clips]))
     mels = torch.cat([log_mel(part, MEL) for part in waves.split(50)]).half()
     truth = torch.from_numpy(np.stack([frame_truth(clip) for clip in clips]))
     scenes = json.dumps([[clip.scene, clip.counts] for clip in clips])
-    aside = path.with_suffix(f".part{os.getpid()}")
-    aside.write_bytes(save({"mels": mels, "truth": truth}, metadata={"scenes": scenes}))
-    aside.rename(path)
+    write_bytes(path, save({"mels": mels, "truth": truth}, metadata={"scenes": scenes}))
 
 
 def shard_paths(folder: Path, seed: int, clips: int) -> list[tuple[Path, int]]:
@@ -95,9 +122,9 @@ def shard_paths(folder: Path, seed: int, clips: int) -> list[tuple[Path, int]]:
 
 
 def build(folder: Path, seed: int, clips: int, done: Callable[[int], None]) -> None:
-    """Renders what is missing of a corpus; `done(n)` is told after each shard how many clips more there are.
+    """Renders the missing shards of a corpus; `done(n)` is called after each with its number of clips.
 
-    Several processes may work on one folder: each skips what another has finished, so at worst a shard is made twice.
+    Several processes may work on one folder: each skips what another has finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path, first in shard_paths(folder, seed, clips):
@@ -117,14 +144,14 @@ def read_shard(path: Path) -> tuple[torch.Tensor, torch.Tensor, list[tuple[Scene
 def load(folder: Path, seed: int, clips: int) -> Corpus:
     """A rendered corpus as one `Corpus` of exactly `clips` clips.
 
-    Raises FileNotFoundError for a shard that `build` has not made.
+    Raises FileNotFoundError for a shard that `build` has not rendered.
     """
     shards = [read_shard(path) for path, _ in shard_paths(folder, seed, clips)]
     rows = [row for shard in shards for row in shard[2]]
-    whole = Corpus(
+    corpus = Corpus(
         torch.cat([shard[0] for shard in shards]),
         torch.cat([shard[1] for shard in shards]),
         [scene for scene, _ in rows],
         [counts for _, counts in rows],
     )
-    return whole.part(0, clips)
+    return corpus.part(0, clips)

@@ -1,11 +1,11 @@
-"""The text encoder's lesson: know English for sounds before hearing any, as FLAN-T5 knows language before Tango.
+"""Training of nano's text encoder on captions alone, as FLAN-T5 knows language before Tango.
 
-A byte-level BPE tokenizer is fitted to the grammar's captions. The T5 encoder then learns, from text alone, that two
-captions of one scene mean the same: a contrastive loss over pooled states in which the same sounds in another order,
-and the same scene with one sound replaced, are always among the negatives. That alone leaves it deaf to order for long
-(a likeness is a product, so a feature that both sides lack gets no gradient), so a linear head must also read off the
-pooled states which sounds are asked for, and which come first and last. The head is thrown away. The encoder is
-frozen from the U-Net's first step on, as the paper's is.
+A byte-level BPE tokenizer is fitted to the grammar's captions. The T5 encoder then learns that two captions of one
+scene mean the same: a contrastive loss over pooled states in which the same sounds in another order, and the same scene
+with one sound replaced, are always among the negatives. With that loss alone it ignores order for long (a similarity is
+a product, so a feature that both sides lack gets no gradient), so a linear head must also predict from the pooled
+states which sounds the caption names, and which come first and last. The head is discarded. The encoder is frozen while
+the base model is trained, as in the paper.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from milonga.core.records import Scene
-from milonga.nano.build.task import Lesson, Loss, generator
+from milonga.nano.build.corpus import Loss, TrainTask, step_rng
 from milonga.nano.captions import caption_in
 from milonga.nano.world import CLASSES, draw_counts, draw_scene
 
@@ -34,14 +34,14 @@ T5: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.0,
 }
-LESSON = Lesson("text", steps=700, batch=48, rate=1.5e-3)
+TASK = TrainTask("text", steps=700, batch_size=48, lr=1.5e-3)
 TEMPERATURE = 0.07
 SHARPNESS, HEAD_WEIGHT = 10.0, 30.0  # unit-norm rows need large logits; the mean over 78 answers is small
 
 
 def sentences(seed: int, count: int) -> Iterator[str]:
     """`count` captions of randomly drawn scenes."""
-    rng = generator(seed, "sentences", 0)
+    rng = step_rng(seed, "sentences", 0)
     for _ in range(count):
         scene = draw_scene(rng)
         yield caption_in("train", scene, draw_counts(scene, rng), rng)
@@ -85,14 +85,14 @@ def replaced(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def hard_negatives(scene: Scene, rng: np.random.Generator) -> list[Scene]:
-    """A wrong order (where there is one) and a wrong sound: what a listener must tell from `scene`."""
+    """A wrong order (where there is one) and a wrong sound: what must be told apart from `scene`."""
     other = swapped(scene)
     return [*([other] if other is not None else [replaced(scene, rng)]), replaced(scene, rng)]
 
 
 def scene_target(scene: Scene) -> Tensor:
-    """What a linear head must tell of a scene, shape (3·classes,): asked for at all, in the first of several groups,
-    in the last of several groups.
+    """The targets of a linear head, shape (3·classes,): is a sound in the scene, in the first of several groups, in the
+    last of several groups.
     """
     target = torch.zeros(3, len(CLASSES))
     for place, group in enumerate(scene):
@@ -104,7 +104,7 @@ def scene_target(scene: Scene) -> Tensor:
 
 
 def head_loss(head: nn.Linear, rows: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Binary cross-entropy of what `head` reads off unit-norm rows (N, D), summed over what there is to tell."""
+    """Binary cross-entropy of `head` on unit-norm rows (N, D) against their scenes' targets, weighted."""
     targets = torch.stack([scene_target(scene) for scene in scenes])
     return binary_cross_entropy_with_logits(SHARPNESS * head(rows), targets) * HEAD_WEIGHT
 
@@ -117,20 +117,21 @@ def pooled(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, texts: S
     return normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
 
 
-class Reader(nn.Module):
-    """The encoder with the head that only its lesson needs."""
+class EncoderWithHead(nn.Module):
+    """The encoder with the head that only its training needs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = T5EncoderModel(T5Config(**T5))
         self.head = nn.Linear(T5["d_model"], 3 * len(CLASSES))
-        look_around(self.encoder)
+        bias_heads(self.encoder)
 
 
 @torch.no_grad()
-def look_around(encoder: T5EncoderModel) -> None:
-    """Lets the first heads start out looking left, right and near: from T5's own start, almost no position at all,
-    the order of words is not found in 700 steps.
+def bias_heads(encoder: T5EncoderModel) -> None:
+    """Lets the first heads start with attention to the left, the right and near words.
+
+    From T5's own start, with almost no position, the order of words is not learnt in 700 steps.
     """
     first: Any = encoder.encoder.block[0]
     bias = first.layer[0].SelfAttention.relative_attention_bias.weight
@@ -141,23 +142,23 @@ def look_around(encoder: T5EncoderModel) -> None:
     bias[half + 4 :, 2] = -4.0
 
 
-def text_loss(lesson: Lesson, embed: Callable[[list[str]], Tensor], head: nn.Linear, seed: int) -> Loss:
+def text_loss(task: TrainTask, embed: Callable[[list[str]], Tensor], head: nn.Linear, seed: int) -> Loss:
     """The loss of a step: each caption must find its scene's other caption among all others and its hard negatives,
-    and the head must tell every caption's scene. `embed` gives unit-norm rows of texts, shape (N, D).
+    and the head must predict every caption's scene. `embed` gives unit-norm rows of texts, shape (N, D).
     """
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = generator(seed, lesson.name, step)
-        scenes = [draw_scene(rng) for _ in range(lesson.batch)]
+        rng = step_rng(seed, task.name, step)
+        scenes = [draw_scene(rng) for _ in range(task.batch_size)]
         counts = [draw_counts(scene, rng) for scene in scenes]
         others = [other for scene in scenes for other in hard_negatives(scene, rng)]
-        said = [caption_in("train", *told, rng) for _ in range(2) for told in zip(scenes, counts, strict=True)]
+        right = [caption_in("train", *pair, rng) for _ in range(2) for pair in zip(scenes, counts, strict=True)]
         wrong = [caption_in("train", other, {}, rng) for other in others]
-        rows = embed(said + wrong)
-        likeness = rows[: lesson.batch] @ rows[lesson.batch :].T / TEMPERATURE
-        found = torch.arange(lesson.batch)
-        accuracy = (likeness.argmax(dim=1) == found).float().mean()
-        told = head_loss(head, rows, [*scenes, *scenes, *others])
-        return {"loss": cross_entropy(likeness, found) + told, "head": told, "accuracy": accuracy}
+        rows = embed(right + wrong)
+        similarity = rows[: task.batch_size] @ rows[task.batch_size :].T / TEMPERATURE
+        targets = torch.arange(task.batch_size)
+        accuracy = (similarity.argmax(dim=1) == targets).float().mean()
+        head_term = head_loss(head, rows, [*scenes, *scenes, *others])
+        return {"loss": cross_entropy(similarity, targets) + head_term, "head": head_term, "accuracy": accuracy}
 
     return loss

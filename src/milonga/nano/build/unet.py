@@ -1,17 +1,16 @@
-"""The base model's lesson: latent diffusion on the world's clips (Eq. 4) with captions that are sometimes wrong.
+"""Training of nano's base model: latent diffusion on the world's clips (Eq. 4) with captions that are sometimes wrong.
 
-What makes order emerge (NANO.md): a schedule with zero terminal SNR, timesteps biased to high noise, a frozen text
-encoder that knows order. What leaves alignment something to mend, as real corpora do: a share of captions that
-misremember the order, leave a sound out, or name another. Those shares are the one knob of the base's difficulty;
-`docs/nano.md` says how they were chosen. Captions are dropped for guidance, as Tango's were not (FACTS §7, row 16).
+Order is learnt because of a schedule with zero terminal SNR, timesteps biased to high noise, and a frozen text encoder
+that knows order. As in real corpora some captions are wrong, which leaves alignment something to improve: they have
+another order, omit a sound, or name another. Those shares are the one knob of the base's difficulty; `docs/nano.md`
+says how they were chosen. Captions are dropped for guidance, which the released Tango did not do.
 """
 
 from typing import Any
 
 from milonga.core.ids import derive_seed
 from milonga.core.records import Scene
-from milonga.nano.build.corpus import Corpus
-from milonga.nano.build.task import generator
+from milonga.nano.build.corpus import Corpus, step_rng
 from milonga.nano.build.text import replaced, swapped
 from milonga.nano.captions import caption_in
 
@@ -56,13 +55,13 @@ WRONG_ORDER, LEFT_OUT, WRONG_SOUND = 0.2, 0.06, 0.03
 def without_one(scene: Scene, place: int) -> Scene:
     """The scene with the sound at `place` (counted through all groups) left out."""
     places = iter(range(sum(len(group) for group in scene)))
-    kept = [tuple(label for label in group if next(places) != place) for group in scene]
-    return tuple(group for group in kept if group)
+    groups = [tuple(label for label in group if next(places) != place) for group in scene]
+    return tuple(group for group in groups if group)
 
 
-def remembered(corpus: Corpus, seed: int, index: int, epoch: int) -> str:
-    """A clip's caption for one epoch, as an annotator who sometimes errs would write it."""
-    rng = generator(seed, "remembered", derive_seed(index, epoch))
+def noisy_caption(corpus: Corpus, seed: int, index: int, epoch: int) -> str:
+    """A clip's caption for one epoch, as by an annotator who sometimes errs."""
+    rng = step_rng(seed, "remembered", derive_seed(index, epoch))
     scene, counts, chance = corpus.scenes[index], corpus.counts[index], rng.random()
     sounds = sum(len(group) for group in scene)
     if len(scene) > 1 and chance < WRONG_ORDER:
