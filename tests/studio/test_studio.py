@@ -13,7 +13,7 @@ from milonga.core.store import Run
 from milonga.core.web import NotNow, Unknown
 from milonga.listening_test.loudness import TARGET, loudness
 from milonga.studio.clips import Choice, Take
-from milonga.studio.preferences import studio_labels, studio_pairs, studio_prompts
+from milonga.studio.export import studio_labels, studio_pairs, studio_prompts
 from milonga.studio.studio import Order, Studio
 from milonga.studio.worker import System
 
