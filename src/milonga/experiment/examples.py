@@ -76,6 +76,8 @@ def _hash(key: str, source: str) -> str:
 
 def _pairs(context: Context, prior: int) -> "list[Examples]":
     """A part for each of train.pairs: this run's, those of a run folder, or a data set in Audio-alpaca's layout."""
+    from milonga.data.encode import encode_run_pairs
+
     parts: list[Examples] = []
     for source in context.recipe.train.pairs:
         if source == OWN:
@@ -85,7 +87,8 @@ def _pairs(context: Context, prior: int) -> "list[Examples]":
                 world = prior if context.recipe.train.clips is None else 0
                 parts.append(own_pairs(denoiser, context.run, pairs, world))
         elif (Path(source) / "pair").is_dir():
-            parts.append(_folder_of_pairs(context, Run(Path(source))))
+            denoiser = context.parts.load_denoiser(context.recipe.models.model)
+            parts.append(encode_run_pairs(denoiser, Run(Path(source)), context.run.path / "encoded"))
         else:
             parts.append(_data_set(context, Path(source)))
     if not parts:
@@ -165,20 +168,6 @@ def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
     prompts = world_prompts("train", count)
     posterior = denoiser.encode_audio([denoiser.prepare_waveform(reference(prompt)) for prompt in prompts])
     return PairExamples(posterior, None, denoiser.encode_text([prompt.text for prompt in prompts]))
-
-
-def _folder_of_pairs(context: Context, run: Run) -> "PairExamples":
-    """The kept pairs of another run folder, such as `milonga listen export --as pairs` writes."""
-    from milonga.data.examples import PairExamples
-
-    pairs, denoiser = run.stage("pair").read_records(Pair), context.parts.load_denoiser(context.recipe.models.model)
-    if not pairs:
-        raise DataError(f"{run.path} holds no kept pair, so there is nothing in it to train on")
-    winners, losers = ([getattr(one, side) for one in pairs] for side in ("chosen_id", "rejected_id"))
-    latents = _latents(denoiser, run, [*winners, *losers])
-    conditioning = _conditioning(context, denoiser, [pair.prompt for pair in pairs])
-    halves = latents[: len(pairs)], latents[len(pairs) :]
-    return PairExamples(*halves, conditioning, groups=[pair.strategy for pair in pairs])
 
 
 def _data_set(context: Context, path: Path) -> "PairExamples":
