@@ -98,6 +98,8 @@ def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
     there are fewer than 1 or more steps than the schedule has, and for a flow's schedule that is not known here.
     """
     total = scheduler.config.num_train_timesteps
+    if not isinstance(steps, int):
+        raise RecipeError(f"steps must be a whole number, not {steps!r}")
     if not 1 <= steps <= total:
         raise RecipeError(f"steps must be at least 1 and at most {total}, not {steps}")
     prepared = _even(scheduler, steps) or copy.deepcopy(scheduler)

@@ -23,6 +23,7 @@ from milonga.models.schedulers import model_input, noise_share, prepare_schedule
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 ALWAYS = (0.0, 1.0)
+MAX_TOKENS = 512  # of a text: what the original cuts at
 
 
 class TangoPipeline(DiffusionPipeline):
@@ -71,10 +72,10 @@ class TangoPipeline(DiffusionPipeline):
     def latent_shape(self, seconds: float) -> tuple[int, int, int]:
         """(C, T/r, F/r) of a clip of at least `seconds`: the time is rounded up to the VAE's stride.
 
-        Raises RecipeError when `seconds` is not positive and finite.
+        Raises RecipeError when `seconds` is not positive and finite, or is less than a sample.
         """
-        if not 0 < seconds < math.inf:
-            raise RecipeError(f"a clip must be longer than 0 s, not {seconds} s")
+        if not 0 < seconds < math.inf or not round(seconds * self.sampling_rate):
+            raise RecipeError(f"a clip must have a sample and be longer than 0 s, not {seconds} s")
         rows = math.ceil(round(seconds * self.sampling_rate) / self.hop / self.compression)
         return self.unet.config.out_channels, rows, self.vocoder.config.model_in_dim // self.compression
 
@@ -90,16 +91,34 @@ class TangoPipeline(DiffusionPipeline):
     def encode_prompt(self, words: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """τ of §3.1.1: hidden states (B, L, D) and boolean mask (B, L) of texts, padded to the longest.
 
-        Each different text is encoded once. Raises DataError for anything that is not a string.
+        Each different text is encoded once. Of a text only the first 512 tokens are used, as in the original; a
+        MilongaWarning says how many are left out, or that a text is longer than those that the model was trained on.
+        Raises DataError for anything that is not a string.
         """
         if not all(isinstance(text, str) for text in words):
             raise DataError("a prompt must be text")
         unique = list(dict.fromkeys(words))
-        tokens = self.tokenizer(unique, padding=True, truncation=True, max_length=512, return_tensors="pt")
+        tokens = self.tokenizer(
+            unique, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt", verbose=False
+        )
+        self._warn_of_long(unique, tokens.attention_mask.sum(1).tolist())
         ids, mask = tokens.input_ids.to(self._execution_device), tokens.attention_mask.to(self._execution_device)
         states = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         rows = torch.tensor([unique.index(text) for text in words], device=states.device)
         return states[rows].to(self.unet.dtype), mask[rows].bool()
+
+    def _warn_of_long(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
+        trained = min(self.tokenizer.model_max_length, MAX_TOKENS)
+        for text, length in zip(texts, lengths, strict=True):
+            if length >= MAX_TOKENS:
+                length = len(self.tokenizer(text, verbose=False).input_ids)
+            if length > MAX_TOKENS:
+                effect = f"the last {length - MAX_TOKENS} have no effect"
+            elif length > trained:
+                effect = f"this model was trained on {trained} at most"
+            else:
+                continue
+            warnings.warn(f"{text[:40]!r}… has {length} tokens: {effect}", MilongaWarning, stacklevel=3)
 
     def _denoise(self, latents: torch.Tensor, step: Any, text: dict[str, torch.Tensor], guidance: float):
         """One U-Net answer in float32, guided: u + g·(c − u), where `text` is twice as long as `latents`."""
@@ -229,7 +248,7 @@ def warn_beyond(trained: float, seconds: float | None) -> None:
 
 
 def _repeated(prompt: str | Sequence[str], count: int) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
     if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
         raise DataError("the prompt is empty: describe a sound, for example 'a dog barks'")
     if count < 1:
@@ -248,6 +267,10 @@ def _against(negative: str | Sequence[str] | None, prompt: str | Sequence[str], 
 
 
 def _seeds(words: Sequence[str], seeds: int | Sequence[int] | None, count: int) -> Sequence[int] | None:
+    numbers = [seeds] if isinstance(seeds, int | np.integer) else list(seeds or ())
+    for seed in numbers:
+        if not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
+            raise RecipeError(f"a seed is a whole number of at most 64 bits, not {seed!r}")
     if isinstance(seeds, int | np.integer):
         return [clip_seed(int(seeds), text, place % count) for place, text in enumerate(words)]
     if seeds is not None and len(seeds) != len(words):
