@@ -175,7 +175,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if last:
             table[step] = value
         else:
-            table = table[step] if isinstance(step, int) else table.setdefault(step, {})
+            table = table.setdefault(step, {}) if isinstance(table, dict) else table[step]
 
 
 def _unknown(loc: Location, kind: type[Record]) -> str:
