@@ -104,4 +104,4 @@ def test_a_clap_tells_the_right_order_from_the_wrong_one(name: str, real: list[t
         scorer.score(clips, [said(scene[::step]) for scene, _ in sequences]) for step in (1, -1)
     )  # fmt: skip
     assert len(sequences) >= 25
-    assert np.mean(right > wrong) >= 0.8  # 0.95 is measured by `milonga nano exam` on many more clips
+    assert np.mean(right > wrong) >= 0.8  # 0.95 is measured by `milonga nano benchmark` on many more clips

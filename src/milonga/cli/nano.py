@@ -22,9 +22,9 @@ def nano_train(
     typer.echo(make(work, out))
 
 
-@nano.command("exam")
+@nano.command("benchmark")
 @handle_errors
-def nano_exam(
+def nano_benchmark(
     clips: Annotated[int, typer.Option(help="Real clips for the scorers.", min=2)] = 1000,
     captions: Annotated[int, typer.Option(help="Held-out captions for the base model.", min=2)] = 400,
     seed: Annotated[int, typer.Option(help="Seed of the base model's clips.", min=0)] = 0,
@@ -34,12 +34,24 @@ def nano_exam(
     import json
     from dataclasses import asdict
 
-    from milonga.experiment.nano_benchmark import exam
+    from milonga.experiment.nano_benchmark import benchmark
 
-    intervals = exam(clips, captions, seed)
+    intervals = benchmark(clips, captions, seed)
     if as_json:
         typer.echo(json.dumps({name: asdict(interval) for name, interval in intervals.items()}, indent=1))
         return
     for name, interval in intervals.items():
         limits = f"[{interval.low:.3f}, {interval.high:.3f}]"
         typer.echo(f"{name:<42} {interval.value:.3f}  {limits}  n {interval.n}")
+
+
+@nano.command("exam", hidden=True)
+def nano_exam(
+    clips: Annotated[int, typer.Option(min=2)] = 1000,
+    captions: Annotated[int, typer.Option(min=2)] = 400,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """The old name of `benchmark`, accepted for one version."""
+    typer.echo("milonga: `nano exam` is deprecated: use `nano benchmark`", err=True)
+    nano_benchmark(clips, captions, seed, as_json)

@@ -1,7 +1,7 @@
-"""`milonga nano exam`: what nano's weights can do, measured on captions and clips that no lesson ever saw.
+"""`milonga nano benchmark`: nano's weights measured on captions and clips that no training used.
 
-Listeners first, on real clips of the world: a judge that errs there cannot judge. Then the base model by itself, on
-held-out captions: what alignment starts from.
+Scorers first, on real clips of the world, since their errors there limit every other number. Then the base model by
+itself, on held-out captions: what alignment starts from.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,41 +26,43 @@ from milonga.nano.captions import caption_in
 from milonga.preference.candidates import generate_clips
 from milonga.scorers.clap import ClapScorer
 
-Answer = dict[str, Interval]
+Intervals = dict[str, Interval]
 Item = TypeVar("Item")
 BATCH = 16
 
 
-def exam(clips: int, captions: int, seed: int = 0) -> Answer:
-    """Every measurement by name: listeners on `clips` real clips, the base on `captions` held-out captions."""
+def benchmark(clips: int, captions: int, seed: int = 0) -> Intervals:
+    """Every measurement by name: scorers on `clips` real clips, the base on `captions` held-out captions."""
     prompts = world_prompts("test", max(clips, captions))
     real = [registry.reference(prompt) for part in _batches("real clips", prompts[:clips]) for prompt in part]
-    found = tagger_exam(prompts[:clips], real) | round_trip_exam(real)
+    intervals = measure_tagger(prompts[:clips], real) | measure_round_trip(real)
     for name in ("nano-clap-a", "nano-clap-b", "nano-judge"):
-        found |= clap_exam(registry.scorer(name), prompts[:clips], real)
-    return found | base_exam(prompts[:captions], seed)
+        intervals |= measure_clap(registry.scorer(name), prompts[:clips], real)
+    return intervals | measure_base(prompts[:captions], seed)
 
 
 def decisions(clips: Sequence[Clip]) -> np.ndarray:
     """The tagger's yes or no for every clip and class, shape (N, classes), bool."""
     tagger = registry.tagger("nano-tagger")
-    heard = [events for part in _batches("tagger", clips) for events in tagger.detect(part)]
-    return np.array([[label in {one.label for one in events} for label in tagger.classes] for events in heard])
+    detected = [
+        {event.label for event in events} for part in _batches("tagger", clips) for events in tagger.detect(part)
+    ]
+    return np.array([[label in labels for label in tagger.classes] for labels in detected])
 
 
-def tagger_exam(prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Answer:
-    """How often the tagger is right about a class, hears an event that is there, and is right when it hears one."""
+def measure_tagger(prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Intervals:
+    """The tagger's accuracy over all classes, its recall and its precision."""
     classes = registry.tagger("nano-tagger").classes
     truth = np.array([[label in sum(prompt.scene or (), ()) for label in classes] for prompt in prompts])
-    heard = decisions(clips)
+    detected = decisions(clips)
     return {
-        "tagger decisions right": _share(heard == truth),
-        "tagger recall": _share(heard[truth]),
-        "tagger precision": _share(truth[heard]),
+        "tagger decisions right": _share(detected == truth),
+        "tagger recall": _share(detected[truth]),
+        "tagger precision": _share(truth[detected]),
     }
 
 
-def round_trip_exam(clips: Sequence[Clip]) -> Answer:
+def measure_round_trip(clips: Sequence[Clip]) -> Intervals:
     """How many of the tagger's decisions on real clips survive VAE and vocoder."""
     denoiser, rebuilt = load_denoiser("nano"), []
     for part in _batches("round trip", clips):
@@ -71,37 +73,37 @@ def round_trip_exam(clips: Sequence[Clip]) -> Answer:
     return {"round trip keeps decisions": _share(before == after), "round trip keeps events": _share(after[before])}
 
 
-def clap_exam(scorer: ClapScorer, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Answer:
-    """How often a clip fits its caption better than one of a wrong order, and one of a replaced sound."""
+def measure_clap(scorer: ClapScorer, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Intervals:
+    """How often a clip scores higher with its caption than with one of a wrong order, and one of a replaced sound."""
     own = np.concatenate([scorer.embed_clips(part) for part in _batches(scorer.name, clips)])
     right = (own * scorer.embed_texts([prompt.text for prompt in prompts])).sum(axis=1)
     rng = np.random.default_rng(derive_seed(0, "hard negatives"))
     kinds: dict[str, Callable] = {"order": swapped, "sound": lambda scene: replaced(scene, rng)}
-    found = {}
-    for kind, spoilt in kinds.items():
-        wrong, texts = [spoilt(prompt.scene) for prompt in prompts], {}
+    intervals = {}
+    for kind, change in kinds.items():
+        wrong, texts = [change(prompt.scene) for prompt in prompts], {}
         for place, scene in enumerate(wrong):
-            with suppress(DataError):  # a scene that no caption of `test` tells is no question
+            with suppress(DataError):  # some scenes have no caption in the split `test`
                 if scene is not None:
                     texts[place] = caption_in("test", scene, {}, rng)
-        asked = list(texts)
-        score = (own[asked] * scorer.embed_texts(list(texts.values()))).sum(axis=1)
-        found[f"{scorer.name} against a wrong {kind}"] = _share(right[asked] > score)
-    return found
+        places = list(texts)
+        scores = (own[places] * scorer.embed_texts(list(texts.values()))).sum(axis=1)
+        intervals[f"{scorer.name} against a wrong {kind}"] = _share(right[places] > scores)
+    return intervals
 
 
-def base_exam(prompts: Sequence[Prompt], seed: int) -> Answer:
-    """The base's clips of held-out captions, heard by judge and tagger; presence of single events apart."""
+def measure_base(prompts: Sequence[Prompt], seed: int) -> Intervals:
+    """Metrics of the base's clips of held-out captions; the recall of captions with one event apart."""
     steps, guidance = registry.sampling("nano")
     model = registry.load("nano")
     assert isinstance(model, TangoModel)
     requests = [Request.of(seed, prompt, prompt.text, steps, guidance) for prompt in prompts]
-    made = {}
+    generated = {}
     with tracked("base", len(requests)) as advance:
         for request, clip, _ in generate_clips(requests, model, BATCH):
-            made[request.prompt_id] = clip
+            generated[request.prompt_id] = clip
             advance(1)
-    clips = [made[prompt.id] for prompt in prompts]
+    clips = [generated[prompt.id] for prompt in prompts]
     rows = extract_features(
         [prompt.id for prompt in prompts], prompts, clips,
         registry.scorer("nano-judge"), registry.tagger("nano-tagger"), BATCH,
@@ -109,13 +111,13 @@ def base_exam(prompts: Sequence[Prompt], seed: int) -> Answer:
     columns, known = system_features("base", rows).columns, {prompt.id: prompt for prompt in prompts}
     single = [prompt.id for prompt in prompts if prompt.scene and sum(map(len, prompt.scene)) == 1]
     recalls = clip_values(get_metric("event_recall"), columns["events"], known, single)
-    answer = {"base presence on single events": _share(recalls == 1.0)}
+    intervals = {"base presence on single events": _share(recalls == 1.0)}
     for row in all_metrics():
         if row.feature in ("clap", "events"):
             interval = clip_interval(row, clip_values(row, columns[row.feature], known, list(known)), seed, 2000)
             if interval is not None:  # a poor base may give no clip with all events of its caption
-                answer[f"base {row.name}"] = interval
-    return answer
+                intervals[f"base {row.name}"] = interval
+    return intervals
 
 
 def _batches(stage: str, items: Sequence[Item]) -> Iterator[Sequence[Item]]:

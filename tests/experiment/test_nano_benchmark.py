@@ -1,4 +1,4 @@
-"""The exam: a share is what was got right, of those that were asked."""
+"""`milonga nano benchmark`: each share counts what was right, of all that were measured."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import small_networks
 
 from milonga.core.records import Clip, Event, Prompt
 from milonga.data.captions import world_prompts
-from milonga.experiment import nano_benchmark as exam
+from milonga.experiment import nano_benchmark
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.generator import TangoModel
 from milonga.models.tango_denoiser import TangoDenoiser
@@ -64,7 +64,7 @@ class Rank:
 
 def test_a_tagger_is_asked_about_every_class_of_every_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "tagger", lambda name: Ear())
-    found = exam.tagger_exam(PROMPTS, CLIPS)
+    found = nano_benchmark.measure_tagger(PROMPTS, CLIPS)
     assert {name: interval.value for name, interval in found.items()} == dict.fromkeys(found, 1.0)
     assert found["tagger decisions right"].n == len(PROMPTS) * len(CLASSES)
     assert found["tagger recall"].n == sum(len(labels(prompt)) for prompt in PROMPTS)
@@ -73,11 +73,11 @@ def test_a_tagger_is_asked_about_every_class_of_every_clip(monkeypatch: pytest.M
 def test_what_a_tagger_misses_costs_recall_and_what_it_dreams_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     sounds = [len(labels(prompt)) for prompt in PROMPTS]
     monkeypatch.setattr(registry, "tagger", lambda name: Ear(missed=10))
-    deaf = exam.tagger_exam(PROMPTS, CLIPS)
+    deaf = nano_benchmark.measure_tagger(PROMPTS, CLIPS)
     assert deaf["tagger precision"].value == 1.0
     assert deaf["tagger recall"].value == pytest.approx(sum(sounds[10:]) / sum(sounds))
     monkeypatch.setattr(registry, "tagger", lambda name: Ear(dreamt="Frog"))
-    dreamy = exam.tagger_exam(PROMPTS, CLIPS)
+    dreamy = nano_benchmark.measure_tagger(PROMPTS, CLIPS)
     false = sum("Frog" not in labels(prompt) for prompt in PROMPTS)
     assert dreamy["tagger recall"].value == 1.0
     assert dreamy["tagger precision"].value == pytest.approx(sum(sounds) / (sum(sounds) + false))
@@ -87,7 +87,7 @@ def test_what_a_tagger_misses_costs_recall_and_what_it_dreams_precision(monkeypa
 @pytest.mark.parametrize(("right", "wrong", "share"), [(0.9, 0.1, 1.0), (0.1, 0.9, 0.0), (0.5, 0.5, 0.0)])
 def test_a_clap_must_like_the_right_caption_strictly_better(right: float, wrong: float, share: float) -> None:
     scorer: Any = Rank(right, wrong)
-    found = exam.clap_exam(scorer, PROMPTS, CLIPS)
+    found = nano_benchmark.measure_clap(scorer, PROMPTS, CLIPS)
     assert found.keys() == {"rank against a wrong order", "rank against a wrong sound"}
     assert {interval.value for interval in found.values()} == {share}
     sequences = sum(len(prompt.scene or ()) > 1 for prompt in PROMPTS)
@@ -99,7 +99,7 @@ def test_a_clap_must_like_the_right_caption_strictly_better(right: float, wrong:
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = small_networks.pipeline()
     model = TangoModel("tiny", pipeline)
-    monkeypatch.setattr(exam, "load_denoiser", lambda name: TangoDenoiser.of(pipeline, name))
+    monkeypatch.setattr(nano_benchmark, "load_denoiser", lambda name: TangoDenoiser.of(pipeline, name))
     monkeypatch.setattr(registry, "load", lambda name: model)
     monkeypatch.setattr(registry, "sampling", lambda name: (2, 3.0))
     monkeypatch.setattr(registry, "scorer", lambda name: small_networks.scorer(name=name))
@@ -107,8 +107,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_tiny")
-def test_the_whole_exam_on_untrained_networks_has_every_answer_and_repeats() -> None:
-    found = exam.exam(clips=6, captions=24)
+def test_the_whole_benchmark_on_untrained_networks_has_every_answer_and_repeats() -> None:
+    found = nano_benchmark.benchmark(clips=6, captions=24)
     assert {
         "base presence on single events",
         "base clap",
@@ -120,4 +120,4 @@ def test_the_whole_exam_on_untrained_networks_has_every_answer_and_repeats() -> 
         assert interval.low <= interval.value <= interval.high, name
         assert interval.n >= 2
     assert found["base clap"].n == 24
-    assert exam.exam(clips=6, captions=24) == found
+    assert nano_benchmark.benchmark(clips=6, captions=24) == found
