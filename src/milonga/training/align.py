@@ -38,6 +38,7 @@ class AlignConfig(Settings):
     evaluated, at the end of each epoch. With `save_whole_model` the output folder is a whole model, and the training's
     own files are in its folder `training`; without it they are in the output folder itself, whose `model` is the
     trained network alone.
+    `allow_missing` trains also where more than half of the clips or pairs cannot be used.
     """
 
     output_dir: Path
@@ -47,6 +48,7 @@ class AlignConfig(Settings):
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     save_whole_model: bool = True
+    allow_missing: bool = False
 
     @field_validator("phases", mode="before")
     @classmethod
@@ -222,14 +224,15 @@ class AlignTrainer:
         if hasattr(dataset, "batch") and hasattr(dataset, "num_prior"):
             return dataset
         denoiser, work, seed = self.denoiser, self.config.output_dir / "encoded", self.config.seed
+        allow = self.config.allow_missing
         if isinstance(dataset, str) and dataset.partition(":")[0] in ("clips", "dataset"):
-            return encode_clips(denoiser, dataset, work, seed=seed)
+            return encode_clips(denoiser, dataset, work, seed=seed, allow_missing=allow)
         pairs = read_pairs(dataset)
         if pairs.run is not None:
             return encode_run_pairs(denoiser, pairs.run, work)
         if isinstance(pairs, FilePairs):
-            return encode_pairs(denoiser, pairs.path, work, pairs.split, seed)[1]
-        return encode_pairs(denoiser, _as_file(pairs, work), work, seed=seed)[1]
+            return encode_pairs(denoiser, pairs.path, work, pairs.split, seed, allow)[1]
+        return encode_pairs(denoiser, _as_file(pairs, work), work, seed=seed, allow_missing=allow)[1]
 
     def _save_to(self, folder: Path) -> None:
         """Writes the whole trained model, and the adapter where there is one, into an empty folder."""
