@@ -7,6 +7,7 @@ al. 2023), where the original's start below it wherever the count does not divid
 
 import copy
 import inspect
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
     there are fewer than 1 or more steps than the schedule has, and for a flow's schedule that is not known here.
     """
     total = scheduler.config.num_train_timesteps
-    if not isinstance(steps, int):
+    if not isinstance(steps, Integral):
         raise RecipeError(f"steps must be a whole number, not {steps!r}")
     if not 1 <= steps <= total:
         raise RecipeError(f"steps must be at least 1 and at most {total}, not {steps}")
