@@ -14,7 +14,7 @@ from milonga.core.store import Run
 from milonga.data import captions
 from milonga.experiment.recipe import Recipe
 from milonga.models import load as models
-from milonga.perturbers import rules as perturbers
+from milonga.perturbers import llm as perturbers
 from milonga.preference import select
 from milonga.preference.build import PairBuilder, shards_left
 from milonga.scorers import load as scorers

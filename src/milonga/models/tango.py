@@ -120,17 +120,6 @@ class TangoPipeline(DiffusionPipeline):
                 continue
             warnings.warn(f"{text[:40]!r}… has {length} tokens: {effect}", MilongaWarning, stacklevel=3)
 
-    def _denoise(self, latents: torch.Tensor, step: Any, text: dict[str, torch.Tensor], guidance: float):
-        """One U-Net answer in float32, guided: u + g·(c − u), where `text` is twice as long as `latents`."""
-        states, mask = text["prompt_embeds"], text["prompt_mask"]
-        doubled = len(states) == 2 * len(latents)
-        inputs = (torch.cat([latents] * 2) if doubled else latents).to(self.unet.dtype)
-        answer = self.unet(inputs, step, encoder_hidden_states=states, encoder_attention_mask=mask).sample.float()
-        if not doubled:
-            return answer
-        unguided, conditioned = answer.chunk(2)
-        return unguided + guidance * (conditioned - unguided)
-
     @torch.no_grad()
     def sample(
         self,
@@ -157,15 +146,25 @@ class TangoPipeline(DiffusionPipeline):
         scheduler = prepare_scheduler(self.scheduler, steps, self._execution_device)
         noise = generator if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         noise_latents = self._initial(len(words), seconds, latents, noise) * getattr(scheduler, "init_noise_sigma", 1.0)
-        text = self._guided(words, negative) if guidance > 1 else self.encode_prompt(words)
+        against = [negative] * len(words) if isinstance(negative, str) else list(negative)
+        text = self.encode_prompt([*against, *words] if guidance > 1 else words)  # the batch that guidance halves
         held = {"latents": noise_latents, "prompt_embeds": text[0], "prompt_mask": text[1]}
         extra = {"generator": noise} if takes_generator(scheduler) else {}
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, step in enumerate(scheduler.timesteps):
-                share = noise_share(scheduler, step)
-                seen = held if interval[0] < share <= interval[1] else _conditional(held)
-                answer = self._denoise(model_input(scheduler, held["latents"], step), step, seen, guidance)
-                held["latents"] = scheduler.step(answer, step, held["latents"], **extra).prev_sample
+                inputs = model_input(scheduler, held["latents"], step)
+                guided = guidance > 1 and interval[0] < noise_share(scheduler, step) <= interval[1]
+                rows = slice(None) if guided else slice(-len(inputs), None)  # the conditional half alone
+                prediction = self.unet(
+                    (torch.cat([inputs] * 2) if guided else inputs).to(self.unet.dtype),
+                    step,
+                    encoder_hidden_states=held["prompt_embeds"][rows],
+                    encoder_attention_mask=held["prompt_mask"][rows],
+                ).sample.float()
+                if guided:  # classifier-free guidance: u + g·(c − u)
+                    unguided, conditioned = prediction.chunk(2)
+                    prediction = unguided + guidance * (conditioned - unguided)
+                held["latents"] = scheduler.step(prediction, step, held["latents"], **extra).prev_sample
                 if callback is not None:
                     held |= callback(self, number, step, {name: held[name] for name in watched})
                 bar.update()
@@ -178,11 +177,6 @@ class TangoPipeline(DiffusionPipeline):
         if tuple(given.shape) != shape:
             raise RecipeError(f"latents must have the shape {shape}, not {tuple(given.shape)}")
         return given.to(self._execution_device, torch.float32)
-
-    def _guided(self, words: Sequence[str], negative: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States and mask of [negative …, words …], the batch of classifier-free guidance."""
-        against = [negative] * len(words) if isinstance(negative, str) else list(negative)
-        return self.encode_prompt([*against, *words])
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
@@ -291,8 +285,3 @@ def _check_guidance(guidance: float, interval: tuple[float, float]) -> None:
         raise RecipeError(f"guidance must be a finite number, not {guidance}")
     if not 0 <= interval[0] <= interval[1] <= 1:
         raise RecipeError(f"guidance_interval must be two shares of the schedule, 0 ≤ low ≤ high ≤ 1, not {interval}")
-
-
-def _conditional(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same without the unguided half."""
-    return {name: value[-len(held["latents"]) :] for name, value in held.items()}

@@ -15,8 +15,9 @@ from pydantic import AliasChoices, Field, ValidationError
 
 from milonga.core.cache import cache_folder
 from milonga.core.config import Asking
-from milonga.core.errors import DataError, ServiceError, StoreError
+from milonga.core.errors import DataError, RecipeError, ServiceError, StoreError
 from milonga.core.ids import content_id, derive_seed
+from milonga.core.protocols import Perturber
 from milonga.core.records import Prompt, Record
 from milonga.core.store import read_json, write_json
 from milonga.perturbers.endpoint import Endpoint, NoAnswerError, Reply, Server
@@ -185,3 +186,17 @@ class LlmPerturber:
     def _count(self, **more: int) -> None:
         with self._lock:
             self._spent = replace(self._spent, **{name: getattr(self._spent, name) + n for name, n in more.items()})
+
+
+def perturber(name: str, asking: Asking | None = None) -> Perturber:
+    """A perturber by name: `rules`, or a language model as `llm:MODEL@URL`, called as `asking` says.
+
+    Raises RecipeError for another name, and where the `openai` client of a language model is not installed.
+    """
+    from milonga.perturbers.rules import RulePerturber
+
+    if name == RulePerturber.name:
+        return RulePerturber()
+    if not name.startswith("llm:"):
+        raise RecipeError(f"unknown perturber {name!r}: choose {RulePerturber.name} or llm:MODEL@URL")
+    return named(name, asking)

@@ -12,9 +12,6 @@ from itertools import permutations, zip_longest
 
 import numpy as np
 
-from milonga.core.config import Asking
-from milonga.core.errors import RecipeError
-from milonga.core.protocols import Perturber
 from milonga.core.records import Prompt
 from milonga.perturbers.phrases import (
     SOUNDS,
@@ -252,17 +249,3 @@ def _shuffled(things, rng: np.random.Generator) -> list:
 
 def _one_of(choices: tuple[str, ...], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]
-
-
-def perturber(name: str, asking: Asking | None = None) -> Perturber:
-    """A perturber by name: `rules`, or a language model as `llm:MODEL@URL`, called as `asking` says.
-
-    Raises RecipeError for another name, and where the `openai` client of a language model is not installed.
-    """
-    if name == RulePerturber.name:
-        return RulePerturber()
-    if not name.startswith("llm:"):
-        raise RecipeError(f"unknown perturber {name!r}: choose {RulePerturber.name} or llm:MODEL@URL")
-    from milonga.perturbers.llm import named
-
-    return named(name, asking)

@@ -186,7 +186,7 @@ def build_pairs(
     from milonga.data.captions import prompt_source
     from milonga.engines.local import engine_named
     from milonga.models.load import as_model, object_fingerprint
-    from milonga.perturbers.rules import perturber as load_perturber
+    from milonga.perturbers.llm import perturber as load_perturber
     from milonga.scorers.load import fingerprint
     from milonga.scorers.load import scorer as load_scorer
 
