@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import small_networks
+from typer.testing import CliRunner
 
+from milonga.cli.main import app
 from milonga.core.records import Clip, Event, Prompt
 from milonga.data.captions import world_prompts
 from milonga.experiment import nano_benchmark
 from milonga.experiment.registry import DEFAULT as registry
+from milonga.maths.statistics import proportion
 from milonga.models.generator import TangoModel
 from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.nano.world import CLASSES
@@ -121,3 +124,13 @@ def test_the_whole_benchmark_on_untrained_networks_has_every_answer_and_repeats(
         assert interval.n >= 2
     assert found["base clap"].n == 24
     assert nano_benchmark.benchmark(clips=6, captions=24) == found
+
+
+def test_the_old_name_of_the_command_is_accepted_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        nano_benchmark, "benchmark", lambda clips, captions, seed: {"share": proportion(np.ones(clips))}
+    )
+    done, old = (CliRunner().invoke(app, ["nano", name, "--clips", "3"]) for name in ("benchmark", "exam"))
+    assert done.exit_code == old.exit_code == 0
+    assert old.stdout == done.stdout
+    assert old.stderr == "milonga: `nano exam` is deprecated: use `nano benchmark`\n"

@@ -32,7 +32,8 @@ def section(command: Any, name: str) -> Iterator[str]:
     if arguments or options:
         yield from ("| | default | |", "|---|---|---|", *map(row, arguments), *map(row, options), "")
     for key, child in inner.items():
-        yield from section(child, f"{name} {key}")
+        if not child.hidden:
+            yield from section(child, f"{name} {key}")
 
 
 def word(argument: Any) -> str:
