@@ -46,7 +46,7 @@ def test_a_loss_trains(page, tmp_path):
     config = milonga.AlignConfig(output_dir=tmp_path / "tuned", phases=["squared-hinge:1"], beta=100, batch_size=2)
     rows = []
 
-    class Rows:
+    class Rows(milonga.TrainerCallback):
         def on_step(self, row):
             rows.append(row)
 
