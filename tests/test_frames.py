@@ -14,13 +14,16 @@ def frames(monkeypatch):
     return importlib.import_module("frames")
 
 
-@pytest.mark.xfail(strict=True, reason="the merging of files is under way")
-def test_modules_lines_and_rooms_stay_within_their_budget(frames):
+def test_no_room_has_too_many_files(frames):
     counts = frames.sizes()
-    modules, lines = counts.pop("modules"), counts.pop("lines")
-    assert modules <= frames.MODULES
-    assert lines <= frames.LINES
+    del counts["modules"], counts["lines"]
     assert {room: count for room, count in counts.items() if count > frames.ROOM} == {}
+
+
+@pytest.mark.xfail(reason="the merging of files is under way, and new features have come in the meantime")
+@pytest.mark.parametrize(("size", "limit"), [("modules", "MODULES"), ("lines", "LINES")])
+def test_the_package_stays_within_its_budget(frames, size, limit):
+    assert frames.sizes()[size] <= getattr(frames, limit)
 
 
 @pytest.mark.slow
