@@ -24,9 +24,8 @@ from diffusers import DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 import milonga
-from milonga.models.original.keys import places
 from milonga.models.original.layout import AUTOENCODER, MAIN, SCHEDULE, VAE, read_layout
-from milonga.models.original.load import blank
+from milonga.models.original.load import blank, places
 
 WORDS = str(Path(str(files("milonga.nano"))) / "weights" / "tango" / "tokenizer")  # any will do for random weights
 PROMPT = "a dog barks then a bell rings"

@@ -16,10 +16,9 @@ from milonga.core.weights import SHIPPED
 from milonga.experiment import nano_train as nano
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.load import pipeline
-from milonga.nano.build import clap as train_clap
 from milonga.nano.build import codec as train_codec
 from milonga.nano.build import corpus
-from milonga.nano.build import tagger as train_tagger
+from milonga.nano.build import scorers as train_scorers
 from milonga.nano.build import text as train_text
 from milonga.nano.build import unet as train_unet
 from milonga.nano.world import CLASSES, SECONDS
@@ -30,10 +29,10 @@ LOSSES = (
     (train_text, "text_loss"),
     (train_codec, "vae_loss"),
     (train_codec, "vocoder_loss"),
-    (train_tagger, "tagger_loss"),
-    (train_clap, "words_loss"),
-    (train_clap, "audio_loss"),
-    (train_clap, "joint_loss"),
+    (train_scorers, "tagger_loss"),
+    (train_scorers, "words_loss"),
+    (train_scorers, "audio_loss"),
+    (train_scorers, "joint_loss"),
 )
 SHORT: dict[str, Any] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 1}
 FOLDERS = {"tango", "tagger", "clap-a", "clap-b", "clap-judge"}
@@ -44,19 +43,25 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(nano, "CLIPS", CLIPS)
     patch.setattr(nano, "CODED", 2)
     patch.setattr(corpus, "SHARD", 3)
-    tasks = ((train_text, "TASK"), (train_codec, "VAE_TASK"), (train_codec, "VOCODER_TASK"), (train_tagger, "TASK"))
+    tasks = (
+        (train_text, "TASK"),
+        (train_codec, "VAE_TASK"),
+        (train_codec, "VOCODER_TASK"),
+        (train_scorers, "TAGGER_TASK"),
+    )
     for module, name in tasks:
         patch.setattr(module, name, replace(getattr(module, name), **SHORT))
     for module, name in (
-        (train_codec, "VAE_CLIPS"), (train_codec, "VOCODER_CLIPS"), (train_unet, "CLIPS"), (train_tagger, "CLIPS")
+        (train_codec, "VAE_CLIPS"), (train_codec, "VOCODER_CLIPS"), (train_unet, "CLIPS"),
+        (train_scorers, "TAGGER_CLIPS"),
     ):  # fmt: skip
         patch.setattr(module, name, CLIPS)
     patch.setattr(train_unet, "EPOCHS", 1)
     patch.setattr(train_unet, "SETTINGS", train_unet.SETTINGS | {"batch_size": 3, "checkpoint_every": 1})
-    thirds = [replace(one, first=2 * n, last=2 * n + 2) for n, one in enumerate(train_clap.CLAPS)]
-    patch.setattr(train_clap, "CLAPS", tuple(thirds))
+    thirds = [replace(one, first=2 * n, last=2 * n + 2) for n, one in enumerate(train_scorers.CLAPS)]
+    patch.setattr(train_scorers, "CLAPS", tuple(thirds))
     for name in ("text_task", "audio_task", "joint_task"):
-        patch.setattr(train_clap, name, shorter(getattr(train_clap, name)))
+        patch.setattr(train_scorers, name, shorter(getattr(train_scorers, name)))
     say = train_text.sentences
     patch.setattr(train_text, "sentences", lambda seed, count: say(seed, 400))
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from milonga.core.records import Clip
 from milonga.listening_test import screening
-from milonga.listening_test.loudness import PEAK, TARGET, amplified, loudness, playback_gain
-from milonga.listening_test.material import broken
+from milonga.listening_test.material import PEAK, TARGET, amplified, broken, loudness, playback_gain
 
 
 def tone(level: float, rate: int = 48000, seconds: float = 3.0, hertz: float = 997.0) -> Clip:

@@ -18,9 +18,8 @@ from milonga.cli.main import app
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.load import pipeline
-from milonga.models.original.keys import TIED, places
 from milonga.models.original.layout import MAIN, VAE, VOCODER, is_original, read_layout
-from milonga.models.original.load import blank, convert, load_original, to_original
+from milonga.models.original.load import TIED, blank, convert, load_original, places, to_original
 
 LAYOUTS = reference.TANGO / "layouts"
 

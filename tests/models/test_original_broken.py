@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from milonga.core.errors import CheckpointError
 from milonga.models.load import pipeline
-from milonga.models.original.keys import TIED
 from milonga.models.original.layout import MAIN, VAE
-from milonga.models.original.load import load_original
+from milonga.models.original.load import TIED, load_original
 
 
 def config(name: str, **values: Any) -> Callable[[Path], None]:

@@ -14,9 +14,8 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
-from milonga.models.original.keys import places
 from milonga.models.original.layout import SCHEDULE, VAE, read_layout
-from milonga.models.original.load import blank, fill, load_original
+from milonga.models.original.load import blank, fill, load_original, places
 from milonga.models.tango import TangoPipeline
 
 FOLDER = reference.TANGO

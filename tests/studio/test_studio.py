@@ -11,7 +11,7 @@ from milonga.core.ids import clip_seed
 from milonga.core.records import Prompt, Request
 from milonga.core.store import Run
 from milonga.core.web import NotNow, Unknown
-from milonga.listening_test.loudness import TARGET, loudness
+from milonga.listening_test.material import TARGET, loudness
 from milonga.studio.clips import Choice, Take
 from milonga.studio.export import studio_labels, studio_pairs, studio_prompts
 from milonga.studio.studio import Order, Studio

@@ -14,9 +14,8 @@ from small_networks import WORDS, tokenizer
 from torch import Tensor
 
 from milonga.models.original import layout as original_layout
-from milonga.models.original.keys import TIED, places
 from milonga.models.original.layout import MAIN, UNET, VAE, VOCODER, Layout, read_layout
-from milonga.models.original.load import blank
+from milonga.models.original.load import TIED, blank, places
 from milonga.models.tango import TangoPipeline
 
 SECONDS = 0.16  # 16 mel frames, 4 rows of latents

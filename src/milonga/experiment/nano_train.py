@@ -24,10 +24,9 @@ from milonga.maths.mel import log_mel
 from milonga.models.denoiser import Conditioning, Posterior, Process
 from milonga.models.tango import TangoPipeline
 from milonga.models.tango_denoiser import TangoDenoiser
-from milonga.nano.build import clap as train_clap
 from milonga.nano.build import codec as train_codec
 from milonga.nano.build import corpus
-from milonga.nano.build import tagger as train_tagger
+from milonga.nano.build import scorers as train_scorers
 from milonga.nano.build import text as train_text
 from milonga.nano.build import unet as train_unet
 from milonga.nano.world import CLASSES, SECONDS
@@ -82,7 +81,7 @@ def make(work: Path, out: Path) -> Path:
     pipeline = assembled(tokenizer, reader, unet, vae, vocoder)
     pipeline.to(torch.float16).save_pretrained(out / "tango")
     _tagger(context, coded, out / "tagger")
-    for spec in train_clap.CLAPS:
+    for spec in train_scorers.CLAPS:
         _clap(context, spec, coded, out / spec.name)
     return out
 
@@ -203,27 +202,27 @@ def _coded(context: BuildContext, vae: AutoencoderKL, vocoder: SpeechT5HifiGan) 
 
 def _tagger(context: BuildContext, coded: corpus.Corpus, out: Path) -> None:
     torch.manual_seed(SEED)
-    arguments = {"classes": len(CLASSES), "bands": corpus.MEL.bands, **train_tagger.TAGGER}
+    arguments = {"classes": len(CLASSES), "bands": corpus.MEL.bands, **train_scorers.TAGGER}
     network = FrameTagger(**arguments).to(memory_format=CHANNELS_LAST)  # pyright: ignore[reportCallIssue]
-    clips = context.clips.part(0, train_tagger.CLIPS)
-    own = coded.part(0, train_tagger.CLIPS // CODED)
-    context.fit(train_tagger.TASK, network, train_tagger.tagger_loss(network, clips, own, SEED))
+    clips = context.clips.part(0, train_scorers.TAGGER_CLIPS)
+    own = coded.part(0, train_scorers.TAGGER_CLIPS // CODED)
+    context.fit(train_scorers.TAGGER_TASK, network, train_scorers.tagger_loss(network, clips, own, SEED))
     config = {"network": arguments, "classes": CLASSES, "mel": corpus.MEL.as_dict(), "threshold": THRESHOLD}
     save_tagger(out, network, config)
 
 
-def _clap(context: BuildContext, spec: train_clap.ClapSpec, coded: corpus.Corpus, out: Path) -> None:
+def _clap(context: BuildContext, spec: train_scorers.ClapSpec, coded: corpus.Corpus, out: Path) -> None:
     torch.manual_seed(spec.seed)
     texts = train_text.sentences(SEED, 20000)
     tokenizer = train_text.fit_tokenizer(texts, "<pad>", "<unk>", "<s>", "</s>")
     pad = tokenizer.convert_tokens_to_ids("<pad>")
     assert isinstance(pad, int)
-    clap: ClapModel = train_clap.new_clap(spec, len(tokenizer), pad)
-    network = train_clap.ClapWithHead(clap)
+    clap: ClapModel = train_scorers.new_clap(spec, len(tokenizer), pad)
+    network = train_scorers.ClapWithHead(clap)
     clips = context.clips.part(spec.first, spec.last)
     own = coded.part(spec.first // CODED, spec.last // CODED)
-    data = train_clap.ClapData(spec, clips, own, tokenizer, audio_features, text_features)
-    context.fit(train_clap.audio_task(spec), network, train_clap.audio_loss(network, data))
-    context.fit(train_clap.text_task(spec), network, train_clap.words_loss(network, data))
-    context.fit(train_clap.joint_task(spec), network, train_clap.joint_loss(network, data))
+    data = train_scorers.ClapData(spec, clips, own, tokenizer, audio_features, text_features)
+    context.fit(train_scorers.audio_task(spec), network, train_scorers.audio_loss(network, data))
+    context.fit(train_scorers.text_task(spec), network, train_scorers.words_loss(network, data))
+    context.fit(train_scorers.joint_task(spec), network, train_scorers.joint_loss(network, data))
     save_clap(out, clap, tokenizer, corpus.MEL, corpus.FRAMES)

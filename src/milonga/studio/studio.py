@@ -25,7 +25,7 @@ from milonga.core.records import Clip, Record
 from milonga.core.store import Run, write_bytes
 from milonga.core.web import NotNow, Unknown
 from milonga.listening_test.database import FILE
-from milonga.listening_test.loudness import amplified, loudness, playback_gain
+from milonga.listening_test.material import amplified, loudness, playback_gain
 from milonga.studio.clips import STUDIO, Take, Takes
 from milonga.studio.worker import GenerationWorker, System
 
