@@ -180,25 +180,25 @@ LOSSES: dict[str, LossSpec] = {
 }
 
 
-def safe_scale(winner: Tensor, loser: Tensor, guard: float = 0.0) -> Tensor:
-    """SDPO's λ (`safe_share`) pair by pair, from gradients by the answers; shape (B,), no gradient.
+def safe_scale(winner: Tensor, loser: Tensor, mu: float = 0.0) -> Tensor:
+    """SDPO's λ (`safe_share`) pair by pair, from gradients by the network's outputs; shape (B,), no gradient.
 
-    winner, loser (B, ...): the residuals (answer − target), to which the errors' gradients by the answers are
-    proportional. This is the authors' short cut: it takes the two answers for one thing that a step moves, where in
-    truth they hang together by the weights alone. The winner's error cannot rise along such a step; along one in
-    weights it can, and λ from the gradients with respect to the parameters prevents that (`safeguard = "parameters"`).
+    winner, loser (B, ...): the residuals (output − target), to which the errors' gradients by the outputs are
+    proportional. This is the authors' approximation: it treats the two outputs as if one step moved both alike, while
+    they depend on each other only through the weights. The winner's error cannot rise along such a step; along one in
+    weights it can, which λ from gradients by the weights prevents (`safeguard = "parameters"`).
     """
     mine, other = winner.detach().float().flatten(1), loser.detach().float().flatten(1)
-    return safe_share(mine.pow(2).sum(1), (mine * other).sum(1), guard)
+    return safe_share(mine.pow(2).sum(1), (mine * other).sum(1), mu)
 
 
-def safe_share(own: Tensor, aligned: Tensor, guard: float = 0.0) -> Tensor:
+def safe_share(own: Tensor, aligned: Tensor, mu: float = 0.0) -> Tensor:
     """SDPO's λ = min(1, (1 − μ)·‖g_w‖² / ⟨g_w, g_l⟩) where the gradients align, else 1 (arXiv 2511.03317).
 
-    own = ‖g_w‖² and aligned = ⟨g_w, g_l⟩ of one shape; μ = `guard` in [0, 1) is the share of the winner's own descent
-    that is kept: along g_w − λ·g_l it is ‖g_w‖² − λ⟨g_w, g_l⟩ ≥ μ‖g_w‖², so to first order its error does not rise.
+    own = ‖g_w‖² and aligned = ⟨g_w, g_l⟩ of one shape; μ in [0, 1) is the share of the winner's own descent that is
+    preserved: along g_w − λ·g_l it is ‖g_w‖² − λ⟨g_w, g_l⟩ ≥ μ‖g_w‖², so to first order its error does not rise.
     """
-    bound = (1 - guard) * own / aligned.clamp(min=1e-30)
+    bound = (1 - mu) * own / aligned.clamp(min=1e-30)
     return bound.clamp(max=1.0).where(aligned > 0, own.new_ones(()))
 
 
