@@ -119,7 +119,7 @@ def test_sampling_goes_as_recorded(
         return held
 
     guidance, init = float(case.rpartition(".g")[2]), facts.draw("loop/init", shape)
-    seconds = shape[2] * tiny.compression * tiny.hop / tiny.rate
+    seconds = shape[2] * tiny.compression * tiny.hop / tiny.sampling_rate
     final = tiny.sample(repeated(facts), None, facts.steps, guidance, seconds, latents=init, callback=watch)
     assert steps == recorded[f"{case}.timesteps"].tolist()
     close(after[0], recorded[f"{case}.after_step0"], 1e-3)
@@ -209,7 +209,7 @@ def assert_decodes(sound: TangoPipeline, facts: Any, recorded: dict[str, Tensor]
     latents = facts.draw(f"vae/latent/{name}", (len(mel), 8, mel.shape[2] // 4, mel.shape[3] // 4))
     with torch.no_grad():
         close(sound.vae.decode(latents / sound.vae.config.scaling_factor).sample, mel, 1e-4)
-    seconds = whole.shape[-1] / sound.rate
+    seconds = whole.shape[-1] / sound.sampling_rate
     assert_sounds(sound.decode(latents, seconds), recorded[f"decode.{name}.wave_float"], whole)
 
 
@@ -231,7 +231,7 @@ def test_a_whole_clip_sounds_as_recorded(sound: TangoPipeline, recorded: dict[st
     with torch.no_grad():
         mel = sound.vae.decode(latents / sound.vae.config.scaling_factor).sample
     close(mel, theirs["mel"], 2e-4)
-    assert_sounds(sound.decode(latents, theirs["wave_int16"].shape[-1] / sound.rate), None, theirs["wave_int16"])
+    assert_sounds(sound.decode(latents, theirs["wave_int16"].shape[-1] / sound.sampling_rate), None, theirs["wave_int16"])
 
 
 @pytest.mark.slow
