@@ -71,7 +71,8 @@ def test_texts_are_encoded_as_recorded(tiny: TangoPipeline, facts: Any, recorded
 def test_texts_of_guidance_are_encoded_as_recorded(
     tiny: TangoPipeline, facts: Any, recorded: dict[str, Tensor]
 ) -> None:
-    states, mask = tiny._guided(repeated(facts), "")
+    texts = repeated(facts)
+    states, mask = tiny.encode_prompt([*[""] * len(texts), *texts])
     assert torch.equal(mask, recorded["encode_cfg.mask"])
     close(states, recorded["encode_cfg.hidden"], 1e-4)
 
