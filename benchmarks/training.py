@@ -212,7 +212,7 @@ def cheap(
     from milonga.data.examples import PairExamples
     from milonga.models.denoiser import Posterior
     from milonga.models.load import load_denoiser
-    from milonga.training.reference import Cached
+    from milonga.training.reference import CachedReference
     from milonga.training.trainer import train
 
     held: list[Any] = []

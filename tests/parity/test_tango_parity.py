@@ -232,7 +232,9 @@ def test_a_whole_clip_sounds_as_recorded(sound: TangoPipeline, recorded: dict[st
     with torch.no_grad():
         mel = sound.vae.decode(latents / sound.vae.config.scaling_factor).sample
     close(mel, theirs["mel"], 2e-4)
-    assert_sounds(sound.decode(latents, theirs["wave_int16"].shape[-1] / sound.sampling_rate), None, theirs["wave_int16"])
+    assert_sounds(
+        sound.decode(latents, theirs["wave_int16"].shape[-1] / sound.sampling_rate), None, theirs["wave_int16"]
+    )
 
 
 @pytest.mark.slow
