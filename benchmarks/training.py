@@ -229,7 +229,7 @@ def cheap(
         held.append(PairExamples(*roles, denoiser.encode_text(captions)))
 
     encoding, _ = timed(encode)
-    filling = spied_on(Cached)
+    filling = spied_on(CachedReference)
     marks: list[tuple[float, float]] = []
     shape = {"batch_size": asked.own, "gradient_accumulation_steps": asked.step // asked.own}
     settings = Settings(learning_rate=1e-6, **shape, **WAYS[asked.way])
