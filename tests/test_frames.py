@@ -20,7 +20,6 @@ def test_no_room_has_too_many_files(frames):
     assert {room: count for room, count in counts.items() if count > frames.ROOM} == {}
 
 
-@pytest.mark.xfail(reason="the merging of files is under way, and new features have come in the meantime")
 @pytest.mark.parametrize(("size", "limit"), [("modules", "MODULES"), ("lines", "LINES")])
 def test_the_package_stays_within_its_budget(frames, size, limit):
     assert frames.sizes()[size] <= getattr(frames, limit)
