@@ -12,7 +12,8 @@ from tiny_parts import parts_folder
 import milonga
 from milonga import AlignConfig, AlignTrainer
 from milonga.core.config import Phase, Strategy
-from milonga.core.errors import DataError, RecipeError
+from milonga.core.errors import DataError, RecipeError, StoreError
+from milonga.data.examples import PairExamples
 from milonga.data.pairs import PairDataset, read_pairs
 from milonga.models.load import load_denoiser
 from milonga.preference.build import build_pairs
@@ -70,6 +71,24 @@ def test_a_pipeline_is_trained_in_place(pairs: PairDataset, tmp_path: Path) -> N
     AlignTrainer(pipe, pairs, config(tmp_path / "tuned")).train()
     assert not torch.equal(pipe.unet.conv_in.weight, before)
     assert torch.equal(milonga.load(str(tmp_path / "tuned")).unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+def test_a_finished_training_is_not_taken_for_another(parts: Path, pairs: PairDataset, tmp_path: Path) -> None:
+    model, folder = str(parts / "tango"), tmp_path / "tuned"
+    AlignTrainer(model, pairs, config(folder)).train()
+    weights = (folder / "training" / "model" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    AlignTrainer(model, pairs, config(folder)).train()
+    assert (folder / "training" / "model" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights
+    with pytest.raises(StoreError, match="seed = 0, not 7"):
+        AlignTrainer(model, pairs, config(folder, seed=7)).train()
+    with pytest.raises(StoreError, match=r"settings\.learning_rate = 0\.001, not 0\.002"):
+        AlignTrainer(model, pairs, config(folder, learning_rate=2e-3)).train()
+    examples, _ = AlignTrainer(model, pairs, config(tmp_path / "other")).examples()
+    turned = PairExamples(examples.losers, examples.winners, examples.conditioning)  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"data = \w+, not \w+"):
+        AlignTrainer(model, turned, config(folder)).train()
+    AlignTrainer(model, turned, config(folder)).train(resume_from_checkpoint=False)
+    assert (folder / "training" / "model" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns != weights
 
 
 def test_before_the_end_there_is_nothing_to_save_and_without_a_token_nothing_is_pushed(

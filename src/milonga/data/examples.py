@@ -15,6 +15,7 @@ from milonga.maths.group_losses import advantages
 from milonga.models.denoiser import Conditioning, Posterior
 
 Latents = Tensor | Posterior
+FINGERPRINTED = 256  # examples that tell one data set from another
 NO_PRIOR = "these examples have no prior-preservation clips: give real clips, or set prior_weight = 0"
 
 
@@ -267,6 +268,17 @@ def train_val_split(examples: Examples, fraction: float, seed: int) -> tuple[Exa
             f"{len(order)} captions are too few to validate on {fraction:.0%} of them: set val_fraction = 0"
         )
     return Subset(examples, train), Subset(examples, val)
+
+
+def fingerprint(examples: Examples) -> str:
+    """A hash of up to `FINGERPRINTED` examples, evenly spread: latents, captions and what belongs to them."""
+    digest, count = sha256(str(len(examples)).encode()), min(len(examples), FINGERPRINTED)
+    for place in (len(examples) * number // count for number in range(count)):
+        one = examples.batch([place], 0)
+        digest.update(_caption_id(one.conditioning).encode())
+        for value in (one.winner, one.loser, one.weights, one.desirable, one.advantages):
+            digest.update(b"-" if value is None else value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _caption_id(caption: Conditioning) -> str:

@@ -133,10 +133,11 @@ class AlignTrainer:
     ) -> Path:
         """Trains through all phases, saves the model in `config.output_dir`, and returns that folder.
 
-        With `resume_from_checkpoint` a training that was interrupted continues from its newest checkpoint, and a
-        finished one returns at once; without it the folder's training files are deleted first. Under torchrun or
-        `accelerate launch` every process calls this alike. `log_path` and `label` are the log's place and the name
-        shown; `sample` is `Trainer.sample`. Raises as `Trainer.run` does.
+        With `resume_from_checkpoint` a training that was interrupted continues from its newest checkpoint, and one that
+        has finished returns at once; StoreError names what differs where the folder's training had other data, settings
+        or seed. Without it the folder's training files are deleted first. Under torchrun or `accelerate launch` every
+        process calls this alike. `log_path` and `label` are the log's place and the name shown; `sample` is
+        `Trainer.sample`. Raises as `Trainer.run` does.
         """
         from milonga.models.load import as_denoiser, generator_of
         from milonga.training.distributed import Ranks
@@ -148,8 +149,6 @@ class AlignTrainer:
         if not resume_from_checkpoint and ranks.is_main:
             self._delete_training()
         ranks.wait()
-        if self.finished:
-            return config.output_dir
         examples, val = self.examples(ranks)
         sampler = sample
         if self.compute_metrics is not None and sampler is None:
@@ -169,7 +168,7 @@ class AlignTrainer:
                 self.denoiser, examples, config.phases, config.settings(), config.seed, folder, val, log_path, sampler,
                 callbacks, reference,
             ).run()  # fmt: skip
-        if config.save_whole_model and ranks.is_main:
+        if config.save_whole_model and ranks.is_main and not self.finished:
             self._write_model(config.output_dir)
         ranks.wait()
         return config.output_dir

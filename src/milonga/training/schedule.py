@@ -16,7 +16,7 @@ import torch
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.store import read_json, write_json
-from milonga.data.examples import Examples
+from milonga.data.examples import Examples, fingerprint
 from milonga.maths.losses import LOSSES, LossSpec
 from milonga.maths.noise import seeded
 from milonga.models.denoiser import Denoiser, module_hash
@@ -131,15 +131,18 @@ def training_plan(
 ) -> dict[str, Any]:
     """All that decides the numbers of a training, as flat JSON values, with the hash of the starting weights."""
     facts: dict[str, Any] = {"seed": seed, "examples": len(examples), "prior clips": examples.num_prior}
-    facts["prediction"] = denoiser.process.prediction
+    facts |= {"data": fingerprint(examples), "prediction": denoiser.process.prediction}
     facts |= {f"settings.{name}": value for name, value in settings.model_dump(exclude=UNPLANNED).items()}
     for number, phase in enumerate(phases):
         facts |= {f"phases.{number}.{name}": value for name, value in phase.model_dump().items()}
     return facts | {"starting weights": module_hash(denoiser.module)}
 
 
-def check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Writes a plan into a new training's folder; StoreError, naming what differs, when it holds another one's."""
+def check_plan(folder: Path, plan: dict[str, Any], ignore: Sequence[str] = ()) -> None:
+    """Writes a plan into a new training's folder; StoreError, naming what differs, when it holds another one's.
+
+    Facts named in `ignore`, and the data of a training that is older than their fingerprint, may differ.
+    """
     path = folder / "plan.json"
     if not path.exists():
         write_json(path, plan)
@@ -147,7 +150,8 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     stored = read_json(path)
     # A setting that is newer than the training had its default value then.
     stored = {f"settings.{name}": value for name, value in Settings().model_dump(exclude=UNPLANNED).items()} | stored
-    for name in sorted(stored.keys() | plan.keys()):
+    skipped = {*ignore, *({"data"} - stored.keys())}
+    for name in sorted((stored.keys() | plan.keys()) - skipped):
         if stored.get(name) != json.loads(json.dumps(plan.get(name))):
             raise StoreError(
                 f"{folder} holds a training with {name} = {stored.get(name)}, not {plan.get(name)}: "

@@ -105,7 +105,8 @@ class Trainer:
         ranks, settings, finished = Ranks(), self.settings, self.folder / "model"
         with Run(self.folder).lock() if ranks.is_main else nullcontext():
             if ranks.is_main:
-                check_plan(self.folder, self._plan())
+                # A network that was trained in place is not its starting weights any more.
+                check_plan(self.folder, self._plan(), ["starting weights"] if finished.exists() else ())
             ranks.wait()
             if finished.exists():
                 return finished
