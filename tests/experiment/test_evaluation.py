@@ -21,6 +21,8 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.reports.material import read_rows
 
+pytestmark = pytest.mark.xdist_group("evaluation")  # its fixture is made once, not by every worker
+
 SYSTEMS = ("base", "sft", "aligned")
 RECIPE = """
 name = "tiny"

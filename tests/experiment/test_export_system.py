@@ -17,6 +17,8 @@ from milonga.core.store import Run, read_json
 from milonga.models.load import pipeline
 from milonga.reports.material import read_rows
 
+pytestmark = pytest.mark.xdist_group("export_system")  # its fixture is made once, not by every worker
+
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 WORDS = "a dog barks"
 

@@ -14,6 +14,8 @@ from milonga.experiment.manifest import status
 from milonga.experiment.recipe import Recipe, parse_recipe
 from milonga.experiment.rounds import best_of, over, recipe_of
 
+pytestmark = pytest.mark.xdist_group("rounds")  # its fixture is made once, not by every worker
+
 RECIPE = """
 name = "rounds"
 seed = 5

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from milonga.core.records import Comparison, Summary
 from milonga.evaluation.formatting import compared, in_table_order, protocols, turned, verdict
-from milonga.evaluation.metrics import all_metrics, metrics_named
+from milonga.evaluation.metrics import BUILT_IN, metrics_named
 from milonga.reports.claim import claim
 
 NUMBERS = st.floats(-2, 2, allow_nan=False)
@@ -44,7 +44,7 @@ def test_a_verdict_needs_the_interval_and_the_record_to_agree(
     assert verdict(row(metric, low, high, better)) == expected
 
 
-@given(NUMBERS, NUMBERS, st.sampled_from([m.name for m in all_metrics()]), st.sampled_from(["a", "b", "neither"]))
+@given(NUMBERS, NUMBERS, st.sampled_from([m.name for m in BUILT_IN]), st.sampled_from(["a", "b", "neither"]))
 def test_turning_round_turns_the_verdict(first: float, second: float, metric: str, better: str) -> None:
     one = row(metric, min(first, second), max(first, second), better)
     opposite = {"better": "worse", "worse": "better", "neither": "neither"}
@@ -53,8 +53,8 @@ def test_turning_round_turns_the_verdict(first: float, second: float, metric: st
 
 
 def test_every_metric_has_a_title_and_a_meaning_and_the_names_of_its_sources() -> None:
-    names = [one.name for one in all_metrics()]
-    assert all(one.title and one.meaning for one in all_metrics())
+    names = [one.name for one in BUILT_IN]
+    assert all(one.title and one.meaning for one in BUILT_IN)
     assert not any("{" in one.title + one.meaning for one in metrics_named(names))
     clap, fd = metrics_named(["fd", "clap"], {"clap_title": "Judge CLAP", "clap": "x", "classifier": "PANNs"})
     assert (clap.title, clap.meaning) == ("Judge CLAP", "cosine similarity of caption and clip, by x")

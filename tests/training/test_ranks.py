@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from milonga.training.distributed import Ranks
 
+pytestmark = pytest.mark.xdist_group("ranks")  # its fixture is made once, not by every worker
+
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
