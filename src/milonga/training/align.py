@@ -107,6 +107,7 @@ class AlignTrainer:
         self.config, self.ref_model, self.callbacks = config, ref_model, list(callbacks)
         self.compute_metrics = compute_metrics
         self._denoiser: Denoiser | None = None
+        self._trained = False  # by this trainer: its denoiser has not its starting weights any more
 
     @property
     def denoiser(self) -> "Denoiser":
@@ -149,6 +150,8 @@ class AlignTrainer:
         if not resume_from_checkpoint and ranks.is_main:
             self._delete_training()
         ranks.wait()
+        if self._trained and self.finished:
+            return config.output_dir
         examples, val = self.examples(ranks)
         sampler = sample
         if self.compute_metrics is not None and sampler is None:
@@ -171,6 +174,7 @@ class AlignTrainer:
         if config.save_whole_model and ranks.is_main and not self.finished:
             self._write_model(config.output_dir)
         ranks.wait()
+        self._trained = True
         return config.output_dir
 
     def examples(self, ranks: Any = None) -> "tuple[Examples, Examples | None]":

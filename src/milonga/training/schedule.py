@@ -138,10 +138,10 @@ def training_plan(
     return facts | {"starting weights": module_hash(denoiser.module)}
 
 
-def check_plan(folder: Path, plan: dict[str, Any], ignore: Sequence[str] = ()) -> None:
+def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Writes a plan into a new training's folder; StoreError, naming what differs, when it holds another one's.
 
-    Facts named in `ignore`, and the data of a training that is older than their fingerprint, may differ.
+    The data of a training that is older than their fingerprint may differ.
     """
     path = folder / "plan.json"
     if not path.exists():
@@ -150,8 +150,7 @@ def check_plan(folder: Path, plan: dict[str, Any], ignore: Sequence[str] = ()) -
     stored = read_json(path)
     # A setting that is newer than the training had its default value then.
     stored = {f"settings.{name}": value for name, value in Settings().model_dump(exclude=UNPLANNED).items()} | stored
-    skipped = {*ignore, *({"data"} - stored.keys())}
-    for name in sorted((stored.keys() | plan.keys()) - skipped):
+    for name in sorted((stored.keys() | plan.keys()) - ({"data"} - stored.keys())):
         if stored.get(name) != json.loads(json.dumps(plan.get(name))):
             raise StoreError(
                 f"{folder} holds a training with {name} = {stored.get(name)}, not {plan.get(name)}: "

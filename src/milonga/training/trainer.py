@@ -105,8 +105,7 @@ class Trainer:
         ranks, settings, finished = Ranks(), self.settings, self.folder / "model"
         with Run(self.folder).lock() if ranks.is_main else nullcontext():
             if ranks.is_main:
-                # A network that was trained in place is not its starting weights any more.
-                check_plan(self.folder, self._plan(), ["starting weights"] if finished.exists() else ())
+                check_plan(self.folder, self._plan())
             ranks.wait()
             if finished.exists():
                 return finished
