@@ -74,6 +74,15 @@ def test_a_step_on_groups_of_two_is_that_of_dpo_over_beta(monkeypatch: pytest.Mo
         torch.testing.assert_close(200.0 * value, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("examples", [groups(size=4), PairExamples(torch.zeros(2, *SHAPE), None, captions(2))])
+def test_the_network_is_prepared_for_the_shape_of_one_clip(tmp_path: Path, examples: Examples) -> None:
+    denoiser, shapes = model(), []
+    denoiser.prepare = lambda precision, shape: shapes.append(tuple(shape))
+    loss = "dgpo" if isinstance(examples, GroupExamples) else "sft"
+    train(denoiser, examples, [Phase(loss=loss, epochs=1, beta=1.0)], SETTINGS, 3, tmp_path)
+    assert shapes == [SHAPE]
+
+
 @pytest.mark.parametrize("loss", ["dgpo", "awm", "nft", "crd"])
 def test_results_do_not_depend_on_how_a_step_is_cut_into_batches(tmp_path: Path, loss: str) -> None:
     cut = SETTINGS.model_copy(update={"batch_size": 1, "gradient_accumulation_steps": 2})

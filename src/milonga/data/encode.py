@@ -93,9 +93,9 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
     manifest = read_manifest(run)
     made_by = manifest["fingerprints"]["models"]["model"] if manifest else denoiser.fingerprint
     if made_by == denoiser.fingerprint:
-        latents = run_latents(denoiser, run, ids, lambda wanted: _clips(run, wanted))
+        latents = run_latents(denoiser, run, ids)
     else:
-        clips = _clips(run, set(ids))
+        clips = run_clips(run, set(ids))
         latents = denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in ids])
     captions = [pair.prompt for pair in pairs]
     conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), captions)(captions)
@@ -180,26 +180,30 @@ def stored_latents(run: Run, wanted: set[str]) -> dict[str, bytes]:
     return latents
 
 
-def run_latents(denoiser: "Denoiser", run: Run, ids: Sequence[str], clips: Callable[[set[str]], Any]) -> "Latents":
+def run_latents(denoiser: "Denoiser", run: Run, ids: Sequence[str]) -> "Latents":
     """The latents that a run's clips were sampled with, float16 (N, *latent shape).
 
-    Where a clip has none of the denoiser's size, all of them pass the autoencoder: `clips` gives them by id.
+    Where a clip has none of the denoiser's size, all of them pass the autoencoder. Raises DataError as `run_clips`
+    does.
     """
     packed, size = stored_latents(run, set(ids)), packed_size(denoiser.latent_shape)
     if all(len(packed.get(clip, b"")) == size for clip in ids):
         return unpack_latents([packed[clip] for clip in ids], denoiser.latent_shape)
-    decoded_clips = clips(set(ids))
-    return denoiser.encode_audio([denoiser.prepare_waveform(decoded_clips[clip]) for clip in ids])
+    clips = run_clips(run, set(ids))
+    return denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in ids])
 
 
-def _clips(run: Run, wanted: set[str]) -> dict[str, Clip]:
-    """The clips of a run with these ids; DataError when one is not there."""
+def run_clips(run: Run, wanted: set[str]) -> dict[str, Clip]:
+    """The clips of a run with these ids, in the order of its shards; DataError when one is not there."""
     shards, clips = run.stage("generate"), dict[str, Clip]()
     for shard in shards.names():
         table = clips_of(shards.read_table(shard, ["id", "audio"]))
-        clips |= {clip: table[clip] for clip in wanted & table.keys()}
+        clips |= {name: clip for name, clip in table.items() if name in wanted}
     if missing := wanted - clips.keys():
-        raise DataError(f"{run.path} lacks clip {min(missing)}: its pairs and its clips do not belong together")
+        raise DataError(
+            f"{run.path} lacks clip {min(missing)}: its clips and the pairs or labels that name them do not belong "
+            "together"
+        )
     return clips
 
 

@@ -17,7 +17,7 @@ from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.protocols import Embedder
 from milonga.core.records import Candidate, Clip, Label, Pair, Prompt, Request
-from milonga.core.store import Run, Shards, complete, write_json
+from milonga.core.store import Run, complete, write_json
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
 from milonga.experiment.registry import Context
 from milonga.preference.build import needed
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow
     from torch.nn import Module
 
-    from milonga.data.examples import Examples, Latents, PairExamples
+    from milonga.data.examples import Examples, PairExamples
     from milonga.models.denoiser import Conditioning, Denoiser
 
 
@@ -106,6 +106,7 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
     """
     import torch
 
+    from milonga.data.encode import run_latents
     from milonga.data.examples import GroupExamples
     from milonga.maths.group_losses import advantages
     from milonga.models.denoiser import Posterior
@@ -124,7 +125,7 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
     scores = torch.tensor([[[clip.scores[name] for name in names] for _, clip in group] for group in chosen])
     rewards = advantages(scores.transpose(1, 2)).mean(1)
     denoiser = context.parts.load_denoiser(context.recipe.models.model)
-    latents = _latents(denoiser, context.run, [clip for group in chosen for clip, _ in group])
+    latents = run_latents(denoiser, context.run, [clip for group in chosen for clip, _ in group])
     plain = latents.mean * latents.scale if isinstance(latents, Posterior) else latents
     conditioning = _conditioning(context, denoiser, [group[0][1].request.prompt for group in chosen])
     examples = GroupExamples(plain.unflatten(0, (len(chosen), size)), rewards, conditioning)
@@ -223,10 +224,11 @@ def _clips(
     """Clips of a folder one by one, by id with their prompts, each with its weight or its label."""
     import torch
 
+    from milonga.data.encode import run_latents
     from milonga.data.examples import PairExamples
 
     denoiser = context.parts.load_denoiser(context.recipe.models.model)
-    latents = _latents(denoiser, run, list(texts))
+    latents = run_latents(denoiser, run, list(texts))
     conditioning = _conditioning(context, denoiser, list(texts.values()))
     scale = None if weights is None else torch.tensor(weights, dtype=torch.float32)
     liked = None if desirable is None else torch.tensor(desirable)
@@ -238,12 +240,6 @@ def _conditioning(context: Context, denoiser: "Denoiser", captions: Sequence[str
     from milonga.data.encode import encode_captions
 
     return encode_captions(denoiser, Run(context.run.path / "encoded" / denoiser.fingerprint), captions)(captions)
-
-
-def _latents(denoiser: "Denoiser", run: Run, ids: Sequence[str]) -> "Latents":
-    from milonga.data.encode import run_latents
-
-    return run_latents(denoiser, run, ids, lambda wanted: clips_by_id(run.stage("generate"), wanted))
 
 
 def label(context: Context) -> None:
@@ -303,20 +299,6 @@ def labels_in(folder: Path) -> list[Label]:
     return labels
 
 
-def clips_by_id(shards: Shards, wanted: set[str]) -> dict[str, Clip]:
-    """Those clips of a folder's shards whose ids are wanted; DataError when one is not there."""
-    clips: dict[str, Clip] = {}
-    for shard in shards.names():
-        clips |= {
-            one: clip for one, clip in clips_of(shards.read_table(shard, ["id", "audio"])).items() if one in wanted
-        }
-    if wanted - set(clips):
-        raise DataError(
-            f"{shards.path} lacks clip {min(wanted - set(clips))}: it and its labels do not belong together"
-        )
-    return clips
-
-
 def _fit_network(context: Context, embedder: Embedder) -> "Module":
     """The network taught from all labels; its report goes to metrics/reward.json."""
     from milonga.preference.reward import fit_reward, predict_rewards, reward_features, reward_report
@@ -332,6 +314,8 @@ def _fit_network(context: Context, embedder: Embedder) -> "Module":
 
 def _labelled(context: Context, embedder: Embedder) -> tuple[list[Label], np.ndarray]:
     """All labels, and the embeddings (N, D) of their clips."""
+    from milonga.data.encode import run_clips
+
     labels: list[Label] = []
     rows: list[np.ndarray] = []
     for source in context.recipe.label.sources:
@@ -340,7 +324,7 @@ def _labelled(context: Context, embedder: Embedder) -> tuple[list[Label], np.nda
             known = {one: row for _, ids, part in _embedded(context) for one, row in zip(ids, part, strict=True)}
         else:
             own = labels_in(Path(source))
-            clips = clips_by_id(Run(Path(source)).stage("generate"), {one.id for one in own})
+            clips = run_clips(Run(Path(source)), {one.id for one in own})
             known = dict(
                 zip(clips, _in_batches(embedder, list(clips.values()), context.recipe.score.batch_size), strict=True)
             )

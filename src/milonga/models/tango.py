@@ -139,8 +139,8 @@ class TangoPipeline(DiffusionPipeline):
 
         Every clip's noise comes from its own seed, on the CPU and in float32. Guidance at or below 1 runs the U-Net on
         half as much, and so does a step outside `interval`, whose ends are shares of the schedule from no
-        noise (0) to all of it (1) (Kynkäänniemi et al. 2024). A callback is given the tensors that it watches and gives
-        back those to be gone on with. Raises RecipeError for steps, guidance or latents that do not fit.
+        noise (0) to all of it (1) (Kynkäänniemi et al. 2024). A callback is given the tensors that it watches and
+        returns those that the next step starts from. Raises RecipeError for steps, guidance or latents that do not fit.
         """
         _check_guidance(guidance, interval)
         scheduler = prepare_scheduler(self.scheduler, steps, self._execution_device)

@@ -174,7 +174,9 @@ class Trainer:
         # Dropout would part the policy from its reference before the first step, and draw from the global stream.
         module.eval()
         ranks.to_device(module)
-        denoiser.prepare(settings.precision, self.examples.batch([0], 0).winner.shape[1:])
+        first = self.examples.batch([0], 0)
+        latents = first.winner[0] if first.advantages is None else first.winner[0, 0]
+        denoiser.prepare(settings.precision, latents.shape)
 
         # The reference comes before the adapter: it is a copy of the network as given.
         reference: Reference | None = None
