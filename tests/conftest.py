@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Property tests draw the same examples on every run; `pytest --hypothesis-profile=search` draws new ones, and more.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("repeatable")
 
 # Tests run beside each other, and small networks are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

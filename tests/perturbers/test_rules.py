@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from milonga.core.records import Prompt
@@ -162,6 +162,8 @@ def test_and_cuts_only_between_sounds(text):
 
 
 @given(sentences)
+@example("is with followed by a")
+@example("then is is after followed by woman")
 def test_phrases_keep_the_words(text):
     once = joined(split_phrases(text))
     assert joined(split_phrases(once)) == once

@@ -16,6 +16,7 @@ _LINK = re.compile(
     re.IGNORECASE,
 )
 _IDLE = re.compile(r"^(at )?first\b,?\s*|\s+at the same time\b", re.IGNORECASE)  # would be wrong once phrases move
+_AUXILIARY_END = re.compile(r"(?:\s*\b(?:is|are|was|were))+$", re.IGNORECASE)
 _THEN = ("and then", "and finally", "then", "followed by", "before")
 _LOOSE = ("and", "with", "over", ",")
 _AUXILIARIES = frozenset(("is", "are", "was", "were", "can", "does", "do", "has", "have"))
@@ -134,6 +135,9 @@ def split_phrases(caption: str) -> list[Phrase]:
             phrases[-1] = Phrase(link, text)
         elif last and not text.strip():
             continue
+        elif last and _is_open(last.text) and link == "followed by":  # "is, with, followed by": the "is" belongs to it
+            before = _AUXILIARY_END.sub("", last.text)
+            phrases[-1:] = [*split_phrases(f"{last.link} {before}"), Phrase(link, text)]
         elif last and _is_open(last.text):  # "and is then revved" is one doing
             phrases[-1] = Phrase(last.link, f"{last.text} {link} {text}")
         elif last and link in _LOOSE and not (_is_sound(last.text) and _is_sound(text)):
@@ -225,7 +229,7 @@ def _first(text: str) -> str:
 
 def _is_open(text: str) -> bool:
     """Whether a phrase ends with an auxiliary, so that its verb is yet to come."""
-    return text.lower().rpartition(" ")[2] in ("is", "are", "was", "were")
+    return _AUXILIARY_END.search(text) is not None
 
 
 def _is_verb(word: str) -> bool:
