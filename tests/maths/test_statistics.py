@@ -1,5 +1,7 @@
 """Error bars: closed forms, laws, agreement with scipy's exact tests, and real coverage over simulations."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +16,10 @@ from milonga.maths.statistics import (
     bootstrap,
     difference_of,
     draw_clips,
+    expected_best,
     holm,
     interval_of,
+    mean_z_scores,
     paired,
     proportion,
 )
@@ -306,3 +310,77 @@ def test_intervals_of_a_frechet_difference_cover_the_truth() -> None:
         result = difference_of(difference(a, b, reference), draws, 100)
         hits += result.low <= truth <= result.high
     assert holds(hits, 500), hits
+
+
+# -- the best of N
+
+pools = st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5, width=32)), min_size=1, max_size=7).map(np.array)
+
+
+@given(pools)
+def test_the_expected_best_is_the_mean_over_all_subsets(pool):
+    ranking, values = pool.T
+    for size, expected in enumerate(expected_best(ranking, values), 1):
+        chosen = []
+        for subset in map(list, combinations(range(len(pool)), size)):
+            ties = ranking[subset] == ranking[subset].max()
+            chosen.append(values[subset][ties].mean())
+        assert expected == pytest.approx(np.mean(chosen), abs=1e-9)
+
+
+@given(pools)
+def test_the_best_of_one_is_the_mean_and_of_all_the_value_of_the_best_ranked(pool):
+    ranking, values = pool.T
+    curve = expected_best(ranking, values)
+    assert curve[0] == pytest.approx(values.mean(), abs=1e-9)
+    assert curve[-1] == pytest.approx(values[ranking == ranking.max()].mean(), abs=1e-9)
+    by_itself = expected_best(values, values)
+    assert by_itself[-1] == values.max()
+    assert (np.diff(by_itself) >= -1e-12).all()
+
+
+@given(pools, st.randoms(use_true_random=False))
+def test_the_order_of_a_pool_does_not_matter(pool, random):
+    order = list(range(len(pool)))
+    random.shuffle(order)
+    np.testing.assert_allclose(expected_best(*pool.T), expected_best(*pool[order].T), atol=1e-12)
+
+
+def test_a_clip_without_a_rank_comes_last_and_one_without_a_value_leaves_none():
+    assert expected_best(np.array([NAN, 1.0]), np.array([5.0, 3.0])).tolist() == [4.0, 3.0]
+    assert np.isnan(expected_best(np.array([0.0, 1.0]), np.array([NAN, 3.0]))).all()
+    with pytest.raises(DataError, match="one rank and one value a clip"):
+        expected_best(np.zeros(2), np.zeros(3))
+
+
+def test_a_large_pool_loses_no_digits():
+    values = np.arange(200.0)
+    curve = expected_best(values, values)
+    np.testing.assert_allclose(curve, [n * 201 / (n + 1) - 1 for n in range(1, 201)], rtol=1e-12)  # uniform order
+
+
+def test_the_estimate_from_a_pool_is_unbiased_for_fresh_clips():
+    generator = np.random.default_rng(0)
+    ranking = generator.normal(size=(4000, 6))
+    values = ranking + generator.normal(size=ranking.shape)
+    estimate = np.mean([expected_best(*row)[2] for row in zip(ranking, values, strict=True)])
+    fresh = generator.normal(size=(200_000, 3)).max(axis=1).mean()
+    assert estimate == pytest.approx(fresh, abs=0.04)
+
+
+def test_scores_are_standardised_within_the_clips_and_averaged():
+    scores = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    np.testing.assert_allclose(mean_z_scores(scores), np.array([-1, 0, 1]) * np.sqrt(1.5) / 2)
+    two = np.array([[0.1, 300.0], [0.2, 100.0], [0.4, 200.0]])
+    np.testing.assert_allclose(mean_z_scores(two), mean_z_scores(two * [50, 0.01] + [7, -3]), atol=1e-12)
+
+
+def test_rounding_decides_no_rank_and_an_unscored_clip_leaves_no_trace():
+    noise = np.array([[0.7 + 1e-9, 1.0], [0.7, 2.0], [0.7 - 1e-9, 3.0]])
+    assert np.argmax(mean_z_scores(noise)) == 2
+    assert mean_z_scores(noise)[1] == 0.0
+    with_gap = np.array([[1.0], [NAN], [3.0]])
+    assert mean_z_scores(with_gap)[[0, 2]].tolist() == [-1.0, 1.0]
+    assert np.isnan(mean_z_scores(with_gap)[1])
+    assert np.isnan(mean_z_scores(np.full((2, 1), NAN))).all()
+    assert mean_z_scores(np.array([[4.0]])).tolist() == [0.0]

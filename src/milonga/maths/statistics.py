@@ -7,6 +7,7 @@ nothing about another training run.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from milonga.core.errors import DataError
 LEVEL = 0.95
 CHUNK = 512  # resamples in memory at once
 SMALLEST_P = 1e-6  # a normal tail is not trusted below this
+INDIFFERENT = 1e-6  # of the largest score: a spread below this is rounding
 FLIPS = 10_000  # random signs of one sign-flip test
 RADEMACHER = 3.18  # Bentkus and Dzindzalieta 2015: P(Σ ±d ≥ t·|d|) ≤ 3.18 · P(N(0, 1) ≥ t) for any differences d
 
@@ -124,6 +126,47 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 10_000) -> 
     low, high = _bca(differences, seed, resamples)
     p = _sign_flip(differences, seed, max(resamples, FLIPS))
     return Difference(float(differences.mean()), low, high, p, len(differences))
+
+
+def mean_z_scores(scores: np.ndarray) -> np.ndarray:
+    """What best of N ranks by, shape (N,): each scorer's numbers (N, S) in standard deviations among the N clips, mean.
+
+    A scorer that is indifferent to the clips (all alike but for rounding) adds 0. A clip that some scorer could not
+    score is NaN, and leaves no trace in the others' numbers.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    scored = np.isfinite(scores).all(axis=1)
+    result = np.full(len(scores), np.nan)
+    if scored.any():
+        gaps = scores[scored] - scores[scored].mean(axis=0)
+        spread, size = gaps.std(axis=0), np.abs(scores[scored]).max(axis=0)
+        differs = spread > INDIFFERENT * size
+        result[scored] = np.where(differs, gaps / np.where(differs, spread, 1.0), 0.0).mean(axis=1)
+    return result
+
+
+def expected_best(ranking: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The expected value of the best of N clips for N = 1 … M, shape (M,), from one pool of M clips of a caption.
+
+    `ranking` (M,) is the score that selects, `values` (M,) what is measured of the selected clip. Of the clips in
+    ascending order of their rank, clip i is the best of N in C(i−1, N−1) of the C(M, N) subsets, so
+
+        E[best of N] = Σᵢ C(i−1, N−1) / C(M, N) · yᵢ,
+
+    the mean over all subsets, which is unbiased for N fresh clips (the estimator of pass@k, Chen et al. 2021,
+    arXiv 2107.03374, with a selecting score in place of a test). Clips that rank equally share their places, as if
+    each order of them were equally likely; a rank of NaN comes last. NaN where a value is NaN. Raises DataError for
+    arrays that do not match.
+    """
+    ranking, values = np.asarray(ranking, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if ranking.shape != values.shape or ranking.ndim != 1 or not len(ranking):
+        raise DataError(f"a pool needs one rank and one value a clip, not {ranking.shape} and {values.shape}")
+    places, counts = np.unique(np.where(np.isnan(ranking), -np.inf, ranking), return_inverse=True)[1], len(values)
+    shared = np.bincount(places, weights=values) / np.bincount(places)
+    ordered = shared[np.sort(places)]
+    sizes = range(1, counts + 1)
+    weights = np.array([[comb(i - 1, n - 1) / comb(counts, n) for i in sizes] for n in sizes])
+    return weights @ ordered
 
 
 def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
