@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from milonga.experiment.recipe import Recipe
     from milonga.models.tango import TangoPipeline
     from milonga.preference.build import build_pairs
+    from milonga.preference.candidates import best_of
     from milonga.reports.leaderboard import evaluate
     from milonga.training.align import AlignConfig, AlignTrainer
     from milonga.training.trainer import TrainerCallback
@@ -30,6 +31,7 @@ __all__ = [
     "Threshold",
     "TrainerCallback",
     "__version__",
+    "best_of",
     "build_pairs",
     "evaluate",
     "load",
@@ -102,6 +104,7 @@ _HOMES = {
     "TangoPipeline": "milonga.models.tango",
     "Threshold": "milonga.core.config",
     "TrainerCallback": "milonga.training.trainer",
+    "best_of": "milonga.preference.candidates",
     "build_pairs": "milonga.preference.build",
     "evaluate": "milonga.reports.leaderboard",
     "read_pairs": "milonga.data.pairs",

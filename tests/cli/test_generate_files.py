@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fake_parts import NoiseModel
+from fake_parts import LoudScorer, NoiseModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from milonga.cli.generate import check, generate_clips, read_prompts, slug
+from milonga.cli.generate import check, generate_best, generate_clips, read_prompts, slug
 from milonga.cli.main import app
 from milonga.core.audio import read_audio, read_tags
 from milonga.core.errors import DataError, StoreError
@@ -211,7 +211,7 @@ def test_a_file_system_of_another_encoding_gets_a_name_that_it_can_hold(monkeypa
 def test_under_an_ascii_locale_clips_are_written_and_named(tmp_path):
     script = f"""
 from pathlib import Path
-from fake_parts import NoiseModel
+from fake_parts import LoudScorer, NoiseModel
 from milonga.cli.generate import generate_clips
 print(len(list(generate_clips(NoiseModel(), ["\\u72d7\\u53eb", "rain"], Path({str(tmp_path)!r}), 4, 3.0))))
 """
@@ -241,3 +241,99 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(place, tmp_path):
 def test_a_wav_holds_what_the_model_made(tmp_path):
     (path,) = write(["rain"], tmp_path)
     assert np.abs(read_audio(path).waveform).max() > 0.1
+
+
+# -- best of N
+
+SCORERS = [LoudScorer("one"), LoudScorer("two")]
+
+
+def best(prompts: list[str], out: Path, n: int = 5, model: NoiseModel | None = None, **options) -> list[Path]:
+    return list(generate_best(model or NoiseModel(), prompts, out, 4, 3.0, SCORERS, n, details={"by": "x"}, **options))
+
+
+def test_the_best_of_n_is_saved_and_its_rank_and_scores_are_in_the_manifest(tmp_path):
+    prompts = ["rain falls", "a dog barks", "rain  falls "]
+    best(prompts, tmp_path / "all", count=5)
+    rows = lines(tmp_path / "all")
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5] * 2
+    for first in (0, 5):
+        group = rows[first : first + 5]
+        scores = np.array([[row["score one"], row["score two"]] for row in group])
+        means = ((scores - scores.mean(axis=0)) / scores.std(axis=0)).mean(axis=1)
+        np.testing.assert_allclose([row["score"] for row in group], means)
+        assert (np.diff(means) < 0).all()
+        assert sorted(row["number"] for row in group) == [0, 1, 2, 3, 4]
+    paths = best(prompts, tmp_path / "best")
+    assert [path.name for path in paths] == [rows[0]["file_name"], rows[5]["file_name"]]
+    assert paths[0].read_bytes() == (tmp_path / "all" / paths[0].name).read_bytes()
+    assert read_tags(paths[0])["rank"] == "1"
+    assert len(list((tmp_path / "best").glob("*.wav"))) == len(lines(tmp_path / "best")) == 2
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_best_of_n_does_not_depend_on_the_batch(batch, tmp_path, monkeypatch):
+    prompts = ["rain falls", "a dog barks", "a bell"]
+    expected = best(prompts, tmp_path / "8", count=2)
+    monkeypatch.setattr("milonga.cli.generate.BATCH", batch)
+    assert [path.name for path in best(prompts, tmp_path / "other", count=2)] == [path.name for path in expected]
+    assert lines(tmp_path / "other") == lines(tmp_path / "8")
+
+
+def test_a_search_over_a_list_resumes_prompt_by_prompt(tmp_path):
+    class Killed(NoiseModel):
+        calls = 0
+
+        def generate(self, requests):
+            type(self).calls += 1
+            if type(self).calls == 4:
+                raise KeyboardInterrupt
+            return super().generate(requests)
+
+    prompts = [f"sound {number}" for number in range(6)]
+    with pytest.raises(KeyboardInterrupt):
+        best(prompts, tmp_path, model=Killed(), resume=True)
+    assert len(lines(tmp_path)) == 3
+    (tmp_path / lines(tmp_path)[1]["file_name"]).unlink()
+    log = tmp_path / "log"
+    paths = best(prompts, tmp_path, model=NoiseModel(log), resume=True)
+    assert len(log.read_text().splitlines()) == 4 * 5
+    assert len(set(paths)) == len(lines(tmp_path)) == 6
+    assert best(prompts, tmp_path, model=NoiseModel(tmp_path / "none"), resume=True) == [
+        tmp_path / row["file_name"] for row in sorted(lines(tmp_path), key=lambda row: row["prompt"])
+    ]
+    assert not (tmp_path / "none").exists()
+    best(prompts, tmp_path, model=NoiseModel(tmp_path / "more"), resume=True, count=5)
+    assert len((tmp_path / "more").read_text().splitlines()) == 6 * 5
+    assert len(lines(tmp_path)) == 6 * 5
+
+
+def test_the_command_saves_the_best_by_named_scorers(tmp_path):
+    words = ["generate", "a dog barks", "--steps", "1", "--best-of", "3", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words, "--keep-all", "--by", "nano-clap-a,nano-clap-b"])
+    assert done.exit_code == 0, done.output
+    rows = lines(tmp_path)
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert [Path(line).name for line in done.stdout.splitlines()] == [row["file_name"] for row in rows]
+    assert rows[0]["by"].startswith("nano-clap-a@")
+    assert {"score nano-clap-a", "score nano-clap-b"} <= set(rows[0])
+    again = CliRunner().invoke(app, words)  # nano's own scorers are these two: the same file again
+    assert again.stdout == done.stdout.splitlines(keepends=True)[0], again.output
+    assert len(lines(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        (["--best-of", "4", "--model", "someone/foreign"], 1, "name the scorers that choose among clips of someone/f"),
+        (["--best-of", "2", "-n", "3"], 1, "--best-of must be at least -n, the number of clips that are saved (3)"),
+        (["--by", "nano-clap-a"], 2, "--by and --keep-all choose among clips: give --best-of N"),
+        (["--best-of", "2", "--by", "nowhere:Scorer"], 1, "scorer 'nowhere:Scorer'"),
+    ],
+)
+def test_a_search_that_cannot_be_made_is_refused_in_a_line(more, status, message, tmp_path):
+    done = CliRunner().invoke(app, ["generate", "rain", "--steps", "1", "--out", str(tmp_path), *more])
+    assert done.exit_code == status
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

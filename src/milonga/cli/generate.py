@@ -9,15 +9,18 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from milonga.core.audio import write_audio
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import clip_seed, content_id
 from milonga.core.progress import tracked
-from milonga.core.protocols import Model
-from milonga.core.records import Prompt, Request
+from milonga.core.protocols import Model, Scorer
+from milonga.core.records import Clip, Prompt, Request
 from milonga.core.store import write_bytes
+from milonga.preference.candidates import rank_clips, score_clips
 
 BATCH = 8  # clips that are generated at once; a clip is the same in any batch
 MANIFEST = "clips.jsonl"
@@ -43,17 +46,11 @@ def generate_clips(
     duration, the hash of the weights); they go into the name's hash, the tags and the manifest. With `resume` a clip
     that the manifest names and that is there is not generated again. Raises StoreError when the disk refuses.
     """
-    requests: dict[str, tuple[Request, dict[str, object]]] = {}
-    for text in prompts:
-        for number in range(count):
-            words = " ".join(text.split())
-            request = Request.of(seed, Prompt.of(words, "command line"), words, int(steps), float(guidance), number)
-            settings = {
-                "prompt": words, "model": model.name, "seed": seed, "number": number, "steps": request.steps,
-                "guidance": request.guidance, **(details or {}),
-            }  # fmt: skip
-            name = f"{slug(words)}-{seed}-{number}-{content_id(settings)[:10]}.wav"
-            requests[name] = request.model_copy(update={"seed": clip_seed(seed, words, number)}), settings
+    requests = {
+        name: planned
+        for text in prompts
+        for name, planned in plan_clips(model, text, steps, guidance, seed, count, details).items()
+    }
     listed = _listed(out / MANIFEST)
     finished = {name for name in requests if resume and name in listed and (out / name).is_file()}
     yield from (out / name for name in requests if name in finished)
@@ -70,7 +67,77 @@ def generate_clips(
                 yield out / name
 
 
-def check(prompts: Sequence[str], steps: int, guidance: float, count: int, duration: float | None) -> None:
+def generate_best(
+    model: Model,
+    prompts: Sequence[str],
+    out: Path,
+    steps: int,
+    guidance: float,
+    scorers: Sequence[Scorer],
+    n: int,
+    seed: int = 0,
+    count: int = 1,
+    details: Mapping[str, str] | None = None,
+    resume: bool = False,
+) -> Iterator[Path]:
+    """Generates `n` clips of each prompt and writes the `count` that `scorers` rank highest; gives their paths, the
+    best first.
+
+    Files, tags and manifest are those of `generate_clips`, with rank, mean z-score and every scorer's score beside the
+    settings; `details` must name the scorers. A prompt is generated as a whole: with `resume`, one whose best clips are
+    all there is not generated again. Raises StoreError when the disk refuses.
+    """
+    planned = [plan_clips(model, text, steps, guidance, seed, n, details) for text in prompts]
+    groups = list({next(iter(group)): group for group in planned}.values())  # a prompt that comes twice is done once
+    listed = _listed(out / MANIFEST)
+    missing: list[dict[str, tuple[Request, dict[str, object]]]] = []
+    for group in groups:
+        ranked = sorted((listed[name].get("rank", n + 1), name) for name in group if name in listed)[:count]
+        if resume and len(ranked) == count == ranked[-1][0] and all((out / name).is_file() for _, name in ranked):
+            yield from (out / name for _, name in ranked)
+        else:
+            missing.append(group)
+    with tracked("generate", n * len(groups), n * (len(groups) - len(missing))) as advance:
+        for first in range(0, len(missing), max(1, BATCH // n)):
+            part = missing[first : first + max(1, BATCH // n)]
+            requests = [request for group in part for request, _ in group.values()]
+            clips: list[Clip] = []
+            for start in range(0, len(requests), BATCH):
+                clips += model.generate(requests[start : start + BATCH])
+            scores = score_clips(clips, [request.prompt for request in requests], scorers, BATCH)
+            for place, group in enumerate(part):
+                own = slice(place * n, place * n + n)
+                names = list(group)
+                for ranked in rank_clips(clips[own], scores[own])[:count]:
+                    name, ranks = names[ranked.number], {"rank": ranked.rank, "score": ranked.score}
+                    ranks |= {f"score {scorer}": score for scorer, score in ranked.scores.items()}
+                    entry = group[name][1] | {key: value if isfinite(value) else None for key, value in ranks.items()}
+                    write_audio(out / name, ranked.clip, {key: str(value) for key, value in entry.items()})
+                    if name not in listed:
+                        _append(out / MANIFEST, {"file_name": name, **entry})
+                    yield out / name
+                advance(n)
+
+
+def plan_clips(
+    model: Model, text: str, steps: int, guidance: float, seed: int, count: int, details: Mapping[str, str] | None
+) -> dict[str, tuple[Request, dict[str, object]]]:
+    """The files of a prompt's `count` clips by name, each with its request and with what it depends on."""
+    words, files = " ".join(text.split()), {}
+    for number in range(count):
+        request = Request.of(seed, Prompt.of(words, "command line"), words, int(steps), float(guidance), number)
+        settings = {
+            "prompt": words, "model": model.name, "seed": seed, "number": number, "steps": request.steps,
+            "guidance": request.guidance, **(details or {}),
+        }  # fmt: skip
+        name = f"{slug(words)}-{seed}-{number}-{content_id(settings)[:10]}.wav"
+        files[name] = request.model_copy(update={"seed": clip_seed(seed, words, number)}), settings
+    return files
+
+
+def check(
+    prompts: Sequence[str], steps: int, guidance: float, count: int, duration: float | None, best_of: int | None = None
+) -> None:
     """Raises DataError for a prompt that is empty or not UTF-8, RecipeError for numbers that make no sense: before a
     model is loaded."""
     if not prompts or any(not text.strip() for text in prompts):
@@ -81,6 +148,8 @@ def check(prompts: Sequence[str], steps: int, guidance: float, count: int, durat
             raise DataError(f"the prompt {shown!r} is not UTF-8: type it in a terminal whose encoding is UTF-8")
     if steps < 1 or count < 1:
         raise RecipeError("--steps and -n must be at least 1")
+    if best_of is not None and not count <= best_of:
+        raise RecipeError(f"--best-of must be at least -n, the number of clips that are saved ({count})")
     if not 0 <= guidance < float("inf"):
         raise RecipeError("--guidance must be 0 or a positive number")
     if duration is not None and 0 < duration < SHORTEST:
@@ -118,14 +187,15 @@ def slug(text: str, length: int = 60) -> str:
     return name or "clip"
 
 
-def _listed(manifest: Path) -> set[str]:
-    """The files that a manifest names; a last line that a crash cut off is removed."""
+def _listed(manifest: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's entries by file; a last line that a crash cut off is removed."""
     try:
         data = manifest.read_bytes() if manifest.exists() else b""
         if data and not data.endswith(b"\n"):
             data = data[: data.rfind(b"\n") + 1]
             write_bytes(manifest, data)
-        return {json.loads(line)["file_name"] for line in data.splitlines() if line.strip()}
+        entries = [json.loads(line) for line in data.splitlines() if line.strip()]
+        return {entry["file_name"]: entry for entry in entries}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(
             f"{manifest} is no manifest of clips ({error}): move it away, or choose another --out"

@@ -71,6 +71,18 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same clips.", min=0)] = 0,
     number: Annotated[int, typer.Option("-n", help="Clips per prompt.")] = 1,
+    best_of: Annotated[
+        int | None, typer.Option("--best-of", metavar="N", help="Generate N clips per prompt and save the -n best.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCORER[,SCORER...]",
+            help="Scorers that choose the best: their scores are z-scored within the prompt and averaged.",
+            show_default="nano's two CLAPs, for nano only",
+        ),
+    ] = None,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="With --best-of: save all N clips, ranked.")] = False,
     duration: Annotated[
         float | None, typer.Option(help="Length of a clip in seconds.", show_default="as the model was trained")
     ] = None,
@@ -84,22 +96,36 @@ def generate(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
 ) -> None:
     """Generate clips from prompts and print their paths; clips.jsonl beside them lists their settings."""
-    from milonga.cli.generate import check, generate_clips, read_prompts
+    from milonga.cli.generate import check, generate_best, generate_clips, read_prompts
     from milonga.models.load import system
+    from milonga.preference.candidates import search_scorers
+    from milonga.scorers.load import fingerprint, scorer
 
     if not prompts and prompts_file is None:
         say("Missing argument 'PROMPT...': give prompts, or --prompts FILE")
         raise typer.Exit(2)
     texts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
+    if best_of is None and (by or keep_all):
+        say("--by and --keep-all choose among clips: give --best-of N")
+        raise typer.Exit(2)
+    names = search_scorers(model, [name.strip() for name in (by or "").split(",") if name.strip()]) if best_of else ()
     selected = system(model)
     own_steps, own_guidance = selected.sampling()
     steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
-    check(texts, steps, guidance, number, duration)
-    pipe = selected.load(scheduler, duration)
+    check(texts, steps, guidance, number, duration, best_of)
     options = {"scheduler": scheduler, "duration": duration, "weights": selected.fingerprint()}
-    details = {name: str(value) for name, value in options.items() if value is not None}
     resume = prompts_file is not None
-    for path in generate_clips(pipe, texts, out, steps, guidance, seed, number, details, resume):
+    if best_of is None:
+        details = {name: str(value) for name, value in options.items() if value is not None}
+        pipe = selected.load(scheduler, duration)
+        paths = generate_clips(pipe, texts, out, steps, guidance, seed, number, details, resume)
+    else:
+        options |= {"best_of": best_of, "by": ", ".join(f"{name}@{fingerprint(name)[:8]}" for name in names)}
+        details = {name: str(value) for name, value in options.items() if value is not None}
+        saved = best_of if keep_all else number
+        pipe, scorers = selected.load(scheduler, duration), [scorer(name) for name in names]
+        paths = generate_best(pipe, texts, out, steps, guidance, scorers, best_of, seed, saved, details, resume)
+    for path in paths:
         typer.echo(path)
 
 

@@ -26,6 +26,7 @@ SHIPPED = {
     "nano-judge": "clap-judge",
     "nano-tagger": "tagger",
 }
+RANKERS = ("nano-clap-a", "nano-clap-b")  # the scorers that rank nano's clips where none are named
 WEIGHTS = (".safetensors", ".bin")
 POINTER = b"version https://git-lfs"
 WRAPPER = "module."  # DataParallel's and DistributedDataParallel's prefix

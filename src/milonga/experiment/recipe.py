@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_serializer, field_validator, 
 from milonga.core.config import Asking, Phase, RewardModel, Settings, Strategy, Threshold, Workers
 from milonga.core.errors import MilongaWarning, RecipeError
 from milonga.core.records import Record
+from milonga.core.weights import RANKERS
 from milonga.experiment.overrides import apply_override, explain, modern_override, modernised, to_toml
 from milonga.perturbers.endpoint import Endpoint
 
@@ -36,7 +37,7 @@ class Models(Record):
 
     model: Name = "nano"
     scheduler: Scheduler | None = None
-    scorers: tuple[Name, ...] = Field(default=("nano-clap-a", "nano-clap-b"), min_length=1)
+    scorers: tuple[Name, ...] = Field(default=RANKERS, min_length=1)
     judge: Name = "nano-judge"
     tagger: Name = "nano-tagger"
 

@@ -100,7 +100,7 @@ def pipeline(
     from milonga.models.tango import TangoPipeline
 
     _no_progress_bars()
-    own = _run_system(name) if trained is None else None
+    own = run_system(name) if trained is None else None
     name, trained = (name, trained) if own is None else (own.model, own.trained)
     folder, dtype = weights_of(name, revision), dtype or torch.float32
     if kind := baseline_class(folder):
@@ -135,7 +135,7 @@ def load_public(
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise RecipeError(f"{dtype!r} is no torch dtype: use float32, float16 or bfloat16")
         dtype = getattr(torch, dtype)
-    if CUSTOM.fullmatch(name) or (_run_system(name) is None and baseline_class(weights_of(name, revision))):
+    if CUSTOM.fullmatch(name) or (run_system(name) is None and baseline_class(weights_of(name, revision))):
         return load(name, scheduler)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
     return (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device or "cpu")
@@ -152,7 +152,7 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None) 
 
     check_scheduler(scheduler)
     _no_progress_bars()
-    if own := _run_system(name):
+    if own := run_system(name):
         return own.load(scheduler, seconds)
     if CUSTOM.fullmatch(name):
         if scheduler is not None or seconds is not None:
@@ -255,14 +255,19 @@ def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | Non
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds)
 
 
-def sampling(name: str) -> tuple[int, float]:
-    """The steps and the guidance that a model is best sampled with, read from its config.
+def sampling(name: Any) -> tuple[int, float]:
+    """The steps and the guidance that a model (a name, or a loaded pipeline) is best sampled with, from its config.
 
-    Raises CheckpointError when there is no readable config.
+    Raises CheckpointError when there is no readable config, RecipeError for an object without one.
     """
     from milonga.models.generator import baseline_class, baseline_sampling
 
-    if own := _run_system(name):
+    if not isinstance(name, str):
+        config = getattr(getattr(name, "pipeline", name), "config", {})
+        if not {"steps", "guidance"} <= set(config):
+            raise RecipeError(f"a {type(name).__name__} has no steps and guidance of its own: give both")
+        return config["steps"], config["guidance"]
+    if own := run_system(name):
         return own.sampling()
     if custom := CUSTOM.fullmatch(name):
         return folder_sampling(Path(custom[3])) if (Path(custom[3]) / "model_index.json").is_file() else (50, 3.0)
@@ -295,8 +300,8 @@ def check_device(device: Any) -> None:
         raise RecipeError(f"nothing can be computed on device {device!r} here: {brief(error)}") from error
 
 
-def _run_system(name: str) -> System | None:
-    """The system of a run that a name such as `runs/demo/aligned` stands for; None for any other name."""
+def run_system(name: str) -> System | None:
+    """The system of a run that a name such as `runs/demo/aligned` stands for; None for any other. Fetches nothing."""
     path = Path(name)
     if name in SHIPPED or (path / "model_index.json").is_file() or not (_is_run(path) or _is_run(path.parent)):
         return None

@@ -31,6 +31,7 @@ from milonga.core.store import (
     write_json,
     write_text,
 )
+from milonga.core.weights import RANKERS
 from milonga.data.pairs import RunPairs, kept_pairs
 from milonga.preference.candidates import generate_shard, score_clips
 from milonga.preference.pair import pair
@@ -160,7 +161,7 @@ def build_pairs(
     *,
     out: Path | str,
     model: Any = "nano",
-    scorers: Sequence[Any] = ("nano-clap-a", "nano-clap-b"),
+    scorers: Sequence[Any] = RANKERS,
     strategies: Sequence[Strategy] = PAPER,
     thresholds: Sequence[Threshold] = (),
     rank_by: str = "mean",

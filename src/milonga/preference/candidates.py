@@ -1,19 +1,25 @@
-"""Candidates: clips for requests (§4.1.1 of the paper), their scores against the prompt, and their labels.
+"""Candidates: clips for requests (§4.1.1 of the paper), their scores against the prompt, the best of N, and labels.
 
 Each function works on any number of items in batches; no result depends on the size of a batch or on the order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from milonga.core.audio import clip_table, pack_latents, to_int16
-from milonga.core.errors import AudioError
+from milonga.core.errors import AudioError, DataError, RecipeError
+from milonga.core.ids import clip_seed
 from milonga.core.protocols import Model, Scorer, Tagger
 from milonga.core.records import Clip, Label, Prompt, Refusal, Request
 from milonga.core.store import Run
+from milonga.core.weights import RANKERS, SHIPPED
 from milonga.maths.metrics import order_accuracy
+from milonga.maths.statistics import mean_z_scores
 
 
 def request_batches(requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
@@ -103,3 +109,93 @@ def label_clips(
                     )
                 )  # fmt: skip
     return labels
+
+
+@dataclass(frozen=True)
+class RankedClip:
+    """One of a prompt's N clips: its rank (1 is the best), each scorer's score, and the mean z-score that ranks.
+
+    A clip that a scorer cannot score has the `score` NaN and comes last. `number` is the clip's place among the N: it
+    is clip `number` of `milonga generate -n N` with the same seed.
+    """
+
+    clip: Clip
+    number: int
+    rank: int
+    score: float
+    scores: dict[str, float]
+
+
+def rank_clips(clips: Sequence[Clip], scores: Sequence[dict[str, float]]) -> list[RankedClip]:
+    """N clips of one prompt, best first, by their scores (`score_clips`); of equals the earlier clip comes first."""
+    means = mean_z_scores(np.array([list(row.values()) for row in scores]))
+    order = np.argsort(-np.where(np.isnan(means), -np.inf, means), kind="stable").tolist()
+    return [
+        RankedClip(clips[number], number, rank, float(means[number]), scores[number])
+        for rank, number in enumerate(order, 1)
+    ]
+
+
+def best_of(
+    prompt: str,
+    model: Any = "nano",
+    *,
+    n: int = 8,
+    scorers: Sequence[Any] = (),
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    scheduler: str | None = None,
+    batch_size: int = 16,
+) -> list[RankedClip]:
+    """`n` clips of a prompt, best first: each scorer's scores are z-scored within the prompt and averaged.
+
+    `model` and `scorers` are names or objects, as in `build_pairs`. Without scorers nano's clips are ranked by its two
+    CLAPs; any other model needs them, because nano's know its 26 sounds only. `steps` and `guidance` are the model's
+    own unless given. The result does not depend on `batch_size`. Raises DataError for an empty prompt, RecipeError for
+    numbers that make no sense, an unknown name, or scorers or sampling that must be named.
+    """
+    from milonga.models.load import as_model, sampling
+    from milonga.scorers.load import scorer as load_scorer
+
+    words = " ".join(prompt.split())
+    if not words:
+        raise DataError("the prompt is empty: describe a sound, for example 'a dog barks'")
+    if n < 1 or batch_size < 1:
+        raise RecipeError(f"n and batch_size must be at least 1, not {n} and {batch_size}")
+    model = str(model) if isinstance(model, Path) else model
+    parts = search_scorers(model, scorers)
+    generator = as_model(model, scheduler)
+    if steps is None or guidance is None:
+        own_steps, own_guidance = sampling(model)
+        steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
+    given = Prompt.of(words, "best of")
+    requests = [
+        Request.of(seed, given, words, steps, guidance, number).model_copy(
+            update={"seed": clip_seed(seed, words, number)}
+        )
+        for number in range(n)
+    ]
+    loaded = [load_scorer(part) if isinstance(part, str) else part for part in parts]
+    clips = [clip for start in range(0, n, batch_size) for clip in generator.generate(requests[start:][:batch_size])]
+    return rank_clips(clips, score_clips(clips, [words] * n, loaded, batch_size))
+
+
+def search_scorers(model: Any, scorers: Sequence[Any]) -> Sequence[Any]:
+    """The scorers that choose among a model's clips: those named, else nano's for nano and what was trained from it.
+
+    Raises RecipeError for another model without scorers: nano's are never used on foreign audio unless they are named.
+    """
+    from milonga.models.load import run_system
+
+    if scorers:
+        return scorers
+    own = run_system(model) if isinstance(model, str) else None
+    base = own.model if own else model
+    if isinstance(base, str) and base in SHIPPED:
+        return RANKERS
+    name = base if isinstance(base, str) else getattr(base, "name", type(base).__name__)
+    raise RecipeError(
+        f"name the scorers that choose among clips of {name} (--by or scorers=), such as laion-clap:FILE.pt: "
+        "nano's own know 26 synthetic sounds only"
+    )
