@@ -14,6 +14,7 @@ import pytest
 import small_networks
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
@@ -64,6 +65,11 @@ def hostile(path: Path) -> None:
     path.write_bytes(pickle.dumps({"unet.conv_in.weight": Path("ran")}, protocol=2))
 
 
+def not_finite(path: Path) -> None:
+    tensors = load_file(path)
+    save_file(tensors | {"conv_in.bias": tensors["conv_in.bias"] / 0}, path, metadata={"format": "pt"})
+
+
 def told_in_json(**values: Any) -> Callable[[Path], None]:
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values)) and None
 
@@ -98,6 +104,7 @@ DOORS: list[tuple[str, int, Callable[[Path], list[str]], str]] = [
     ("no U-Net", 1, spoilt(UNET, Path.unlink), "tango/unet holds no usable model"),
     ("a cut U-Net", 1, spoilt(UNET, cut), "tango/unet holds no usable model"),
     ("a page for a U-Net", 1, spoilt(UNET, lambda path: path.write_text("<html>")), "unet holds no usable"),
+    ("a U-Net of NaN", 1, spoilt(UNET, not_finite), "unet holds no usable model: .*conv_in.bias has NaN or infinite"),
     ("no vocoder", 1, spoilt("tango/vocoder", shutil.rmtree), "tango/vocoder holds no usable model"),
     ("no tokenizer", 1, spoilt("tango/tokenizer", shutil.rmtree), "tango holds no usable model"),
     ("no scheduler", 1, spoilt("tango/scheduler/scheduler_config.json", Path.unlink), "tango holds no usable model"),

@@ -63,6 +63,7 @@ def test_what_json_and_parquet_write_is_read_back_equal(tmp_path_factory, rows):
     (folder / "d.json").write_bytes(json.dumps({"version": 1, "data": objects}, indent=2).encode())
     (folder / "e.ndjson").write_bytes(("\n".join(lines) + "\n\n").encode("utf-16"))
     pq.write_table(pa.Table.from_pylist(objects), folder / "f.parquet")
+    (folder / "g.json").write_bytes(json.dumps({"version": 1, "data": objects}).encode())  # WavCaps' form on one line
     for file in sorted(folder.iterdir()):
         assert cells_of(file) == objects, file.name
 

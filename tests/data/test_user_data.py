@@ -107,6 +107,19 @@ def test_hidden_files_are_no_clips(tmp_path):
         list(read_alpaca(tmp_path))
 
 
+def test_a_sound_of_any_usual_kind_is_a_clip_also_where_it_cannot_be_decoded(tmp_path):
+    """Passed over, it would be lost from an evaluation without a word; decoded, it is refused by name."""
+    for name in ("a.oga", "b.aifc", "c.w64", "d.caf", "e.au", "f.m4a", "g.WMA"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "metadata.csv").write_text("clip,caption\na,rain\nf,a bell\n")
+    assert set(audio_files(tmp_path)) == set("abcdefg")
+    assert [row.key for row in clip_captions(tmp_path / "metadata.csv")] == ["a", "f"]
+    reasons = read(f"clips:{tmp_path}")[1]
+    assert all(
+        f"{name}: cannot be read as audio" in reason for name, reason in zip(("a.oga", "f.m4a"), reasons, strict=True)
+    )
+
+
 def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_computed(tmp_path):
     (tmp_path / "caf\udce9.wav").write_bytes(wav_bytes(0))
     with pytest.raises(DataError, match=r"the name of caf\\xe9\.wav is not UTF-8; rename that file"):
@@ -356,6 +369,18 @@ def test_a_pair_that_cannot_be_used_is_refused_with_file_and_row(change, message
         list(read_alpaca(path))
     assert "\n" not in str(error.value)
     assert any(isinstance(one, Refusal) for one in checked_pairs(path))
+
+
+@pytest.mark.parametrize("source", ["pairs", "clips"])
+def test_damaged_parquet_is_refused_in_one_line(source, tmp_path):
+    row = {"bytes": wav_bytes(0), "path": "x.wav"}
+    table = pa.Table.from_pylist([{"prompt": "rain", "chosen": row, "rejected": row, "strategy": "1"}])
+    pq.write_table(table, tmp_path / "x.parquet")
+    data = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data[:8] + bytes(255 - byte for byte in data[8:40]) + data[40:])
+    with pytest.raises(DataError, match=r"x\.parquet cannot be read as Parquet") as error:
+        list(read_alpaca(tmp_path) if source == "pairs" else clip_entries(f"clips:{tmp_path}"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_set_without_rows_holds_no_pairs(denoiser, tmp_path):

@@ -105,6 +105,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
      r"_main\.bin lacks unet\.conv_in\.\w+ and 1 more"),
     ("a wrong shape", edited(VAE, with_value(Q, torch.zeros(64, 64))), rf"{Q} has shape \(64, 64\), not"),
     ("integers", edited(VAE, with_value("quant_conv.bias", torch.zeros(16).int())), r"conv\.bias is torch\.int"),
+    ("not finite", edited(VAE, lambda old: old | {Q: old[Q] * float("nan")}), rf"_vae\.bin: {Q} has NaN or infinite"),
     ("no tensor", edited(MAIN, with_value("epoch", 3)), r"_main\.bin holds epoch, which is no tensor of this network"),
     ("no names", lambda at: torch.save([torch.zeros(1)], at / VAE), r"_vae\.bin must hold tensors .*it is a list"),
     ("torn embedding", edited(MAIN, lambda old: old | {TIED[1]: old[TIED[0]] + 1}), rf"{TIED[1]} is not the same as"),

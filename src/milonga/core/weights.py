@@ -182,8 +182,8 @@ def check_tensors(
     """Checks that a file holds exactly the `wanted` tensors, by name, shape and kind; `optional` ones may be missing.
 
     Tensors of `wanted` may be on the meta device. Any floating-point type serves where one is wanted. Raises
-    CheckpointError naming the file and the first key that is missing, unknown, no plain tensor, or of another shape or
-    type.
+    CheckpointError naming the file and the first key that is missing, unknown, no plain tensor, of another shape or
+    type, or not finite.
     """
     import torch
 
@@ -204,23 +204,21 @@ def check_tensors(
             raise CheckpointError(f"{path}: {key} has shape {tuple(value.shape)}, not {tuple(own.shape)}")
         if value.dtype not in (floats if own.is_floating_point() else (own.dtype,)):
             raise CheckpointError(f"{path}: {key} is {value.dtype}, not {own.dtype}")
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {key} has NaN or infinite values")
 
 
 def fill(network: "nn.Module", tensors: Mapping[str, Any], path: Path) -> None:
     """Gives a network, built on the meta device, the tensors of a file, as float32 where it has floats.
 
     Buffers that the network has computed for itself (those not on meta) may be missing from the file; where they are
-    there they must be equal up to half precision. Raises CheckpointError as `check_tensors` does, and for values that
-    are not finite.
+    there they must be equal up to half precision. Raises CheckpointError as `check_tensors` does.
     """
-    import torch
 
     own = network.state_dict()
     check_tensors(path, tensors, own, [key for key, value in own.items() if not value.is_meta])
     given = {key: value.to(own[key].dtype) for key, value in tensors.items()}
     for key, value in given.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: {key} has NaN or infinite values")
         if not own[key].is_meta and (value - own[key]).abs().max() > 1e-3 * own[key].abs().max():
             raise CheckpointError(f"{path}: {key} is of another front end")
     network.load_state_dict({**own, **given}, assign=True)

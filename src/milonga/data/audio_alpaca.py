@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milonga.core.audio import from_flac, read_audio
-from milonga.core.errors import AudioError, DataError
+from milonga.core.errors import AudioError, DataError, brief
 from milonga.core.ids import content_id
 from milonga.core.records import Clip, Pair, Refusal
 from milonga.data.tables import read_rows
@@ -166,7 +166,7 @@ def count_pairs(files: Sequence[Path]) -> int:
     try:
         return sum(pq.read_metadata(file).num_rows for file in files)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{files[0].parent} holds what cannot be read as Parquet: {error}") from error
+        raise DataError(f"{files[0].parent} holds what cannot be read as Parquet: {brief(error)}") from error
 
 
 def alpaca_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -177,7 +177,7 @@ def alpaca_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         names = pq.read_schema(file).names
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} cannot be read as Parquet: {error}") from error
+        raise DataError(f"{file} cannot be read as Parquet: {brief(error)}") from error
     missing = [name for name in PUBLISHED if name not in names]
     if missing:
         raise DataError(f"{file} has no column {', '.join(missing)}: it holds no pairs in Audio-alpaca's layout")

@@ -12,7 +12,11 @@ from milonga.core.ids import derive_seed
 from milonga.core.records import Clip, Prompt, Scene
 from milonga.data.tables import CAPTION_COLUMNS, NUMBERED, PATH_COLUMNS, Row, read_rows
 
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
+# Files that count as clips. Those that libsndfile cannot decode (the last four) are refused by name, not passed over.
+SOUND_SUFFIXES = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".w64", ".caf", ".au",
+    ".m4a", ".aac", ".wma", ".wv",
+)  # fmt: skip
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 LIMIT = 1000  # draws in a row that gave a caption already drawn, before a world source is called exhausted
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.audio import Mono, from_flac, read_audio
-from milonga.core.errors import AudioError, DataError, MilongaWarning, RecipeError
+from milonga.core.errors import AudioError, DataError, MilongaWarning, RecipeError, brief
 from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Clip, Refusal
 from milonga.core.store import read_json, write_json
@@ -213,7 +213,7 @@ def _names_files(table: Path) -> bool:
     try:
         schema = pq.read_schema(table)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{table} cannot be read as Parquet: {error}") from error
+        raise DataError(f"{table} cannot be read as Parquet: {brief(error)}") from error
     inside = any(name in schema.names and pa.types.is_struct(schema.field(name).type) for name in AUDIO_COLUMNS)
     return not inside and any(name in schema.names for name in ("clip", *PATH_COLUMNS, "youtube_id") if name != "audio")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from milonga.core.errors import DataError
+from milonga.core.errors import DataError, brief
 
 DELIMITERS = (",", "\t", ";", "|")
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -187,11 +187,12 @@ def _records(path: Path, text: str, delimiter: str, skipped: int = 0) -> Iterato
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
     """The objects of a JSON list, of the one list in an object (WavCaps'), or of JSON lines."""
-    value: Any = None
-    if text.lstrip("\ufeff \t\r\n").startswith("["):
-        value = _json(text, str(path))
-    elif text.lstrip().startswith("{") and not _is_json(text.lstrip().split("\n", 1)[0]):
-        value = _json(text, str(path), "a list of objects or one object a line is expected")
+    value, body = None, text.strip("\ufeff \t\r\n")
+    one_line = path.suffix.lower() == ".json" and "\n" not in body  # as json.dump writes an object by default
+    if body.startswith("["):
+        value = _json(body, str(path))
+    elif body.startswith("{") and (one_line or not _is_json(body.split("\n", 1)[0])):
+        value = _json(body, str(path), "a list of objects or one object a line is expected")
         lists = [part for part in value.values() if isinstance(part, list) and part and isinstance(part[0], dict)]
         value = lists[0] if len(lists) == 1 else [value]
     if value is not None:
@@ -247,4 +248,4 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
                     number += 1
                     yield Row(f"{path}, row {number}", cells)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+        raise DataError(f"{path} cannot be read as Parquet: {brief(error)}") from error

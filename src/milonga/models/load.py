@@ -343,8 +343,12 @@ def _or_checkpoint_error(place: Path, loader: Callable[[], Any]) -> Any:
 
 
 def _network(kind: Any, folder: Path, dtype: Any) -> Any:
-    """A network of class `kind`; ValueError where tensors are missing, which the libraries fill with random numbers."""
+    """A network of class `kind`; ValueError where tensors are missing, which the libraries fill with random numbers, or
+    not finite."""
     network, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"its weights lack {min(info['missing_keys'])}")
+    damaged = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+    if damaged:
+        raise ValueError(f"{damaged[0]} has NaN or infinite values")
     return network.eval()
