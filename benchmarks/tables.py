@@ -20,7 +20,7 @@ from milonga.core.store import Run
 from milonga.evaluation.compute import EvalPlan, Numbers
 from milonga.evaluation.features import SystemFeatures, load_features
 from milonga.evaluation.inputs import from_run
-from milonga.evaluation.metrics import all_metrics, clip_values, get_metric, metrics_named
+from milonga.evaluation.metrics import all_metrics, caption_means, clip_values, get_metric, metrics_named
 from milonga.maths.statistics import Difference, paired
 from milonga.reports.material import read_rows
 
@@ -115,7 +115,9 @@ def over_runs(runs: Sequence[RunNumbers], a: str, b: str, metric: str) -> Differ
     for run in runs:
         row = get_metric(metric)
         for name, side in zip((a, b), sides, strict=True):
-            side.append(clip_values(row, run.systems[name].columns[row.feature], run.prompts, list(run.prompts)))
+            keys = list(run.prompts)
+            numbers = clip_values(row, run.systems[name].columns[row.feature], run.prompts, keys)
+            side.append(caption_means(numbers, keys, run.prompts))
     # A caption counts where the metric applies in some run; both systems are taken over the same runs.
     both = [np.isfinite(one + other) for one, other in zip(*sides, strict=True)]
     mine, theirs = ([np.where(ok, part, np.nan) for ok, part in zip(both, side, strict=True)] for side in sides)

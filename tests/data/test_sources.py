@@ -46,6 +46,33 @@ def test_captions_of_the_world_are_different_from_their_split_and_always_the_sam
         assert {label for group in one.scene for label in group} <= set(CLASSES)
 
 
+def test_captions_of_several_sounds_alone_are_those_of_the_longer_list() -> None:
+    multi = registry.prompt_source("world:train:20:multi")
+    longer = registry.prompt_source("world:train:80")
+    assert multi == [one for one in longer if sum(map(len, one.scene or ())) > 1][:20]
+    assert {"multi-concept"} <= set.intersection(*(set(one.tags) for one in multi))
+
+
+def test_captions_of_several_sounds_of_a_table(tmp_path: Path) -> None:
+    texts = ["A dog barks", "A dog barks then a bell rings", "Rain falls", "Wind blows while a man speaks", "A cat"]
+    table = tmp_path / "captions.csv"
+    table.write_text("\n".join(["caption", *texts]), encoding="utf-8")
+    assert [one.text for one in registry.prompt_source(f"captions:{table}:multi")] == [texts[1], texts[3]]
+    assert len(registry.prompt_source(f"captions:{table}:1:multi")) == 1
+
+
+@pytest.mark.parametrize("end", ["", ":multi"])
+def test_a_draw_gives_other_captions_and_the_same_ones_again(tmp_path: Path, end: str) -> None:
+    table = tmp_path / "captions.csv"
+    table.write_text("\n".join(["caption", *(f"dog {n} barks then a bell rings" for n in range(60))]), encoding="utf-8")
+    for source in (f"world:train:15{end}", f"captions:{table}:15{end}"):
+        usual, first, second = (registry.prompt_source(source, draw) for draw in (None, 1, 2))
+        assert first == registry.prompt_source(source, 1)
+        assert len(usual) == len(first) == len(second) == 15
+        ids = [{one.id for one in drawn} for drawn in (usual, first, second)]
+        assert all(len(a & b) < 12 for a, b in ((ids[0], ids[1]), (ids[1], ids[2]), (ids[0], ids[2])))
+
+
 def test_no_caption_is_in_two_splits() -> None:
     texts = [{one.text for one in world_prompts(split, 60)} for split in ("train", "tune", "test")]
     assert len(set.union(*texts)) == 180

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from milonga.core.records import Comparison, Summary
+from milonga.core.records import Comparison, Prompt, Summary
 from milonga.evaluation.compute import EvalPlan, Numbers
 from milonga.evaluation.features import SystemFeatures
-from milonga.evaluation.metrics import Metric, get_metric
+from milonga.evaluation.metrics import Metric, Rows, get_metric
+from milonga.maths.bootstrap import inception_draws
 from milonga.maths.metrics import frechet_distance, inception_score, kl_softmax
 
 N = 60
@@ -176,3 +177,58 @@ def test_a_certain_difference_among_many_systems_is_significant(count: int) -> N
     assert all(
         (row.better != "neither") == (row.holm <= 0.05 and not row.low <= 0 <= row.high) for row in rows if row.holm
     )
+
+
+def test_clips_of_one_caption_count_as_their_mean_and_draws_are_of_captions() -> None:
+    """Three clips of each caption, all alike: every number and every interval is that of one clip."""
+    names = {key: Prompt.of(key, "test") for key in KEYS}
+    thrice = {(key if not n else f"{key}.{n}"): key for n in range(3) for key in KEYS}
+
+    def copies(one: SystemFeatures) -> SystemFeatures:
+        columns = one.columns.items()
+        return SystemFeatures(one.name, {c: {key: cells[k] for key, k in thrice.items()} for c, cells in columns})
+
+    single = replace(plan(), prompts=names)
+    prompts = {key: names[first] for key, first in thrice.items()}
+    several = replace(plan(), prompts=prompts, splits={"overall": list(thrice)})
+    real = SystemFeatures("reference", {name: dict(cells) for name, cells in REAL.columns.items()})
+    keyed = {names[key].id: key for key in KEYS}  # a run's real clips are named by their captions' ids
+    real = SystemFeatures(
+        "reference", {c: {n: cells[k] for n, k in keyed.items()} for c, cells in real.columns.items()}
+    )
+    several = replace(several, reference=real)
+    rows = [row for row in METRICS if row.name in ("clap", "kl", "fd")]
+    once = summaries([BAD, GOOD], rows, single)
+    again = summaries([copies(BAD), copies(GOOD)], rows, several)
+    for a, b in zip(once, again, strict=True):
+        assert (a.system, a.metric, a.n) == (b.system, b.metric, b.n)
+        assert b.value == pytest.approx(a.value, rel=0.01)  # FD: N − 1 of the covariance
+        assert (b.high - b.low) == pytest.approx(a.high - a.low, rel=0.05), (a.metric, a.system)
+    others = comparisons([copies(BAD), copies(GOOD)], rows, several)
+    for a, b in zip(comparisons([BAD, GOOD], rows, single), others, strict=True):
+        assert (a.n, a.better) == (b.n, b.better)
+        assert b.difference == pytest.approx(a.difference, rel=0.01)
+
+
+def test_different_clips_of_a_caption_narrow_only_what_is_within_captions() -> None:
+    """Yes or no of two clips a caption, drawn anew for each clip: the mean is that of means, NaN left out."""
+    names = {key: Prompt.of(key, "test") for key in KEYS}
+    keys = [*KEYS, *(f"{key}.1" for key in KEYS)]
+    prompts = {key: names[key.partition(".")[0]] for key in keys}
+    cells = {key: float(n % 3 == 0) for n, key in enumerate(keys)} | {KEYS[0]: np.nan, KEYS[5]: np.nan}
+    cells[f"{KEYS[5]}.1"] = np.nan  # no clip of this caption is measured
+    known = EvalPlan({"overall": keys}, None, prompts, False, 200, 0)
+    (row,) = summaries([SystemFeatures("a", {"silent": cells})], [get_metric("silent")], known)
+    means = [np.nanmean([cells[key], cells[f"{key}.1"]]) for key in KEYS if key != KEYS[5]]
+    assert row.n == len(means) == N - 1
+    assert row.value == pytest.approx(np.mean(means))
+    spread = np.std(means, ddof=1) / np.sqrt(len(means))
+    assert (row.high - row.low) == pytest.approx(3.92 * spread, rel=0.2)
+
+
+def test_the_inception_score_of_draws_takes_every_clip_of_a_caption() -> None:
+    logits = np.random.default_rng(4).normal(size=(60, 4)) * 3
+    rows = Rows(logits, np.arange(60) % 30)
+    own = np.random.default_rng(5).integers(30, size=(3, 30))
+    expected = [inception_draws(logits, np.stack([draw, draw + 30], 1).reshape(1, -1), 10)[0] for draw in own]
+    assert get_metric("is").draws(rows, None, own, own) == pytest.approx(expected)

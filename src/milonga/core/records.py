@@ -85,6 +85,11 @@ class Request(Record):
         )
 
     @property
+    def key(self) -> str:
+        """Its clip's name in an evaluation: the prompt's id, with the number of each further clip of that prompt."""
+        return f"{self.prompt_id}.{self.number}" if self.number else self.prompt_id
+
+    @property
     def faithful(self) -> bool:
         """Whether the clip is made from the prompt's own words."""
         return self.words == self.prompt

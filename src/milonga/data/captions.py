@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.errors import DataError, RecipeError, brief
-from milonga.core.ids import derive_seed
+from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Prompt, Scene
 from milonga.data.tables import CAPTION_COLUMNS, NUMBERED, PATH_COLUMNS, Row, read_rows
 
@@ -18,6 +18,7 @@ SOUND_SUFFIXES = (
     ".m4a", ".aac", ".wma", ".wv",
 )  # fmt: skip
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+MULTI = ":multi"  # the end of a source of captions of several sounds
 LIMIT = 1000  # draws in a row that gave a caption already drawn, before a world source is called exhausted
 
 _TEMPORAL = re.compile(r"\b(while|as|before|after|then|followed)\b", re.IGNORECASE)  # the evaluation's words, §5.5
@@ -146,22 +147,25 @@ def metadata_of(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
-def prompt_source(source: str) -> list[Prompt]:
+def prompt_source(source: str, draw: int | None = None) -> list[Prompt]:
     """Captions by their source, each once, tagged; a COUNT takes that many.
 
     `world:SPLIT:COUNT` are those of the small world, `audiocaps:FILE[:COUNT]` real ones that the world can render,
     `captions:FILE[:COUNT]` all those of a table, `dataset:NAME[:SPLIT[:COLUMN]][:COUNT]` those of a data set on the Hub
-    or in a folder. Raises RecipeError for a source of another form or where `datasets` is not installed, DataError for
-    a file or data set that cannot be used.
+    or in a folder. With `:multi` at the end only captions of several sounds count. A COUNT is always the same choice;
+    a seed `draw` makes it another one. Raises RecipeError for a source of another form or where `datasets` is not
+    installed, DataError for a file or data set that cannot be used.
     """
-    kind, _, rest = source.partition(":")
+    kind, _, rest = source.removesuffix(MULTI).partition(":")
+    multi = source.endswith(MULTI)
     name, _, count = rest.rpartition(":") if rest.rpartition(":")[2].isdecimal() else (rest, "", "")
     if kind == "world" and name in ("train", "tune", "test") and count:
-        return world_prompts(name, int(count))
+        return world_prompts(name, int(count), multi, draw)
     if not name or kind not in ("audiocaps", "captions", "dataset"):
         raise RecipeError(
             f"{source!r} is no source of captions: write world:train:600 or audiocaps:FILE.csv[:COUNT], "
-            "captions:FILE.csv|FILE.jsonl|FILE.parquet[:COUNT] or dataset:NAME[:SPLIT[:COLUMN]][:COUNT]"
+            "captions:FILE.csv|FILE.jsonl|FILE.parquet[:COUNT] or dataset:NAME[:SPLIT[:COLUMN]][:COUNT], "
+            "each with :multi at its end for captions of several sounds alone"
         )
     if kind == "audiocaps":
         from milonga.nano.reader import read_captions
@@ -175,25 +179,37 @@ def prompt_source(source: str) -> list[Prompt]:
         prompts = _prompts(caption_texts(Path(name)), Path(name).name)
     else:
         prompts = _dataset_prompts(name)
-    # Of more than COUNT those with the smallest ids: the same choice whatever the order.
-    return sorted(prompts, key=lambda prompt: prompt.id)[: int(count)] if count else prompts
+    prompts = [prompt for prompt in prompts if "multi-concept" in prompt.tags] if multi else prompts
+    if not count:
+        return prompts
+
+    def place(prompt: Prompt) -> str:
+        """Of more than COUNT those with the smallest ids, or hashes: the same choice whatever the order."""
+        return prompt.id if draw is None else content_id("draw", draw, prompt.id)
+
+    return sorted(prompts, key=place)[: int(count)]
 
 
-def world_prompts(split: str, count: int) -> list[Prompt]:
-    """The first `count` different captions of one split of the world: always the same ones."""
+def world_prompts(split: str, count: int, multi: bool = False, draw: int | None = None) -> list[Prompt]:
+    """The first `count` different captions of one split of the world, with `multi` those of several sounds among its
+    captions: always the same ones, others for each seed `draw`.
+    """
     import numpy as np
 
     from milonga.nano.captions import caption_in
     from milonga.nano.world import draw_counts, draw_scene
 
     prompts: dict[str, Prompt] = {}
-    rng, repeats = np.random.default_rng(derive_seed(0, "world prompts", split)), 0
+    seed = derive_seed(0, "world prompts", split) if draw is None else derive_seed(draw, "world prompts", split)
+    rng, repeats = np.random.default_rng(seed), 0
     while len(prompts) < count and repeats < LIMIT:
         scene = draw_scene(rng)
         try:
             text = caption_in(split, scene, draw_counts(scene, rng), rng)
         except DataError:  # all of this scene's few captions are in other splits
             repeats += 1
+            continue
+        if multi and sum(map(len, scene)) < 2:
             continue
         repeats = repeats + 1 if text in prompts else 0
         prompts.setdefault(text, Prompt.of(text, f"world:{split}", tags_of(text, scene), scene))

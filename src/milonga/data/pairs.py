@@ -302,7 +302,7 @@ def planned(run: Run) -> dict[str, Planned]:
 
 
 def evaluation_requests(run: Run) -> list[tuple[Prompt, Request]]:
-    """The held-out prompts of an evaluated run, each with the request that all of its systems' clips answer.
+    """The held-out prompts of an evaluated run, each with the requests, one after the other, that its systems answer.
 
     Raises StoreError when the folder is no run.
     """
@@ -311,4 +311,9 @@ def evaluation_requests(run: Run) -> list[tuple[Prompt, Request]]:
         raise StoreError(f"{run.path} is no run folder: make one with `milonga run RECIPE --out {run.path}`")
     recipe, prompts = manifest["recipe"], run.stage("evaluate/prompts").read_records(Prompt)
     steps, guidance = recipe["evaluate"]["steps"], recipe["evaluate"]["guidance"]
-    return [(one, Request.of(recipe["seed"], one, one.text, steps, guidance)) for one in prompts]
+    numbers = range(recipe["evaluate"].get("noises", 1))
+    return [
+        (prompt, Request.of(recipe["seed"], prompt, prompt.text, steps, guidance, number))
+        for number in numbers
+        for prompt in prompts
+    ]

@@ -7,6 +7,7 @@ clips of other prompts are drawn by themselves, and then there is no KL.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +16,27 @@ from milonga.core.ids import derive_seed
 from milonga.core.progress import Advance
 from milonga.core.records import Comparison, Prompt, Summary
 from milonga.evaluation.features import SystemFeatures
-from milonga.evaluation.metrics import SMALLEST_SET, Metric, Rows, clip_interval, clip_values, metrics_named, set_draws
+from milonga.evaluation.metrics import (
+    SMALLEST_SET,
+    Metric,
+    Rows,
+    caption_means,
+    caption_of,
+    clip_interval,
+    clip_values,
+    metrics_named,
+    set_draws,
+)
 from milonga.maths import statistics
 from milonga.maths.bootstrap import no_progress
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What metrics are computed over: keys by split, the real clips, the prompts, and how the bootstrap draws."""
+    """What metrics are computed over: keys by split, the real clips, the prompts, and how the bootstrap draws.
+
+    Clips of one prompt count together: a metric is the mean of its captions' means, and draws are of captions.
+    """
 
     splits: Mapping[str, Sequence[str]]
     reference: SystemFeatures | None
@@ -127,7 +141,7 @@ class Numbers:
                 lines.append(f"{titles[metric.name]}: {text}")
         if len(plan.splits) > 1:
             lines.append("splits differ in N: Fréchet distances and IS compare within a split, never across")
-        small = [split for split, keys in plan.splits.items() if len(keys) < SMALLEST_SET]
+        small = [split for split, keys in plan.splits.items() if self._count(keys) < SMALLEST_SET]
         if small:
             lines.append(
                 f"fewer than {SMALLEST_SET} clips, so no intervals of metrics of sets, and those of means are too "
@@ -138,15 +152,25 @@ class Numbers:
         return lines
 
     def values(self, metric: Metric, system: SystemFeatures, keys: Sequence[str]) -> np.ndarray:
-        """A clip metric for each key, shape (N,); NaN where it does not apply or could not be computed."""
+        """A clip metric for each caption of the keys, the mean of its clips, shape (N,); NaN where there is none."""
         if (metric.name, system.name) not in self._values:
-            real = self.plan.reference.columns.get(metric.feature) if self.plan.reference and self.plan.paired else None
             features = system.columns.get(metric.feature, {})
-            own = sorted(features)
+            own, real = sorted(features), None
+            if self.plan.reference and self.plan.paired:
+                real_clips = self.plan.reference.columns.get(metric.feature, {})
+                real = {key: real_clips[clip] for key in own if (clip := self._real(key, real_clips)) in real_clips}
             numbers = clip_values(metric, features, self.plan.prompts, own, real)
             self._values[metric.name, system.name] = dict(zip(own, numbers.tolist(), strict=True))
         cells = self._values[metric.name, system.name]
-        return np.array([cells.get(key, np.nan) for key in keys])
+        return caption_means(np.array([cells.get(key, np.nan) for key in keys]), keys, self.plan.prompts)
+
+    def _real(self, key: str, real: Mapping[str, Any]) -> str:
+        """The key of a clip's real clip: its own, or that of its caption's first clip."""
+        return key if key in real else caption_of(key, self.plan.prompts)
+
+    def _count(self, keys: Sequence[str]) -> int:
+        """How many captions some clips have."""
+        return len({caption_of(key, self.plan.prompts) for key in keys})
 
     def _interval(
         self, metric: Metric, system: SystemFeatures, split: str, keys: Sequence[str]
@@ -160,9 +184,9 @@ class Numbers:
         drawn = self._drawn(metric, system, split, held)
         if drawn is None:
             return None
-        if len(held) < SMALLEST_SET:
-            return statistics.Interval(drawn[0], np.nan, np.nan, len(held))
-        return statistics.interval_of(*drawn, len(held))
+        if self._count(held) < SMALLEST_SET:
+            return statistics.Interval(drawn[0], np.nan, np.nan, self._count(held))
+        return statistics.interval_of(*drawn, self._count(held))
 
     def _difference(
         self, metric: Metric, a: SystemFeatures, b: SystemFeatures, split: str, keys: Sequence[str]
@@ -174,12 +198,12 @@ class Numbers:
             return statistics.paired(first[both], second[both], draw, self.plan.resamples) if both.sum() > 1 else None
         shared = set(self._held(metric, b, keys))
         held = [key for key in self._held(metric, a, keys) if key in shared]
-        if len(held) < SMALLEST_SET:
+        if self._count(held) < SMALLEST_SET:
             return None
         drawn_a, drawn_b = (self._drawn(metric, system, split, held) for system in (a, b))
         if drawn_a is None or drawn_b is None:
             return None
-        return statistics.difference_of(drawn_a[0] - drawn_b[0], drawn_a[1] - drawn_b[1], len(held))
+        return statistics.difference_of(drawn_a[0] - drawn_b[0], drawn_a[1] - drawn_b[1], self._count(held))
 
     def _held(self, metric: Metric, system: SystemFeatures, keys: Sequence[str]) -> list[str]:
         """The clips that a set metric is computed over: those with rows, and with a real clip where they are paired.
@@ -189,16 +213,19 @@ class Numbers:
         own = system.columns.get(metric.feature, {})
         real = self.plan.reference.columns.get(metric.feature, {}) if self.plan.reference else {}
         needs_real = metric.reference and self.plan.paired
-        return [key for key in keys if key in own and own[key].size and (not needs_real or key in real)]
+        return [
+            key for key in keys if key in own and own[key].size and (not needs_real or self._real(key, real) in real)
+        ]
 
     def _rows(self, metric: Metric, system: SystemFeatures, keys: Sequence[str]) -> Rows:
         seed = derive_seed(self.plan.seed, "bootstrap", metric.name)
-        return Rows.of(system.columns[metric.feature], keys, seed)
+        owners = [caption_of(key, self.plan.prompts) for key in keys]
+        return Rows.of(system.columns[metric.feature], keys, seed, owners)
 
     def _drawn(
         self, metric: Metric, system: SystemFeatures, split: str, keys: Sequence[str]
     ) -> tuple[float, np.ndarray] | None:
-        """A set metric over `keys` and its value in draws of them (none below SMALLEST_SET clips).
+        """A set metric over `keys` and its value in draws of their captions (none below SMALLEST_SET captions).
 
         None where there are too few clips, or no real clips that belong to the split, or where the metric is not
         defined for these features, which `failures` then says.
@@ -215,23 +242,24 @@ class Numbers:
     def _draw(
         self, metric: Metric, system: SystemFeatures, split: str, keys: Sequence[str]
     ) -> tuple[float, np.ndarray] | None:
-        plan, real, real_keys = self.plan, None, list(keys)
-        if len(keys) < metric.least:
+        plan, real, count, others_count = self.plan, None, self._count(keys), self._count(keys)
+        if count < metric.least:
             return None
         if metric.reference:
             if plan.reference is None or not (plan.paired or split == "overall"):
                 return None
+            columns = plan.reference.columns.get(metric.feature, {})
+            real_keys = list(dict.fromkeys(self._real(key, columns) for key in keys))
             if not plan.paired:
-                columns = plan.reference.columns.get(metric.feature, {})
                 real_keys = self._held(metric, plan.reference, sorted(columns))
             if not real_keys:
                 return None
-            real = self._rows(metric, plan.reference, real_keys)
+            real, others_count = self._rows(metric, plan.reference, real_keys), self._count(real_keys)
         rows = self._rows(metric, system, keys)
         value = metric.value(rows, real)
-        if len(keys) < SMALLEST_SET:
+        if count < SMALLEST_SET:
             return value, np.empty(0)
-        count = min(plan.resamples, metric.most)
-        own = statistics.draw_clips(len(keys), rows.seed, count)
-        others = own if plan.paired else statistics.draw_clips(len(real_keys), rows.seed + 1, count)
+        resamples = min(plan.resamples, metric.most)
+        own = statistics.draw_clips(count, rows.seed, resamples)
+        others = own if plan.paired else statistics.draw_clips(others_count, rows.seed + 1, resamples)
         return value, set_draws(metric, rows, real, own, others)

@@ -205,8 +205,9 @@ class Features:
         """The protocol of a metric's feature and of the metric itself."""
         recipe, sampling = self.inputs.manifest.get("recipe"), ""
         if recipe:
-            steps, guidance = recipe["evaluate"]["steps"], recipe["evaluate"]["guidance"]
-            sampling = f"steps {steps}, guidance {guidance:g}, seed {recipe['seed']}, one clip a prompt"
+            steps, guidance, noises = (recipe["evaluate"].get(key, 1) for key in ("steps", "guidance", "noises"))
+            clips = "one clip a prompt" if noises == 1 else f"{noises} clips a prompt and their mean"
+            sampling = f"steps {steps}, guidance {guidance:g}, seed {recipe['seed']}, {clips}"
         versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
         parts = (self.stamps[metric.feature], metric.stamp, sampling, f"protocol {self.config.protocol}", versions)
         return "; ".join(part for part in parts if part)

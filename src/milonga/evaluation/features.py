@@ -45,10 +45,11 @@ Decoded = tuple[np.ndarray, int]  # samples (samples, channels) and sampling rat
 
 
 class ClipFeatures(Record):
-    """One clip of a run: the judge's score with its prompt, and what the tagger and the file itself say."""
+    """One clip of a run, the `number`th of its prompt from 0: the judge's score, and what tagger and file say."""
 
     id: str
     prompt_id: str
+    number: int = 0
     clap: float
     events: tuple[Event, ...]
     embedding: tuple[float, ...]
@@ -111,17 +112,19 @@ def extract_features(
 
 
 def system_features(name: str, rows: Sequence[ClipFeatures]) -> SystemFeatures:
-    """Stored features as columns by prompt id; of several clips of a prompt the first by id counts."""
-    columns: dict[str, dict[str, Any]] = {column: {} for column in ClipFeatures.model_fields if "id" not in column}
-    for row in sorted(rows, key=lambda row: row.id, reverse=True):
+    """Stored features as columns by `Request.key`: a prompt's id, and ID.1, ID.2, … of its further clips."""
+    names = [name for name in ClipFeatures.model_fields if name not in ("id", "prompt_id", "number")]
+    columns: dict[str, dict[str, Any]] = {column: {} for column in names}
+    for row in rows:
+        key = f"{row.prompt_id}.{row.number}" if row.number else row.prompt_id
         for column, cells in columns.items():
             value = getattr(row, column)
-            cells[row.prompt_id] = np.array(value) if column in ("embedding", "logits") else value
+            cells[key] = np.array(value) if column in ("embedding", "logits") else value
     return SystemFeatures(name, columns)
 
 
 def load_features(run: Run, name: str) -> SystemFeatures:
-    """The stored features of one system of a run (`features/NAME`), by prompt id."""
+    """The stored features of one system of a run (`features/NAME`), by `Request.key`."""
     return system_features(name, run.stage(f"features/{name}").read_records(ClipFeatures))
 
 

@@ -1,6 +1,7 @@
 """The inputs of an evaluation: a run, folders of audio files, or a table of clips; and their splits.
 
-A system's clips are `AudioRef`s by key: a prompt's id in a run, a file's name without suffix in folders and tables.
+A system's clips are `AudioRef`s by key: `Request.key` in a run, a file's name without suffix in folders and tables.
+Clips whose keys have one prompt are clips of one caption.
 """
 
 import hashlib
@@ -141,31 +142,31 @@ def load_inputs(sources: Sequence[str], reference: Path | None, captions: Path |
 
 
 def from_run(path: Path) -> EvalInputs:
-    """A run's evaluated systems, base first and then in the recipe's order, and its real clips, by prompt id.
+    """A run's evaluated systems, base first and then in the recipe's order, and its real clips, by `Request.key`.
 
     Raises StoreError when the folder is no run or holds no evaluated clips.
     """
     run = Run(path)
     requests = evaluation_requests(run)
-    prompt_of = {request.id: prompt.id for prompt, request in requests}
+    key_of = {request.id: request.key for _, request in requests}
     manifest = read_manifest(run) or {}
     trained = [system["name"] for system in manifest["recipe"].get("train", {}).get("systems", [])]
     names = [folder.name for folder in sorted((path / "evaluate").glob("*/")) if folder.name != "prompts"]
     order = ["base", *trained, *names]
-    clips = {name: _run_clips(run, name, prompt_of) for name in sorted(names, key=order.index)}
+    clips = {name: _run_clips(run, name, key_of) for name in sorted(names, key=order.index)}
     reference = clips.pop(REFERENCE, {})
     if not any(clips.values()):
         raise StoreError(f"{path} holds no evaluated clips: do `milonga run {path / 'recipe.toml'} --out {path}` first")
-    prompts = {prompt.id: prompt for prompt, _ in requests}
+    prompts = {request.key: prompt for prompt, request in requests}
     return EvalInputs(path.resolve().name, clips, reference, prompts, run=run, manifest=manifest)
 
 
-def _run_clips(run: Run, system: str, prompt_of: Mapping[str, str]) -> dict[str, AudioRef]:
+def _run_clips(run: Run, system: str, key_of: Mapping[str, str]) -> dict[str, AudioRef]:
     shards, clips = run.stage(f"evaluate/{system}"), {}
     for shard in shards.names():
         for name in shards.read_table(shard, ["id"])["id"].to_pylist():
-            if name in prompt_of:
-                clips[prompt_of[name]] = AudioRef(name, _Stored(run.path, system, shard, name))
+            if name in key_of:
+                clips[key_of[name]] = AudioRef(name, _Stored(run.path, system, shard, name))
     return clips
 
 

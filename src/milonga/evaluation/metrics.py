@@ -23,9 +23,9 @@ Caution = Callable[[int, int, int], str]  # clips, rows and dimensions of a syst
 
 @dataclass(frozen=True)
 class Rows:
-    """Feature rows of N clips: `values` (M, D), and `clip` (M,), the place in 0…N−1 of the clip of each row.
+    """Feature rows of N captions' clips: `values` (M, D), and `clip` (M,), the place in 0…N−1 of each row's caption.
 
-    `seed` is for metrics that draw parts of the set themselves.
+    Where every caption has one clip they are the clips' places. `seed` is for metrics that draw parts of the set.
     """
 
     values: np.ndarray
@@ -33,11 +33,14 @@ class Rows:
     seed: int = 0
 
     @classmethod
-    def of(cls, features: Mapping[str, np.ndarray], keys: Sequence[str], seed: int = 0) -> "Rows":
-        """The rows of the clips named `keys`, each of shape (D,) or (rows, D)."""
+    def of(
+        cls, features: Mapping[str, np.ndarray], keys: Sequence[str], seed: int = 0, owners: Sequence[str] = ()
+    ) -> "Rows":
+        """The rows of the clips named `keys`, each of shape (D,) or (rows, D); `owners` are the clips' captions."""
         parts = [np.atleast_2d(features[key]) for key in keys]
-        places = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return cls(np.concatenate(parts), places, seed)
+        captions = {caption: place for place, caption in enumerate(dict.fromkeys(owners or keys))}
+        places = [captions[caption] for caption in owners or keys]
+        return cls(np.concatenate(parts), np.repeat(places, [len(part) for part in parts]), seed)
 
     def counts(self, draws: np.ndarray) -> np.ndarray:
         """How often each row is in each draw of clips: (R, N) places → (R, M)."""
@@ -150,6 +153,14 @@ def _kernel_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -
     return distances.KernelDistance(rows.values, real.values).of_draws(rows.counts(own), real.counts(others))
 
 
+def _inception_draws(rows: Rows, real: Any, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of each caption drawn as many rows as the poorest caption has, so that all draws have one size."""
+    sizes = np.bincount(rows.clip)
+    starts = np.cumsum(sizes) - sizes
+    places = np.argsort(rows.clip, kind="stable")[starts[:, None] + np.arange(sizes.min())]
+    return bootstrap.inception_draws(rows.values, places[own].reshape(len(own), -1), IS_SPLITS)
+
+
 def _inception_deviation(rows: Rows) -> str:
     return f"sd of the splits {metrics.inception_score(rows.values, IS_SPLITS)[1]:.6g}"
 
@@ -226,7 +237,7 @@ BUILT_IN = (
     _set("is", "IS", "logits", "inception score on {classifier} classes: each clip certain, the set diverse",
          reference=False, higher=True, least=IS_SPLITS, caution=_small_inception, detail=_inception_deviation,
          value=lambda rows, real: metrics.inception_score(rows.values, IS_SPLITS)[0],
-         draws=lambda rows, real, own, others: bootstrap.inception_draws(rows.values, own, IS_SPLITS),
+         draws=_inception_draws,
          stamp=f"mean of {IS_SPLITS} splits, order by RandomState(2020)"),
     Metric("psnr", "PSNR", digits=2, meaning="signal-to-noise ratio of mel images against the original clip, in dB"),
     Metric("ssim", "SSIM", meaning="structural similarity of mel images with the original clip's"),
@@ -307,12 +318,27 @@ def clip_values(
     return values
 
 
+def caption_of(key: str, prompts: Mapping[str, Prompt]) -> str:
+    """The caption of the clip `key`, by its prompt's id; a clip without a prompt stands for itself."""
+    return prompts[key].id if key in prompts else key
+
+
+def caption_means(values: np.ndarray, keys: Sequence[str], prompts: Mapping[str, Prompt]) -> np.ndarray:
+    """The mean for each caption of its clips' values (N,), NaN left out; captions in the order of their first clip."""
+    parts: dict[str, list[float]] = {}
+    for key, value in zip(keys, values.tolist(), strict=True):
+        measured = parts.setdefault(caption_of(key, prompts), [])
+        measured += [value] if math.isfinite(value) else []
+    return np.array([math.fsum(part) / len(part) if part else math.nan for part in parts.values()])
+
+
 def clip_interval(metric: Metric, values: np.ndarray, seed: int, resamples: int) -> statistics.Interval | None:
-    """The mean of a clip metric over the measured clips with its 95 % interval; None for fewer than two."""
+    """The mean of a clip metric over the measured captions with its 95 % interval; None for fewer than two."""
     measured = values[np.isfinite(values)]
     if len(measured) < 2:
         return None
-    return statistics.proportion(measured) if metric.binary else statistics.bootstrap(measured, seed, resamples)
+    shares = metric.binary and np.isin(measured, (0.0, 1.0)).all()  # several clips a caption have graded means
+    return statistics.proportion(measured) if shares else statistics.bootstrap(measured, seed, resamples)
 
 
 def set_draws(metric: Metric, rows: Rows, real: Rows | None, own: np.ndarray, others: np.ndarray) -> np.ndarray:

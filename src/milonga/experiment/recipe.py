@@ -169,9 +169,13 @@ class Rounds(Record):
 
 
 class Evaluate(Record):
-    """`[evaluate]`: held-out prompts, the sampling of the systems' clips, and the resamples of the bootstrap."""
+    """`[evaluate]`: held-out prompts, the sampling of the systems' clips, and the resamples of the bootstrap.
+
+    Of each prompt every system makes `noises` clips; a metric is their mean, and intervals are over prompts.
+    """
 
     prompts: tuple[Name, ...] = ()
+    noises: Count = 1
     steps: Count = 200
     guidance: float = Field(default=3.0, ge=0.0, allow_inf_nan=False)
     splits: tuple[Split, ...] = ("overall", "temporal", "multi-concept")

@@ -78,10 +78,10 @@ class Registry:
         """A sentence embedder."""
         return self.objects[name] if name in self.objects else select.text_embedder(name)
 
-    def prompt_source(self, source: str) -> list[Prompt]:
-        """The captions of a source."""
+    def prompt_source(self, source: str, draw: int | None = None) -> list[Prompt]:
+        """The captions of a source; a seed `draw` chooses others where the source has a COUNT."""
         if source not in self.objects:
-            return captions.prompt_source(source)
+            return captions.prompt_source(source, draw)
         given = self.objects[source]
         return [Prompt.of(text, source) if isinstance(text, str) else text for text in given]
 

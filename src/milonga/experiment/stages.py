@@ -165,9 +165,15 @@ def steps_of(context: Context) -> dict[str, Callable[[], None]]:
 
 
 def eval_requests(context: Context, prompts: Sequence[Prompt]) -> list[Request]:
-    """One request a prompt; ids and seeds leave the system out, so that all systems start from the same noise."""
-    table = context.recipe.evaluate
-    return [Request.of(context.recipe.seed, one, one.text, table.steps, table.guidance) for one in prompts]
+    """`noises` requests a prompt, the first of each before the rest; ids and seeds leave the system out, so that all
+    systems start from the same noise.
+    """
+    table, seed = context.recipe.evaluate, context.recipe.seed
+    return [
+        Request.of(seed, prompt, prompt.text, table.steps, table.guidance, number)
+        for number in range(table.noises)
+        for prompt in prompts
+    ]
 
 
 def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
@@ -184,9 +190,9 @@ def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt]) 
 
 
 def store_references(context: Context, prompts: Sequence[Prompt]) -> None:
-    """The real clips of the held-out prompts, in evaluate/reference."""
+    """The real clips of the held-out prompts, one each, in evaluate/reference."""
     known = {prompt.id: prompt for prompt in prompts}
-    parts = cut(eval_requests(context, prompts), context.recipe.plan.shard_size)
+    parts = cut(eval_requests(context, prompts)[: len(prompts)], context.recipe.plan.shard_size)
 
     def work(shard: str) -> int:
         clips = [context.parts.reference(known[request.prompt_id]) for request in parts[shard]]
@@ -202,14 +208,15 @@ def store_features(context: Context, name: str, prompts: Sequence[Prompt]) -> No
     from milonga.evaluation.features import ClipFeatures, extract_features
 
     models, known = context.recipe.models, {prompt.id: prompt for prompt in prompts}
-    prompt_of = {request.id: known[request.prompt_id] for request in eval_requests(context, prompts)}
+    requests = {request.id: request for request in eval_requests(context, prompts)}
     shards = context.run.stage(f"evaluate/{name}")
 
     def work(shard: str) -> int:
         judge, tagger = context.parts.scorer(models.judge), context.parts.tagger(models.tagger)
         clips = clips_of(shards.read_table(shard, ["id", "audio"]))
-        own, batch = [prompt_of[clip_id] for clip_id in clips], context.recipe.score.batch_size
+        own, batch = [known[requests[clip_id].prompt_id] for clip_id in clips], context.recipe.score.batch_size
         rows = extract_features(list(clips), own, list(clips.values()), judge, tagger, batch)
+        rows = [row.model_copy(update={"number": requests[row.id].number}) for row in rows]
         context.run.stage(f"features/{name}").write_records(shard, rows, ClipFeatures)
         return len(rows)
 

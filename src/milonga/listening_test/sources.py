@@ -40,9 +40,9 @@ def load_sources(source: Path, captions: Path | None, systems: Sequence[str]) ->
 
 
 def from_run(path: Path, systems: Sequence[str]) -> tuple[list[Prompt], Sources]:
-    """Prompts and evaluated clips of a run; `reference` is among the systems where the run has it."""
+    """Prompts and evaluated clips, the first of each, of a run; `reference` is a system where the run has it."""
     run = Run(path)
-    requests = evaluation_requests(run)
+    requests = [(prompt, request) for prompt, request in evaluation_requests(run) if request.number == 0]
     prompts = [prompt for prompt, _ in requests]
     available = [folder.name for folder in sorted((path / "evaluate").glob("*/")) if folder.name != "prompts"]
     by_id = {request.id: request for _, request in requests}
