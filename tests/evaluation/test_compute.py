@@ -180,34 +180,26 @@ def test_a_certain_difference_among_many_systems_is_significant(count: int) -> N
 
 
 def test_clips_of_one_caption_count_as_their_mean_and_draws_are_of_captions() -> None:
-    """Three clips of each caption, all alike: every number and every interval is that of one clip."""
-    names = {key: Prompt.of(key, "test") for key in KEYS}
-    thrice = {(key if not n else f"{key}.{n}"): key for n in range(3) for key in KEYS}
+    """Three clips of each caption, all alike, with one real clip: every number and interval is that of one clip."""
+    prompts = {f"{key}.{n}" if n else key: Prompt(id=key, text=key, source="") for n in range(3) for key in KEYS}
 
     def copies(one: SystemFeatures) -> SystemFeatures:
         columns = one.columns.items()
-        return SystemFeatures(one.name, {c: {key: cells[k] for key, k in thrice.items()} for c, cells in columns})
+        return SystemFeatures(one.name, {c: {key: cells[p.id] for key, p in prompts.items()} for c, cells in columns})
 
-    single = replace(plan(), prompts=names)
-    prompts = {key: names[first] for key, first in thrice.items()}
-    several = replace(plan(), prompts=prompts, splits={"overall": list(thrice)})
-    real = SystemFeatures("reference", {name: dict(cells) for name, cells in REAL.columns.items()})
-    keyed = {names[key].id: key for key in KEYS}  # a run's real clips are named by their captions' ids
-    real = SystemFeatures(
-        "reference", {c: {n: cells[k] for n, k in keyed.items()} for c, cells in real.columns.items()}
-    )
-    several = replace(several, reference=real)
+    single = replace(plan(), prompts={key: prompts[key] for key in KEYS})
+    several = replace(plan(), prompts=prompts, splits={"overall": list(prompts)})
     rows = [row for row in METRICS if row.name in ("clap", "kl", "fd")]
     once = summaries([BAD, GOOD], rows, single)
     again = summaries([copies(BAD), copies(GOOD)], rows, several)
     for a, b in zip(once, again, strict=True):
         assert (a.system, a.metric, a.n) == (b.system, b.metric, b.n)
-        assert b.value == pytest.approx(a.value, rel=0.01)  # FD: N − 1 of the covariance
+        assert b.value == pytest.approx(a.value, rel=0.05)  # FD: the covariance has N − 1 of more clips
         assert (b.high - b.low) == pytest.approx(a.high - a.low, rel=0.05), (a.metric, a.system)
     others = comparisons([copies(BAD), copies(GOOD)], rows, several)
     for a, b in zip(comparisons([BAD, GOOD], rows, single), others, strict=True):
         assert (a.n, a.better) == (b.n, b.better)
-        assert b.difference == pytest.approx(a.difference, rel=0.01)
+        assert b.difference == pytest.approx(a.difference, rel=0.05)
 
 
 def test_different_clips_of_a_caption_narrow_only_what_is_within_captions() -> None:
