@@ -166,14 +166,14 @@ def test_a_changed_system_is_done_again_alone(tmp_path):
 
 def test_tables_that_no_system_needs_change_nothing():
     rules = rules_of(parse_recipe(RECIPE, "x"))
-    assert first_stage(["label.sources", "reward.steps", "rounds.count"], rules) is None
+    assert first_stage(["label.sources", "reward.steps", "online.iterations"], rules) is None
     assert first_stage(["models.tagger", "models.judge"], rules) == "evaluate"
     systems = (
-        f'train.systems=[{SYSTEM.format("a", 1)[:-1]}, data="rewards"}}, {SYSTEM.format("b", 1)[:-1]}, data="rounds"}}]'
+        f'train.systems=[{SYSTEM.format("a", 1)[:-1]}, data="rewards"}}, {SYSTEM.format("b", 1)[:-1]}, data="online"}}]'
     )
-    asking = parse_recipe(RECIPE, "x", [systems, 'rounds.prompts=["p"]'])
+    asking = parse_recipe(RECIPE, "x", [systems, 'online.prompts=["p"]'])
     rules = rules_of(asking)
-    assert [first_stage([key], rules) for key in ("label.sources", "reward.steps", "rounds.count")] == [
+    assert [first_stage([key], rules) for key in ("label.sources", "reward.steps", "online.iterations")] == [
         "label", "reward", "train"
     ]  # fmt: skip
     assert first_stage(["models.tagger"], rules) == "label"
@@ -183,7 +183,7 @@ def test_tables_that_no_system_needs_change_nothing():
 def test_a_run_of_an_earlier_version_is_read_with_todays_defaults(tmp_path):
     run = go(tmp_path)
     before, manifest = everything(run), read_json(tmp_path / "manifest.json")
-    for key in ("label", "reward", "rounds"):
+    for key in ("label", "reward", "online"):
         del manifest["recipe"][key]
     write_json(tmp_path / "manifest.json", manifest)
     go(tmp_path)

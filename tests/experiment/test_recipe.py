@@ -12,7 +12,7 @@ from milonga.experiment.invalidation import STAGES, stages_of
 from milonga.experiment.overrides import flat, to_toml
 from milonga.experiment.recipe import Recipe, System, load_recipe, parse_recipe, shipped_recipes
 
-KINDS = ("pairs", "rewards", "labels", "rounds")
+KINDS = ("pairs", "rewards", "labels", "online")
 MINIMAL = """
 name = "tiny"
 [prompts]
@@ -129,9 +129,9 @@ def test_what_is_missing_and_how_much_more_is_wrong():
     [
         ('name = "x"', "prompts.sources is missing: this run makes clips"),
         ('name = "x"\n[prompts]\nsources = ["world:train:3"]', "plan.strategies is missing"),
-        (MINIMAL + '[train]\nsystems = [{name="a", data="rounds", phases=[{loss="sft", epochs=1}]}]',
-         "rounds.prompts is missing"),
-        (MINIMAL + '[rounds.pair]\nrank_by = "x"', 'rounds.pair.rank_by = "x": must be one of'),
+        (MINIMAL + '[train]\nsystems = [{name="a", data="online", phases=[{loss="sft", epochs=1}]}]',
+         "online.prompts is missing"),
+        (MINIMAL + '[online.pair]\nrank_by = "x"', 'online.pair.rank_by = "x": must be one of'),
         (MINIMAL + '[reward]\nscorer = "nano-judge"', 'reward.scorer = "nano-judge": must be one of nano-clap-a'),
     ],
 )  # fmt: skip
@@ -148,11 +148,11 @@ def test_a_recipe_that_learns_from_elsewhere_needs_no_clips_of_its_own():
 
 
 def test_stages_are_those_that_some_system_learns_from():
-    systems = '[train]\nsystems = [{name="a", data="%s", phases=[{loss="sft", epochs=1}]}]\n[rounds]\nprompts = ["p"]'
+    systems = '[train]\nsystems = [{name="a", data="%s", phases=[{loss="sft", epochs=1}]}]\n[online]\nprompts = ["p"]'
     found = {data: set(STAGES) - set(stages_of(parse_recipe(MINIMAL + systems % data, "x"))) for data in KINDS}
     clips = {"plan", "generate", "score", "pair"}
     assert found == {
-        "pairs": {"label", "reward"}, "rewards": set(), "labels": {"reward"}, "rounds": clips | {"label", "reward"}
+        "pairs": {"label", "reward"}, "rewards": set(), "labels": {"reward"}, "online": clips | {"label", "reward"}
     }  # fmt: skip
 
 
@@ -271,10 +271,10 @@ def test_keys_of_the_first_edition_are_read_with_one_warning_each():
     limit = Threshold("nano-clap-a", min_winner_score=0.4, min_loser_score=0.1, min_margin=0.05, max_margin=0.3)
     assert old.pair.thresholds == (limit,)
     assert old.label.sources == ("tagger", "people")
-    assert (old.reward.val_fraction, old.rounds.min_gain, old.train.val_fraction) == (0.3, 0.1, 0.2)
-    assert old.rounds.strategies[0] == Strategy.temporal(3, steps=2, guidance=1.0, name="r")
-    assert old.rounds.pair is not None
-    assert old.rounds.pair.thresholds == (Threshold("nano-clap-b", min_winner_score=0.2),)
+    assert (old.reward.val_fraction, old.online.min_gain, old.train.val_fraction) == (0.3, 0.1, 0.2)
+    assert old.online.strategies[0] == Strategy.temporal(3, steps=2, guidance=1.0, name="r")
+    assert old.online.pair is not None
+    assert old.online.pair.thresholds == (Threshold("nano-clap-b", min_winner_score=0.2),)
     assert len(said) == len(set(said)) or all("is now" in one for one in said)
     assert sum("plan.strategies.*.words is now plan.strategies.*.negatives" in one for one in said) == 2
     assert all(one.startswith("old.toml: ") and "\n" not in one for one in said)

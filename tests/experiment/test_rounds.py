@@ -11,8 +11,9 @@ from milonga.core.records import Pair, Prompt, Request, Round
 from milonga.core.store import Run, read_json
 from milonga.experiment import run as pipeline
 from milonga.experiment.manifest import status
+from milonga.experiment.online import best_of, over, recipe_of
 from milonga.experiment.recipe import Recipe, parse_recipe
-from milonga.experiment.rounds import best_of, over, recipe_of
+from milonga.reports.material import read_rows
 
 pytestmark = pytest.mark.xdist_group("rounds")  # its fixture is made once, not by every worker
 
@@ -29,8 +30,8 @@ sources = ["world:train:6"]
 [plan]
 shard_size = 4
 strategies = [{{ name = "1", steps = [2, 2, 2], guidance = 3.0 }}]
-[rounds]
-count = 2
+[online]
+iterations = 2
 captions = 4
 prompts = ["world:tune:4"]
 patience = 9
@@ -39,7 +40,7 @@ pair = {{ losers = "worst" }}
 batch_size = 4
 learning_rate = 1e-2
 checkpoint_every = 1
-systems = [{{ name = "online", data = "rounds", phases = [{{ loss = "crpo", epochs = 1, beta = 10.0 }}] }}]
+systems = [{{ name = "online", data = "online", phases = [{{ loss = "crpo", epochs = 1, beta = 10.0 }}] }}]
 [evaluate]
 prompts = ["world:test:4"]
 steps = 2
@@ -62,7 +63,7 @@ def run(folder: Path) -> Run:
 
 
 def rows(run: Run) -> list[Round]:
-    return [Round.model_validate(row) for row in read_json(run.path / "metrics" / "rounds" / "online.json")]
+    return read_rows(run.path / "metrics" / "rounds" / "online.json", Round)
 
 
 def round_at(run: Run, number: int) -> Run:
@@ -105,7 +106,7 @@ def test_the_system_is_the_round_that_the_judge_likes_best(run: Run) -> None:
     assert len(logged) == 2
     assert ['"phase": "1: crpo"' in line for line in logged] == [True, False]
     text = (run.path / "report.html").read_text()
-    assert "<h3>Rounds</h3>" in text
+    assert "<h3>Online training</h3>" in text
     assert f"{found[2].judge:.3f}" in text
 
 
@@ -114,7 +115,7 @@ def test_nothing_is_done_twice_and_more_rounds_go_on(run: Run, folder: Path, tmp
 
     shutil.copytree(run.path, tmp_path / "copy")
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "copy" / "rounds").rglob("*.parquet")}
-    again = pipeline.run(recipe(folder, "rounds.count=3"), tmp_path / "copy")
+    again = pipeline.run(recipe(folder, "online.iterations=3"), tmp_path / "copy")
     assert {file: file.stat().st_mtime_ns for file in made} == made
     assert [one.number for one in rows(again)] == [0, 1, 2, 3]
     assert rows(again)[:3] == rows(run)
@@ -133,20 +134,20 @@ def judged(number: int, judge: float, gain: float) -> Round:
 
 def test_rounds_end_by_count_or_when_the_judge_gains_no_more(folder: Path) -> None:
     gains = [judged(0, 0.5, 0.0), judged(1, 0.6, 0.1), judged(2, 0.59, -0.01), judged(3, 0.58, -0.02)]
-    patient = recipe(folder, "rounds.count=9", "rounds.patience=2")
+    patient = recipe(folder, "online.iterations=9", "online.patience=2")
     assert [over(gains[:n], patient) for n in (1, 2, 3, 4)] == [False, False, False, True]
-    assert over(gains[:3], recipe(folder, "rounds.count=2"))
-    assert over(gains[:2], recipe(folder, "rounds.patience=1", "rounds.min_gain=0.2", "rounds.count=9"))
+    assert over(gains[:3], recipe(folder, "online.iterations=2"))
+    assert over(gains[:2], recipe(folder, "online.patience=1", "online.min_gain=0.2", "online.iterations=9"))
     assert best_of(gains).number == 1
     assert best_of([judged(0, 0.9, 0.0), *gains[1:]]).number == 1  # the base is no round
 
 
 def test_a_round_has_its_own_seed_strategies_and_pairing(folder: Path) -> None:
-    wanted = recipe(folder, 'rounds.strategies=[{name="5", steps=[2, 2, 2, 2, 2], guidance=1.0}]')
+    wanted = recipe(folder, 'online.strategies=[{name="5", steps=[2, 2, 2, 2, 2], guidance=1.0}]')
     (system,) = wanted.train.systems
     one, two = (recipe_of(wanted, system, number) for number in (1, 2))
     assert len({wanted.seed, one.seed, two.seed}) == 3
-    assert one.plan.strategies == wanted.rounds.strategies
+    assert one.plan.strategies == wanted.online.strategies
     assert one.pair.losers == "worst"
     assert (one.train.systems[0].name, one.train.systems[0].data) == ("policy", "pairs")
     assert recipe_of(recipe(folder), system, 1).plan.strategies == recipe(folder).plan.strategies
@@ -155,7 +156,7 @@ def test_a_round_has_its_own_seed_strategies_and_pairing(folder: Path) -> None:
 @pytest.mark.parametrize(("source", "told"), [("world:train:9", "learnt from"), ("world:test:4", "evaluated on")])
 def test_the_captions_that_decide_are_kept_for_that(folder: Path, tmp_path: Path, source: str, told: str) -> None:
     with pytest.raises(DataError, match=f"captions that are {told}"):
-        pipeline.run(recipe(folder, f'rounds.prompts=["{source}"]'), tmp_path / "run", until="train")
+        pipeline.run(recipe(folder, f'online.prompts=["{source}"]'), tmp_path / "run", until="train")
 
 
 class Cut(Exception):

@@ -111,12 +111,21 @@ class Workers(Record):
 
 
 class Phase(Record):
-    """One phase of training: a loss, for how many epochs, its β, and its rate (None: the settings' rate)."""
+    """One phase of training: a loss, for how many epochs or optimizer `steps`, its β, and its rate (None: the
+    settings' rate).
+    """
 
     loss: str = Field(min_length=1)
-    epochs: int = Field(ge=1)
+    epochs: int = Field(default=1, ge=1)
+    steps: int = Field(default=0, ge=0)
     beta: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     learning_rate: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if self.steps and self.epochs > 1:
+            raise ValueError(f"a phase has {self.epochs} epochs or {self.steps} steps: leave one of them out")
+        return self
 
 
 # Keys of `Settings` in the first edition and their names now: a recipe's old keys are read for one version.

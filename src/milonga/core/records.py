@@ -4,6 +4,7 @@ Records are frozen and strict: a field that is not listed here does not exist. N
 first, then the step that fills it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -188,26 +189,37 @@ class Label(Record):
 
 
 class Round(Record):
-    """A policy after one round of a system, judged on the captions that decide whether to go on; round 0 is the base.
+    """A policy after one iteration of online training (0: the base), judged on captions that decide whether to go on.
 
-    `judge` is the judge's mean similarity over `n` captions, `gain` its paired difference to the best round before,
-    both with their 95 % intervals (0 wide for the base's gain); `present` and `order` are shares where scenes are
-    known, else NaN. `pairs` were trained on, of `clips` made.
+    Of `clips` made, `pairs` or `groups` (all clips of a caption) were trained on. `judge` is the judge's mean
+    similarity over `n` captions, `gain` its paired difference to the best policy before, both with their 95 % intervals
+    (0 wide for the base's gain); `present`, `order`, `exact` and `extra` are means of the events' metrics where scenes
+    are known. `reward` is the rewarding scorers' gain over the base in standard deviations, `diversity` how far clips
+    of one caption are apart, `loudness` in dB; `alert` names signs of reward hacking. What was not measured is NaN.
     """
 
     system: str
     number: int
     clips: int
     pairs: int
-    judge: float
-    low: float
-    high: float
-    n: int
-    gain: float
-    gain_low: float
-    gain_high: float
-    present: float
-    order: float
+    groups: int = 0
+    judge: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    gain: float = math.nan
+    gain_low: float = math.nan
+    gain_high: float = math.nan
+    present: float = math.nan
+    order: float = math.nan
+    exact: float = math.nan
+    extra: float = math.nan
+    reward: float = math.nan
+    diversity: float = math.nan
+    silent: float = math.nan
+    clipped: float = math.nan
+    loudness: float = math.nan
+    alert: str = ""
 
 
 class Refusal(Record):

@@ -3,6 +3,7 @@
 A clip's latents are those stored beside it, where they have the size that the model's have; else it passes the VAE.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,13 +115,19 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
     groups: dict[str, dict[str, Candidate]] = {}
     for candidate in needed(context.run, "score").read_records(Candidate):
         request = candidate.request
-        if request.faithful and (not system.strategies or set(system.strategies) & set(request.strategies)):
+        measured = all(map(math.isfinite, candidate.scores.values()))
+        if (
+            measured
+            and request.faithful
+            and (not system.strategies or set(system.strategies) & set(request.strategies))
+        ):
             groups.setdefault(request.prompt_id, {})[request.id] = candidate
     sizes = Counter(map(len, groups.values()))
     size = max(sizes, key=lambda length: (sizes[length], length), default=0)
     if size < 2:
         raise DataError(f"{context.run.path}: no caption has two clips of its own words: plan several steps or noises")
-    chosen = [sorted(group.items())[:size] for group in groups.values() if len(group) >= size]
+    # In an order of their own: the clips' order in shards depends on how these are cut.
+    chosen = [sorted(group.items())[:size] for _, group in sorted(groups.items()) if len(group) >= size]
     names = sorted(chosen[0][0][1].scores)
     scores = torch.tensor([[[clip.scores[name] for name in names] for _, clip in group] for group in chosen])
     rewards = advantages(scores.transpose(1, 2)).mean(1)

@@ -30,7 +30,7 @@ FIRST_CHANGED = {
     "pair": "pair",
     "label": "label",
     "reward": "reward",
-    "rounds": "train",
+    "online": "train",
     "train": "train",
     "train.checkpoint_every": "",
     "train.save_total_limit": "",
@@ -56,8 +56,8 @@ OUTPUTS = {
 # Clips of systems that no training made: they stay when it is only the training that changed.
 UNTRAINED = ("base", "reference", "prompts")
 SYSTEMS = "train.systems."
-# Keys that only decide after how many rounds to stop: the rounds that were done stand.
-ENDS = {"rounds.count", "rounds.patience", "rounds.min_gain"}
+# Keys that only decide after how many iterations to stop: the iterations that were done stand.
+ENDS = {"online.iterations", "online.patience", "online.min_gain"}
 
 
 def stages_of(recipe: Recipe) -> tuple[str, ...]:
@@ -65,9 +65,9 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
     left_out: set[str] = set()
     if not recipe.makes_clips:
         left_out |= {"plan", "generate", "score", "pair"}
-    if recipe.train.systems and not recipe.trains_on("pairs", "rewards", "labels", "rounds"):
+    if recipe.train.systems and not recipe.trains_on("pairs", "rewards", "labels", "online"):
         left_out.add("pair")  # groups need scores alone
-    if not recipe.makes_clips and not recipe.trains_on("rounds"):
+    if not recipe.makes_clips and not (recipe.trains_on("online") and not recipe.online.sources):
         left_out.add("prompts")
     if not (recipe.trains_on("rewards", "labels") and TAGGER in recipe.label.sources):
         left_out.add("label")
@@ -80,7 +80,7 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
 
 def rules_of(*recipes: Recipe) -> dict[str, str]:
     """`FIRST_CHANGED` for a run that had these recipes: tables that no system needs decide nothing, while a tagger
-    that labels, and a judge that ends rounds, decide more than what is measured.
+    that labels, and a judge that ends online training, decide more than what is measured.
     """
     rules = dict(FIRST_CHANGED)
     stages = {stage for recipe in recipes for stage in stages_of(recipe)}
@@ -88,10 +88,10 @@ def rules_of(*recipes: Recipe) -> dict[str, str]:
         rules["label"] = ""
     if "reward" not in stages:
         rules["reward"] = ""
-    if not any(recipe.trains_on("rounds") for recipe in recipes):
-        rules["rounds"] = ""
+    if not any(recipe.trains_on("online") for recipe in recipes):
+        rules["online"] = ""
     else:
-        rules["models.judge"] = "train"
+        rules |= dict.fromkeys(("models.judge", "evaluate.steps", "evaluate.guidance"), "train")
     if "label" in stages:
         rules["models.tagger"] = "label"
     return rules

@@ -58,7 +58,9 @@ def status(path: Path) -> list[StageStatus]:
     table = recipe.model_dump(mode="json")
     rows = [_stage(run, stage, table) for stage in stages_of(recipe)]
     rounds = [
-        _rounds(run, system.name, recipe.rounds.count) for system in recipe.train.systems if system.data == "rounds"
+        _rounds(run, system.name, recipe.online.iterations)
+        for system in recipe.train.systems
+        if system.data == "online"
     ]
     place = next(place for place, row in enumerate(rows) if row.stage == "train")
     return [*rows[:place], *rounds, *rows[place:]]
@@ -96,13 +98,13 @@ def _stage(run: Run, stage: str, recipe: dict[str, Any]) -> StageStatus:
 
 
 def _rounds(run: Run, system: str, count: int) -> StageStatus:
-    """A system's rounds: those that left a policy, of those asked for; a judge may end them earlier."""
+    """A system's iterations: those that left a policy, of those asked for; a judge may end them earlier."""
     folders = sorted((run.path / "rounds" / system).glob("*/"))
     done = [folder for folder in folders if (folder / "checkpoints" / "policy" / "model").exists()]
     ended = (run.path / "checkpoints" / system / "model").exists()
-    pairs = sum(_items(Shards(folder / "pair")) for folder in folders)
+    pairs, clips = (sum(_items(Shards(folder / stage)) for folder in folders) for stage in ("pair", "score"))
     return StageStatus(
-        stage=f"rounds/{system}", done=len(done), expected=len(done) if ended else count, items=pairs,
+        stage=f"rounds/{system}", done=len(done), expected=len(done) if ended else count, items=pairs or clips,
         refused=sum(_items(Shards(folder / "refused")) for folder in folders),
         written=_last_write([run.path / "rounds" / system]),
     )  # fmt: skip

@@ -1,37 +1,43 @@
-"""Rounds: clips, scores, pairs and training by the latest policy, again and again (CRPO, arXiv 2412.21037).
+"""Online alignment: clips, scores and training by the latest policy, iteration after iteration.
 
-A round is a run within the run, in `rounds/SYSTEM/01` and so on: its model is the policy that the round before left,
-its seed derives from the run's and its number, so no noise comes twice. After each round the judge hears the policy on
-captions kept for that, from the same noise every round, and decides whether to go on. All of it goes on where it was
-stopped. Where it differs from TangoFlux: the captions of a round are drawn from the run's, pairs pass the recipe's
-thresholds, no two rounds share a noise, and rounds end by a rule. The reference is the policy of the round before.
+An iteration is a run within the run, in `rounds/SYSTEM/01` and so on: its model is the policy that the iteration before
+left, its seed derives from the run's and its number, so no caption is drawn by the same numbers and no noise comes
+twice. It generates K clips of each caption, scores them, and trains on all of them (group-wise losses, as DGPO, arXiv
+2510.08425) or on pairs of them (CRPO, arXiv 2412.21037). A judge that gave no reward scores the policy on captions kept
+for that, from the same noise every time, decides whether to go on and which policy becomes the system. Beside it stand
+the signs of reward hacking: the scorers' own gain, diversity, silence, clipping, loudness.
+
+Training waits for the clips, whatever engine makes them, so a clip is never older than its policy. All of it resumes
+where it was stopped, and results depend on recipe and seed alone. Departures from TangoFlux's rounds: the captions of
+an iteration are drawn anew, pairs pass the recipe's thresholds, and the judge ends them.
 """
 
 import json
+import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from milonga.core.config import Strategy
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.protocols import Model
 from milonga.core.records import Pair, Prompt, Round
 from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
+from milonga.experiment.judged import JudgedClips, hacking, store_scores, told
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, System
 from milonga.experiment.registry import Context, Registry
-from milonga.experiment.stages import generate_eval_clips, store_features
+from milonga.experiment.stages import generate_eval_clips, store_features, train_system
 from milonga.preference.build import needed
 
-Steps = Callable[[Context], Mapping[str, Callable[[], None]]]
 POLICY = "policy"
 FOLDER = "rounds"
-STAGES = ("plan", "generate", "score", "pair")
 
 
 class PolicyRegistry(Registry):
@@ -46,7 +52,7 @@ class PolicyRegistry(Registry):
         return self._parts.tuned(name, self._trained, scheduler)
 
     def load_denoiser(self, name: str, trained: Path | None = None) -> Any:
-        """The policy, to be trained on; it is the reference too."""
+        """The policy, to be trained on; it is the reference too, unless that is the base."""
         return self._parts.load_denoiser(name, trained or self._trained)
 
     def model_hash(self, name: str) -> str:
@@ -55,209 +61,219 @@ class PolicyRegistry(Registry):
 
 
 @dataclass(frozen=True)
-class _Rounds:
-    """One system's rounds: where they lie, and what each is given."""
+class OnlineTrainer:
+    """Trains one system of a run with clips of its latest policy."""
 
     context: Context
     system: System
-    steps: Steps
 
-    @property
-    def folder(self) -> Path:
-        return self.context.run.path / FOLDER / self.system.name
+    def train(self) -> None:
+        """Trains until the judge gains no more; the policy that it likes best becomes the system.
+
+        metrics/rounds/SYSTEM.json has a row for the base and for each iteration. Raises DataError where the first
+        iteration has nothing to train on; RecipeError for losses of groups and pairs together, and under torchrun or
+        `accelerate launch`: all but the training of an iteration is one process's work.
+        """
+        from milonga.training.distributed import Ranks
+
+        name, recipe, engine = self.system.name, self.context.recipe, self.context.engine.name
+        if Ranks().world > 1:
+            raise RecipeError(f"{name} is trained online, which one process does: use `milonga run`")
+        data_of(self.system)
+        prompts = self._judged_prompts()
+        if engine != "local":
+            print(f"{name}: engine {engine} makes the clips, and training waits for them: staleness 0", file=sys.stderr)
+        self._describe(self._judging(0))
+        rows = [self._judge(0, prompts, [])]
+        while not over(rows, recipe):
+            number = len(rows)
+            if not self._iterate(number):
+                if number > 1 and not math.isfinite(rows[-1].judge):
+                    rows[-1] = self._judge(number - 1, prompts, rows[:-1])
+                break
+            due = number % recipe.online.every == 0 or number == recipe.online.iterations
+            rows.append(self._judge(number, prompts, rows) if due else self._row(number))
+            print(told(rows[-1]), file=sys.stderr, flush=True)
+            self._write(rows)
+        self._write(rows)
+        self._finish(rows)
 
     def path(self, number: int) -> Path:
-        """The folder of a round; the base's, which is round 0, serves all systems."""
-        return self.context.run.path / FOLDER / "base" if number == 0 else self.folder / f"{number:02d}"
+        """The folder of an iteration; the base's, which is number 0, serves all systems."""
+        folder = self.context.run.path / FOLDER
+        return folder / "base" if number == 0 else folder / self.system.name / f"{number:02d}"
 
     def trained(self, number: int) -> Path:
-        """The network that a round left."""
+        """The network that an iteration left."""
         return self.path(number) / "checkpoints" / POLICY / "model"
 
-    def of(self, number: int) -> Context:
-        """What a round's stages are given."""
+    def _at(self, number: int) -> Context:
+        """What an iteration's stages are given."""
         parts = self.context.parts if number == 1 else PolicyRegistry(self.context.parts, self.trained(number - 1))
         recipe = recipe_of(self.context.recipe, self.system, number)
         return replace(self.context, recipe=recipe, run=Run(self.path(number)), parts=parts)
 
-    def judging(self, number: int) -> Context:
-        """What hearing a round's policy is given: the captions that decide, and the same noise in every round."""
-        recipe = self.context.recipe
-        table = recipe.evaluate.model_copy(update={"prompts": recipe.rounds.prompts})
+    def _judging(self, number: int) -> Context:
+        """What judging an iteration's policy is given: its captions, and the same noise every time."""
+        recipe, online = self.context.recipe, self.context.recipe.online
+        table = recipe.evaluate.model_copy(update={"prompts": online.prompts, "noises": online.noises})
         return replace(self.context, recipe=recipe.model_copy(update={"evaluate": table}), run=Run(self.path(number)))
 
+    def _judged_prompts(self) -> list[Prompt]:
+        """The captions on which the judge decides.
 
-def train_online(context: Context, system: System, steps: Steps) -> None:
-    """Trains a system in rounds until the judge gains no more; the best round's network is the system's.
+        DataError where there are too few, or one of them is learnt from or evaluated on: the judge would be asked what
+        it thinks of its own choice.
+        """
+        recipe, parts = self.context.recipe, self.context.parts
+        prompts = {prompt.id: prompt for source in recipe.online.prompts for prompt in parts.prompt_source(source)}
+        if len(prompts) < 2:
+            raise DataError(f"online.prompts: {', '.join(recipe.online.prompts)} hold fewer than two captions")
+        learnt = () if recipe.online.sources else needed(self.context.run, "prompts").read_records(Prompt)
+        reported = [prompt for source in recipe.evaluate.prompts for prompt in parts.prompt_source(source)]
+        for others, what in ((learnt, "learnt from"), (reported, "evaluated on")):
+            if any(prompt.id in prompts for prompt in others):
+                raise DataError(f"online.prompts holds captions that are {what}: name others, such as world:tune:100")
+        return list(prompts.values())
 
-    metrics/rounds/SYSTEM.json has a row for the base and for each round. Raises DataError where the first round keeps
-    no pair; RecipeError under torchrun or `accelerate launch`: all but the training of a round is one process's work.
-    """
-    from milonga.training.distributed import Ranks
+    def _iterate(self, number: int) -> bool:
+        """Makes, scores and trains on an iteration's clips; False where a later one keeps no pair."""
+        context = self._at(number)
+        if self.trained(number).exists():
+            return True
+        self._describe(context)
+        self._draw_prompts(context)
+        builder = context.pair_builder()
+        builder.plan()
+        builder.generate()
+        builder.score()
+        (policy,) = context.recipe.train.systems
+        if policy.data == "pairs":
+            builder.pair()
+            if number > 1 and not context.run.stage("pair").read_records(Pair):
+                print(f"{self.system.name}: iteration {number} keeps no pair, so it is the end", file=sys.stderr)
+                return False
+        base = self.context.recipe.online.reference == "base" and number > 1
+        train_system(context, policy, self.context.parts.load_denoiser(context.recipe.models.model) if base else None)
+        return True
 
-    if Ranks().world > 1:
-        raise RecipeError(f"{system.name} is trained in rounds, which one process does: use `milonga run`")
-    rounds, prompts = _Rounds(context, system, steps), _deciding(context)
-    _note(rounds.judging(0))
-    rows = [_judged(rounds, 0, prompts, [])]
-    while not over(rows, context.recipe):
-        number = len(rows)
-        if not _train_round(rounds, number):
-            break
-        rows.append(_judged(rounds, number, prompts, rows))
-        _tell(rows[-1])
-        _write_rows(context, system, rows)
-    _write_rows(context, system, rows)
-    _finish(rounds, rows)
+    def _describe(self, context: Context) -> None:
+        """An iteration's recipe.toml and manifest.json, by which it is a run: workers anywhere know its folder."""
+        weights = fingerprints(context.recipe, context.parts)
+        if isinstance(context.parts, PolicyRegistry):
+            weights["models"]["model"] = context.parts.model_hash(context.recipe.models.model)
+        write_manifest(context.run, context.recipe, describe(context.recipe, weights))
+
+    def _draw_prompts(self, context: Context) -> None:
+        """The captions of an iteration, drawn anew: of the sources, none of them kept to judge or to evaluate; or of
+        the run's own.
+        """
+        shards, online, parts = context.run.stage("prompts"), self.context.recipe.online, self.context.parts
+        if complete(shards):
+            return
+        seed = derive_seed(context.recipe.seed, "captions")
+        if online.sources:
+            apart = (*online.prompts, *self.context.recipe.evaluate.prompts)
+            kept_apart = {prompt.id for source in apart for prompt in parts.prompt_source(source)}
+            drawn = {one.id: one for source in online.sources for one in parts.prompt_source(source, seed)}
+            chosen = [prompt for prompt in drawn.values() if prompt.id not in kept_apart]
+        else:
+            known = needed(self.context.run, "prompts").read_records(Prompt)
+            order = np.random.default_rng(seed).permutation(len(known))
+            chosen = [known[place] for place in sorted(order[: online.captions or len(known)].tolist())]
+        if not chosen:
+            raise DataError(f"online.sources: {', '.join(online.sources)} hold no caption to train on")
+        shards.write_records(shard_name(0, 1), chosen, Prompt)
+
+    def _row(self, number: int, **judged: Any) -> Round:
+        """A row of the table: what an iteration made, and what was `judged` of its policy (else not a number)."""
+        shards = {stage: Run(self.path(number)).stage(stage) for stage in ("prompts", "generate", "pair")}
+        sizes = {stage: sum(map(own.rows, own.names())) for stage, own in shards.items()}
+        groups = sizes["prompts"] if data_of(self.system) == "groups" else 0
+        made = {"clips": sizes["generate"], "pairs": sizes["pair"], "groups": groups}
+        return Round(system=self.system.name, number=number, **made, **judged)
+
+    def _judge(self, number: int, prompts: Sequence[Prompt], before: Sequence[Round]) -> Round:
+        """A row with the judge's numbers; the clips that it scored and their features stay in the folder."""
+        from milonga.maths.statistics import bootstrap, paired
+
+        recipe, system = self.context.recipe, POLICY if number else "base"
+        context, seed = self._judging(number), derive_seed(recipe.seed, "rounds")
+        generate_eval_clips(context, system, prompts)
+        store_features(context, system, prompts)
+        store_scores(context, system, prompts)
+        own, base = JudgedClips(context.run, system, prompts), JudgedClips(Run(self.path(0)), "base", prompts)
+        judge = bootstrap(own.by_caption("clap"), seed, recipe.evaluate.resamples)
+        numbers = own.means() | {"reward": own.reward(base), "judge": judge.value, "low": judge.low, "high": judge.high}
+        numbers |= {"n": judge.n, "gain": 0.0, "gain_low": 0.0, "gain_high": 0.0}
+        if before:
+            best = max((row for row in before if math.isfinite(row.judge)), key=lambda row: (row.judge, -row.number))
+            rival = JudgedClips(Run(self.path(best.number)), POLICY if best.number else "base", prompts)
+            gain = paired(own.by_caption("clap"), rival.by_caption("clap"), seed)
+            numbers |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+            change = paired(own.by_caption("clap"), base.by_caption("clap"), seed)
+            numbers["alert"] = hacking(numbers, before[0], change.high < 0)
+        return self._row(number, **numbers)
+
+    def _write(self, rows: Sequence[Round]) -> None:
+        plain = [json.loads(row.model_dump_json()) for row in rows]  # NaN becomes null
+        write_json(self.context.run.path / "metrics" / FOLDER / f"{self.system.name}.json", plain)
+
+    def _finish(self, rows: Sequence[Round]) -> None:
+        """The best policy and the curves of all iterations in the places where every system has its own."""
+        path, name = self.context.run.path, self.system.name
+        write_text(path / "metrics" / "training" / f"{name}.jsonl", self._curves(len(rows) - 1))
+        with atomic_dir(path / "checkpoints" / name / "model") as part:
+            shutil.copytree(self.trained(best_of(rows).number), part, dirs_exist_ok=True)
+
+    def _curves(self, count: int) -> str:
+        """The training logs of all iterations as one: steps count on, and phases have their iteration before them."""
+        lines, done = [], 0
+        for number in range(1, count + 1):
+            text = (self.path(number) / "metrics" / "training" / f"{POLICY}.jsonl").read_text(encoding="utf-8")
+            rows = [json.loads(line) for line in text.splitlines()]
+            lines += [row | {"step": row["step"] + done, "phase": f"{number}: {row['phase']}"} for row in rows]
+            done += len(rows)
+        return "".join(json.dumps(row) + "\n" for row in lines)
 
 
-def over(rows: Sequence[Round], recipe: Recipe) -> bool:
-    """Whether the rounds so far, the base first, are all there will be: as many as asked for, or no gain any more.
+def data_of(system: System) -> str:
+    """What an iteration trains on, by the losses: "groups" or "pairs"; RecipeError for losses of both kinds."""
+    from milonga.training.schedule import loss_spec
 
-    A round gains when the judge's mean rises by more than `min_gain` over the best round before it; `patience`
-    rounds in a row without a gain are the end.
-    """
-    waited = 0
-    for one in rows[1:]:
-        waited = 0 if one.gain > recipe.rounds.min_gain else waited + 1
-    return len(rows) > recipe.rounds.count or waited >= recipe.rounds.patience
-
-
-def best_of(rows: Sequence[Round]) -> Round:
-    """The round, of those that trained, whose policy the judge likes best; the earlier one of equals."""
-    return max(rows[1:], key=lambda one: (one.judge, -one.number))
+    kinds = {loss_spec(phase.loss).groups for phase in system.phases}
+    if len(kinds) > 1:
+        raise RecipeError(f"{system.name} has losses of groups and of pairs: train them as two systems")
+    return "groups" if kinds.pop() else "pairs"
 
 
 def recipe_of(recipe: Recipe, system: System, number: int) -> Recipe:
-    """A round's own recipe: the run's, with a seed of its own, and one system, the policy, trained on its pairs."""
-    table, policy = recipe.rounds, system.model_copy(update={"name": POLICY, "data": "pairs"})
-    plan = recipe.plan.model_copy(update={"strategies": table.strategies or recipe.plan.strategies})
+    """An iteration's own recipe: the run's with a seed of its own and one system, the policy, trained on its clips."""
+    online, policy = recipe.online, system.model_copy(update={"name": POLICY, "data": data_of(system)})
+    strategies = online.strategies or recipe.plan.strategies
+    if online.clips:
+        strategies = (Strategy.same_prompt([online.steps] * online.clips, online.guidance, "online"),)
+    models = recipe.models.model_copy(update={"scheduler": online.scheduler or recipe.models.scheduler})
+    plan = recipe.plan.model_copy(update={"strategies": strategies})
     train = recipe.train.model_copy(update={"pairs": ("run",), "systems": (policy,)})
     seed = derive_seed(recipe.seed, "round", system.name, number)
-    changes = {"seed": seed, "plan": plan, "pair": table.pair or recipe.pair, "train": train}
+    changes = {"seed": seed, "models": models, "plan": plan, "pair": online.pair or recipe.pair, "train": train}
     return recipe.model_copy(update={"name": f"{system.name}-{number:02d}", **changes})
 
 
-def _deciding(context: Context) -> list[Prompt]:
-    """The captions on which the judge decides; DataError where there are none, or one of them is learnt from, or is
-    evaluated on: the judge would be asked what it thinks of its own choice.
+def over(rows: Sequence[Round], recipe: Recipe) -> bool:
+    """Whether the iterations so far, the base first, are all there will be: as many as asked for, or no gain any more.
+
+    A policy gains when the judge's mean rises by more than `min_gain` over the best one before it; `patience`
+    judgements in a row without a gain are the end.
     """
-    sources, evaluated = context.recipe.rounds.prompts, context.recipe.evaluate.prompts
-    prompts = {one.id: one for source in sources for one in context.parts.prompt_source(source)}
-    learnt = {one.id for one in needed(context.run, "prompts").read_records(Prompt)}
-    reported = {one.id for source in evaluated for one in context.parts.prompt_source(source)}
-    if len(prompts) < 2:
-        raise DataError(f"rounds.prompts: {', '.join(sources)} hold fewer than two captions")
-    for others, what in ((learnt, "learnt from"), (reported, "evaluated on")):
-        if others & set(prompts):
-            raise DataError(f"rounds.prompts holds captions that are {what}: name others, such as world:tune:100")
-    return list(prompts.values())
+    waited = 0
+    for row in rows[1:]:
+        if math.isfinite(row.judge):
+            waited = 0 if row.gain > recipe.online.min_gain else waited + 1
+    return len(rows) > recipe.online.iterations or waited >= recipe.online.patience
 
 
-def _train_round(rounds: _Rounds, number: int) -> bool:
-    """Makes, scores and pairs a round's clips and trains on them; False where a later round keeps no pair."""
-    context, trained = rounds.of(number), rounds.trained(number)
-    if trained.exists():
-        return True
-    _note(context)
-    _draw_prompts(rounds, context, number)
-    steps = rounds.steps(context)
-    for stage in STAGES:
-        steps[stage]()
-    if number > 1 and not context.run.stage("pair").read_records(Pair):
-        print(f"{rounds.system.name}: round {number} keeps no pair, so there is no more to learn", file=sys.stderr)
-        return False
-    steps["train"]()
-    return True
-
-
-def _note(context: Context) -> None:
-    """A round's recipe.toml and manifest.json, by which it is a run: workers anywhere know its folder by them."""
-    weights = fingerprints(context.recipe, context.parts)
-    if isinstance(context.parts, PolicyRegistry):
-        weights["models"]["model"] = context.parts.model_hash(context.recipe.models.model)
-    write_manifest(context.run, context.recipe, describe(context.recipe, weights))
-
-
-def _draw_prompts(rounds: _Rounds, context: Context, number: int) -> None:
-    """The captions of a round: so many of the run's, drawn anew each round."""
-    shards, count = context.run.stage("prompts"), rounds.context.recipe.rounds.captions
-    if complete(shards):
-        return
-    known = needed(rounds.context.run, "prompts").read_records(Prompt)
-    order = np.random.default_rng(derive_seed(context.recipe.seed, "captions")).permutation(len(known))
-    taken = sorted(order[: count or len(known)].tolist())
-    shards.write_records(shard_name(0, 1), [known[place] for place in taken], Prompt)
-
-
-def _judged(rounds: _Rounds, number: int, prompts: Sequence[Prompt], before: Sequence[Round]) -> Round:
-    """A round's row; its clips and their features are stored in its folder."""
-    from milonga.evaluation.features import load_features
-    from milonga.evaluation.metrics import clip_values, get_metric
-    from milonga.maths.statistics import bootstrap, paired
-
-    def values(name: str, context: Context, system: str) -> np.ndarray:
-        """A metric's value for each prompt, NaN where it does not apply."""
-        row, known = get_metric(name), {prompt.id: prompt for prompt in prompts}
-        return clip_values(row, load_features(context.run, system).columns[row.feature], known, list(known))
-
-    def share(name: str) -> float:
-        """The mean of an event metric over the captions that it applies to; NaN where there are none."""
-        shares = values(name, context, system)
-        return float(np.nanmean(shares)) if np.isfinite(shares).any() else float("nan")
-
-    context, seed = rounds.judging(number), derive_seed(rounds.context.recipe.seed, "rounds")
-    system = POLICY if number else "base"
-    generate_eval_clips(context, system, prompts)
-    store_features(context, system, prompts)
-    scores = values("clap", context, system)
-    judge = bootstrap(scores, seed, context.recipe.evaluate.resamples)
-    gain = (0.0, 0.0, 0.0)
-    if before:
-        best = max(before, key=lambda row: (row.judge, -row.number))
-        best_scores = values("clap", rounds.judging(best.number), POLICY if best.number else "base")
-        difference = paired(scores, best_scores, seed)
-        gain = (difference.value, difference.low, difference.high)
-    clips, pairs = _sizes(Run(rounds.path(number)))
-    return Round(
-        system=rounds.system.name, number=number, clips=clips, pairs=pairs, judge=judge.value, low=judge.low,
-        high=judge.high, n=judge.n, gain=gain[0], gain_low=gain[1], gain_high=gain[2],
-        present=share("full_recall"), order=share("order_accuracy"),
-    )  # fmt: skip
-
-
-def _sizes(run: Run) -> tuple[int, int]:
-    """(clips made, pairs kept) of a round."""
-    clips, pairs = (sum(map(shards.rows, shards.names())) for shards in map(run.stage, ("generate", "pair")))
-    return clips, pairs
-
-
-def _tell(row: Round) -> None:
-    gain = f"{row.gain:+.4f} [{row.gain_low:+.4f}, {row.gain_high:+.4f}]"
-    line = f"{row.system}: round {row.number}, {row.pairs} pairs, judge {row.judge:.4f}, gain over the best {gain}"
-    print(line, file=sys.stderr, flush=True)
-
-
-def _write_rows(context: Context, system: System, rows: Sequence[Round]) -> None:
-    plain = [json.loads(row.model_dump_json()) for row in rows]  # NaN becomes null
-    path = context.run.path / "metrics" / FOLDER / f"{system.name}.json"
-    write_json(path, plain)
-
-
-def _finish(rounds: _Rounds, rows: Sequence[Round]) -> None:
-    """The best round's network and the curves of all rounds in the places where every system has its own."""
-    path, name = rounds.context.run.path, rounds.system.name
-    write_text(path / "metrics" / "training" / f"{name}.jsonl", _curves(rounds, len(rows) - 1))
-    with atomic_dir(path / "checkpoints" / name / "model") as part:
-        shutil.copytree(rounds.trained(best_of(rows).number), part, dirs_exist_ok=True)
-
-
-def _curves(rounds: _Rounds, count: int) -> str:
-    """The training logs of all rounds as one: steps count on, and phases have their round before them."""
-    lines, done = [], 0
-    for number in range(1, count + 1):
-        text = (rounds.path(number) / "metrics" / "training" / f"{POLICY}.jsonl").read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-        lines += [row | {"step": row["step"] + done, "phase": f"{number}: {row['phase']}"} for row in rows]
-        done += len(rows)
-    return "".join(json.dumps(row) + "\n" for row in lines)
+def best_of(rows: Sequence[Round]) -> Round:
+    """The iteration whose policy the judge likes best, of those that it scored; the earlier one of equals."""
+    return max((row for row in rows[1:] if math.isfinite(row.judge)), key=lambda row: (row.judge, -row.number))

@@ -34,9 +34,9 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {
     "score": {"batch": "batch_size"},
     "pair.thresholds.*": _THRESHOLD,
     "reward": {"held_out": "val_fraction"},
-    "rounds": {"least_gain": "min_gain"},
-    "rounds.strategies.*": _STRATEGY,
-    "rounds.pair.thresholds.*": _THRESHOLD,
+    "online": {"least_gain": "min_gain", "count": "iterations"},  # of [rounds]
+    "online.strategies.*": _STRATEGY,
+    "online.pair.thresholds.*": _THRESHOLD,
     "train": {"heldout": "val_fraction", **RENAMED_SETTINGS},
     "train.systems.*.settings": dict(RENAMED_SETTINGS),
 }
@@ -72,6 +72,15 @@ def modernised(data: dict[str, Any], source: str) -> dict[str, Any]:
     if isinstance(data.get("data"), dict):
         _deprecated(source, "[data]", "[train] pairs, clips, mix_ratio and legacy, with a table [[train.systems]]")
         _own_data(data)
+    if isinstance(data.get("rounds"), dict):
+        if "online" in data:
+            raise RecipeError(f"{source}: [rounds] is the old name of [online]: leave one of them out")
+        _deprecated(source, "[rounds]", "[online]")
+        data["online"] = data.pop("rounds")
+    for table in _tables(data, ["train", "systems", "*"]):
+        if table.get("data") == "rounds":
+            _deprecated(source, 'data = "rounds"', '"online"')
+            table["data"] = "online"
     for place, names in RENAMED_KEYS.items():
         for table in _tables(data, place.split(".")):
             for old, new in names.items():
@@ -85,7 +94,7 @@ def modernised(data: dict[str, Any], source: str) -> dict[str, Any]:
         if "truth" in table.get("sources", ()):
             _deprecated(source, 'label.sources = ["truth"]', '["tagger"]')
             table["sources"] = ["tagger" if name == "truth" else name for name in table["sources"]]
-    for place in ("plan.strategies.*", "rounds.strategies.*", "train", "train.systems.*.settings"):
+    for place in ("plan.strategies.*", "online.strategies.*", "train", "train.systems.*.settings"):
         for table in _tables(data, place.split(".")):
             for key, values in RENAMED_VALUES.items():
                 if isinstance(table.get(key), str) and table[key] in values:
@@ -97,6 +106,10 @@ def modernised(data: dict[str, Any], source: str) -> dict[str, Any]:
 def modern_override(override: str) -> str:
     """`key=value` of `--set` with the key under its name now; a warning where it is the first edition's."""
     key, equals, value = override.partition("=")
+    if equals and key.strip().startswith("rounds."):
+        _deprecated("--set", "rounds", "online")
+        key = key.strip().replace("rounds.", "online.", 1)
+        override = f"{key}={value}"
     *parents, last = key.strip().split(".")
     place = ".".join("*" if name.isdecimal() else name for name in parents)
     new = RENAMED_KEYS.get(place, {}).get(last)

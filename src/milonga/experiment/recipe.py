@@ -95,11 +95,11 @@ class System(Record):
 
     `pairs` and `groups` (all clips of a caption, for group-wise losses), of `strategies` where some are named;
     `clips`: real clips with captions; `rewards`: the run's own clips, each with its reward; `labels`: labelled clips;
-    `rounds`: pairs by the latest policy, round after round. A key in `settings` replaces `[train]`'s.
+    `online`: clips by the latest policy, iteration after iteration. A key in `settings` replaces `[train]`'s.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    data: Literal["pairs", "groups", "clips", "rewards", "labels", "rounds"] = "pairs"
+    data: Literal["pairs", "groups", "clips", "rewards", "labels", "online"] = "pairs"
     strategies: tuple[Name, ...] = ()
     phases: tuple[Phase, ...] = Field(min_length=1)
     settings: Settings = Settings()
@@ -152,20 +152,31 @@ class Train(Settings):
         return self
 
 
-class Rounds(Record):
-    """`[rounds]`: generate, score, pair and train with the latest policy, round after round (CRPO, arXiv 2412.21037).
+class Online(Record):
+    """`[online]`: generate, score and train with the latest policy, iteration after iteration.
 
-    A round generates clips for `captions` of the run's captions (0: all), drawn anew. After it the judge scores the
-    policy on `prompts`; it stops after `patience` rounds in a row that gain no more than `min_gain` over the best.
+    An iteration draws captions anew: of `sources`, or `captions` of the run's own (0: all). Of each it generates
+    `clips` clips by the latest policy (`steps`, `guidance`, `scheduler`); with 0 clips, those of `strategies` or of
+    `[plan]`. Losses of groups train on all of them, losses of pairs on what `pair` keeps. The `reference` is the policy
+    of the iteration before or the base. Every `every` iterations the judge scores the policy on `prompts`, `noises`
+    clips each; it stops after `patience` judgements in a row that gain no more than `min_gain` over the best.
     """
 
-    count: Count = 4
+    iterations: Count = 4
+    sources: tuple[Name, ...] = ()
     captions: int = Field(default=0, ge=0)
-    prompts: tuple[Name, ...] = ()
-    patience: Count = 1
-    min_gain: float = Field(default=0.0, ge=0.0, le=2.0)
+    clips: int = Field(default=0, ge=0)
+    steps: Count = 8
+    guidance: float = Field(default=3.0, ge=0.0, allow_inf_nan=False)
+    scheduler: Scheduler | None = None
     strategies: tuple[Strategy, ...] = ()
     pair: Pairing | None = None
+    reference: Literal["previous", "base"] = "previous"
+    prompts: tuple[Name, ...] = ()
+    noises: Count = 1
+    every: Count = 1
+    patience: Count = 1
+    min_gain: float = Field(default=0.0, ge=0.0, le=2.0)
 
 
 class Evaluate(Record):
@@ -197,7 +208,7 @@ class Recipe(Record):
     train: Train = Train()
     label: Labels = Labels()
     reward: RewardModel = RewardModel()
-    rounds: Rounds = Rounds()
+    online: Online = Online()
     evaluate: Evaluate = Evaluate()
 
     @classmethod
@@ -214,8 +225,13 @@ class Recipe(Record):
         return any(system.data in kinds for system in self.train.systems)
 
     @property
+    def sampled_source(self) -> str | None:
+        """The source of the captions that `train.sample_every` makes clips of; None where there is none."""
+        return next(iter((*self.prompts.sources, *self.online.sources)), None)
+
+    @property
     def makes_clips(self) -> bool:
-        """Whether the run generates training clips by its plan; else they come from elsewhere, or in rounds."""
+        """Whether the run generates training clips by its plan; else they come from elsewhere, or online."""
         on_pairs = OWN in self.train.pairs and (self.trains_on("pairs") or not self.train.systems)
         on_labels = TAGGER in self.label.sources and self.trains_on("labels")
         return on_pairs or on_labels or self.trains_on("rewards", "groups")
@@ -225,9 +241,9 @@ class Recipe(Record):
         scorers = set(self.models.scorers)
         _distinct("models.scorers", list(self.models.scorers))
         _distinct("train.systems", [system.name for system in self.train.systems])
-        for where, strategies in (("plan", self.plan.strategies), ("rounds", self.rounds.strategies)):
+        for where, strategies in (("plan", self.plan.strategies), ("online", self.online.strategies)):
             _distinct(f"{where}.strategies", [strategy.name for strategy in strategies])
-        for where, pairing in (("pair", self.pair), ("rounds.pair", self.rounds.pair)):
+        for where, pairing in (("pair", self.pair), ("online.pair", self.online.pair)):
             if pairing is not None:
                 _fits(where, pairing, scorers)
         if self.train.pairs == (OWN,):
@@ -243,21 +259,25 @@ class Recipe(Record):
 
     def _check_needed_tables(self) -> None:
         """ValueError for an empty table that a system, or the run itself, needs."""
-        rounds = self.trains_on("rounds")
-        if (self.makes_clips or rounds) and not self.prompts.sources:
+        online = self.trains_on("online")
+        own_captions = online and not self.online.sources
+        own_strategies = online and not (self.online.clips or self.online.strategies)
+        if (self.makes_clips or own_captions) and not self.prompts.sources:
             raise ValueError(
                 'prompts.sources is missing: this run makes clips (it would not without "run" in train.pairs)'
             )
-        if (self.makes_clips or (rounds and not self.rounds.strategies)) and not self.plan.strategies:
+        if (self.makes_clips or own_strategies) and not self.plan.strategies:
             raise ValueError("plan.strategies is missing: say how the training clips are generated")
-        if any(self.train.settings(one).sample_every for one in self.train.systems) and not self.prompts.sources:
+        if any(self.train.settings(one).sample_every for one in self.train.systems) and not self.sampled_source:
             raise ValueError("prompts.sources is missing: train.sample_every makes clips of the first of them")
         if self.trains_on("clips") and self.train.clips is None:
             raise ValueError("train.clips is missing: name a source of clips with captions, such as clips:FOLDER")
-        if rounds and not self.rounds.prompts:
+        if online and not self.online.prompts:
             raise ValueError(
-                "rounds.prompts is missing: name held-out captions on which the judge decides whether to continue"
+                "online.prompts is missing: name held-out captions on which the judge decides whether to continue"
             )
+        if online and self.models.judge in self.models.scorers:
+            raise ValueError(f"models.judge: {self.models.judge} gives the rewards, so it cannot judge what they teach")
 
 
 def _fits(where: str, pairing: Pairing, scorers: set[str]) -> None:

@@ -1,8 +1,9 @@
 """A run from its recipe to its report: each stage does what is missing in the run folder, and nothing twice."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from milonga.core.errors import RecipeError
 from milonga.core.protocols import Engine
 from milonga.core.store import Run, read_manifest
 from milonga.engines.local import engine_named as engine_named
-from milonga.experiment.examples import hashes
+from milonga.experiment.examples import hashes, label, reward
 from milonga.experiment.invalidation import (
     OUTPUTS,
     STAGES,
@@ -25,7 +26,7 @@ from milonga.experiment.invalidation import (
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, stored_recipe
 from milonga.experiment.registry import DEFAULT, Context, Registry
-from milonga.experiment.stages import steps_of
+from milonga.experiment.stages import evaluate, prompts, report, train_system
 
 
 def run(
@@ -71,6 +72,36 @@ def train(recipe: Recipe, out: Path | None = None, parts: Registry | None = None
         context = Context(recipe, folder, parts or DEFAULT, engine_named("local", recipe.workers))
         steps_of(context)["train"]()
     return [folder.path / system.name for system in recipe.train.systems]
+
+
+def train_systems(context: Context) -> None:
+    """Each system of the recipe from the base, by its phases; a finished one is left alone, a begun one resumed."""
+    from milonga.experiment.online import OnlineTrainer
+
+    for system in context.recipe.train.systems:
+        if (context.run.path / "checkpoints" / system.name / "model").exists():
+            continue
+        if system.data == "online":
+            OnlineTrainer(context, system).train()
+        else:
+            train_system(context, system)
+
+
+def steps_of(context: Context) -> dict[str, Callable[[], None]]:
+    """The body of each stage by name."""
+    builder = context.pair_builder()
+    return {
+        "prompts": partial(prompts, context),
+        "plan": builder.plan,
+        "generate": builder.generate,
+        "score": builder.score,
+        "pair": builder.pair,
+        "label": partial(label, context),
+        "reward": partial(reward, context),
+        "train": partial(train_systems, context),
+        "evaluate": partial(evaluate, context),
+        "report": partial(report, context),
+    }
 
 
 def chosen(until: str | None = None, only: str | None = None) -> tuple[str, ...]:

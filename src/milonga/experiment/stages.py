@@ -1,6 +1,6 @@
 """The body of each stage of a run: read the stage before, call the stage's functions, write shards.
 
-The stages from plan to pair are those of `preference.build`; label and reward are in `examples`, rounds in `rounds`.
+The stages from plan to pair are those of `preference.build`; label and reward are in `examples`.
 """
 
 import sys
@@ -14,7 +14,7 @@ from milonga.core.errors import DataError
 from milonga.core.protocols import Model
 from milonga.core.records import Prompt, Request
 from milonga.core.store import cut, write_json, write_text
-from milonga.experiment.examples import label, reward
+from milonga.experiment.examples import examples_of
 from milonga.experiment.recipe import System
 from milonga.experiment.registry import Context
 from milonga.preference.build import ONE
@@ -70,36 +70,29 @@ def diverse(context: Context, captions: Sequence[Prompt]) -> list[Prompt]:
     return chosen
 
 
-def train(context: Context) -> None:
-    """Each system of the recipe from the base, by its phases; a finished one is left alone, a begun one resumed.
+def train_system(context: Context, system: System, reference: "Denoiser | None" = None) -> None:
+    """One system from the run's model, by its phases; a begun one is resumed. The reference is that model or another.
 
     Under torchrun every rank comes here; the first one encodes the data, and the others read what it stored.
     """
-    from milonga.experiment.examples import examples_of
-    from milonga.experiment.rounds import train_online
     from milonga.training.align import AlignConfig, AlignTrainer
     from milonga.training.distributed import Ranks
 
-    recipe, path, ranks = context.recipe, context.run.path, Ranks()
-    for system in recipe.train.systems:
-        folder, logs = path / "checkpoints" / system.name, path / "metrics" / "training"
-        if (folder / "model").exists():
-            continue
-        if system.data == "rounds":
-            train_online(context, system, steps_of)
-            continue
-        settings, fraction = recipe.train.settings(system), recipe.train.val_fraction
-        if system.data != "pairs":  # only pairs can be validated by their order
-            settings, fraction = settings.model_copy(update={"patience": 0}), 0.0
-        prior = PRIOR_CLIPS if settings.prior_weight > 0 else 0
-        examples = ranks.main_process_first(partial(examples_of, context, system, prior))
-        denoiser = context.parts.load_denoiser(recipe.models.model)
-        config = AlignConfig(
-            output_dir=folder, phases=system.phases, seed=recipe.seed, val_fraction=fraction,
-            trackers=recipe.train.trackers, save_whole_model=False, **settings.model_dump(),
-        )  # fmt: skip
-        sampler = _sampler(context, system, denoiser, logs / system.name)
-        AlignTrainer(denoiser, examples, config).train(log_path=logs / f"{system.name}.jsonl", sample=sampler)
+    recipe, path = context.recipe, context.run.path
+    folder, logs = path / "checkpoints" / system.name, path / "metrics" / "training"
+    settings, fraction = recipe.train.settings(system), recipe.train.val_fraction
+    if system.data != "pairs":  # only pairs can be validated by their order
+        settings, fraction = settings.model_copy(update={"patience": 0}), 0.0
+    prior = PRIOR_CLIPS if settings.prior_weight > 0 else 0
+    examples = Ranks().main_process_first(partial(examples_of, context, system, prior))
+    denoiser = context.parts.load_denoiser(recipe.models.model)
+    config = AlignConfig(
+        output_dir=folder, phases=system.phases, seed=recipe.seed, val_fraction=fraction,
+        trackers=recipe.train.trackers, save_whole_model=False, **settings.model_dump(),
+    )  # fmt: skip
+    sampler = _sampler(context, system, denoiser, logs / system.name)
+    trainer = AlignTrainer(denoiser, examples, config, ref_model=reference)
+    trainer.train(log_path=logs / f"{system.name}.jsonl", sample=sampler)
 
 
 def evaluate(context: Context) -> None:
@@ -138,30 +131,13 @@ def _sampler(
     from milonga.training.trackers import SAMPLED_PROMPTS, sample_prompts
 
     recipe, parts = context.recipe, context.parts
-    if not recipe.train.settings(system).sample_every:
+    if not recipe.train.settings(system).sample_every or recipe.sampled_source is None:
         return None
-    prompts = sorted(parts.prompt_source(recipe.prompts.sources[0])[:SAMPLED_PROMPTS], key=lambda prompt: prompt.id)
+    prompts = sorted(parts.prompt_source(recipe.sampled_source)[:SAMPLED_PROMPTS], key=lambda prompt: prompt.id)
     model = parts.generator_of(recipe.models.model, denoiser)
     scorer, judge = parts.scorer(recipe.models.scorers[0]), parts.scorer(recipe.models.judge)
     sampling = recipe.evaluate.steps, recipe.evaluate.guidance
     return lambda step: sample_prompts(model, prompts, sampling, recipe.seed, scorer, judge, folder / f"{step:08d}")
-
-
-def steps_of(context: Context) -> dict[str, Callable[[], None]]:
-    """The body of each stage by name."""
-    builder = context.pair_builder()
-    return {
-        "prompts": partial(prompts, context),
-        "plan": builder.plan,
-        "generate": builder.generate,
-        "score": builder.score,
-        "pair": builder.pair,
-        "label": partial(label, context),
-        "reward": partial(reward, context),
-        "train": partial(train, context),
-        "evaluate": partial(evaluate, context),
-        "report": partial(report, context),
-    }
 
 
 def eval_requests(context: Context, prompts: Sequence[Prompt]) -> list[Request]:

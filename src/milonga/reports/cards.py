@@ -121,7 +121,9 @@ DATA = {
     "clips": "real clips with captions",
     "rewards": "the base’s own clips, each weighted by the reward model (BATON, arXiv 2402.00744)",
     "labels": "clips that were liked or disliked one by one",
-    "rounds": "preference pairs that the latest policy generated, round after round (CRPO, arXiv 2412.21037)",
+    "groups": "all of the base’s clips of each caption, with the advantage of each over its group",
+    "online": "clips that the latest policy generated, iteration after iteration, in groups (DGPO, arXiv 2510.08425) "
+    "or pairs (CRPO, arXiv 2412.21037)",
 }
 LICENCES = """No licence is chosen here: choose one before you publish, and add `license:` to the head of this file.
 These weights are derived from those of the base named above, so its licence applies. Nano's weights, which ship with
@@ -243,7 +245,8 @@ def _data(run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any]
     if system["data"] == "rewards":
         lines.append(f"- {reward_sentence(run.reward)}")
     for one in run.rounds.get(system["name"], [])[1:]:
-        lines.append(f"- round {one.number}: {one.clips:,} clips, {one.pairs:,} pairs")
+        learnt = f"{one.groups:,} groups" if one.groups else f"{one.pairs:,} pairs"
+        lines.append(f"- iteration {one.number}: {one.clips:,} clips, {learnt}")
     pairs = ""
     if system["data"] == "pairs" and run.accepted and "run" in recipe["train"]["pairs"]:
         rows = [(r.strategy, str(r.built), str(r.accepted), r.winner, r.loser, r.delta) for r in pair_rows(run)]

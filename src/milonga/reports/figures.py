@@ -195,7 +195,8 @@ def _path(frame: Frame, x: np.ndarray, y: np.ndarray, most: int = 240) -> str:
 
 
 def rounds_figure(system: str, rounds: Sequence[Round]) -> Markup:
-    """The judge's mean by round, with whiskers."""
+    """The judge's mean by iteration, with whiskers; policies that it did not score are left out."""
+    rounds = [row for row in rounds if math.isfinite(row.judge)]
     values = [value for row in rounds for value in (row.low, row.high, row.judge) if math.isfinite(value)]
     low, high = min(values), max(values)
     pad = 0.08 * (high - low) or 0.05
@@ -208,4 +209,4 @@ def rounds_figure(system: str, rounds: Sequence[Round]) -> Markup:
         body.append(f'<path class="curve c1" d="M{x} {top}V{bottom}M{x - 4:g} {top}h8M{x - 4:g} {bottom}h8"/>')
         body.append(f'<circle class="point" cx="{x}" cy="{y}" r="3.5"/>')
     label = ", ".join(f"{row.number}: {row.judge:.3f}" for row in rounds)
-    return svg(body, f"{system}: judge CLAP by round, {label}")
+    return svg(body, f"{system}: judge CLAP by iteration, {label}")

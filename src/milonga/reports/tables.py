@@ -20,7 +20,7 @@ from milonga.evaluation.formatting import (
     verdict,
     verdict_words,
 )
-from milonga.evaluation.metrics import Metric, get_metric, metrics_named
+from milonga.evaluation.metrics import MINUS, Metric, get_metric, metrics_named
 from milonga.preference.pair import unfiltered
 from milonga.reports.figures import Line, curves, forest, histogram, rounds_figure
 from milonga.reports.material import EvaluationView, RunMaterial
@@ -225,26 +225,36 @@ def _column(rows: Sequence[dict], key: str) -> np.ndarray:
 
 
 def round_tables(systems: Mapping[str, Sequence[Round]]) -> list[tuple[str, list[dict[str, Any]], Markup]]:
-    """(system, rows, figure) of every system that was trained in rounds."""
+    """(system, rows, figure) of every system that was trained online."""
     return [(name, _round_rows(rounds), rounds_figure(name, rounds)) for name, rounds in systems.items() if rounds]
 
 
 def _round_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
-    """The rounds of one system; the judge chose the best of those that trained, the earlier one of equals."""
-    clap, share = get_metric("clap"), get_metric("full_recall")
-    best = max(rounds[1:], key=lambda row: (row.judge, -row.number), default=None)
+    """The iterations of one system; the judge chose the best of those that it scored, the earlier one of equals."""
+    clap, share, extra = get_metric("clap"), get_metric("full_recall"), get_metric("extra_events")
+    judged = [row for row in rounds[1:] if math.isfinite(row.judge)]
+    best = max(judged, key=lambda row: (row.judge, -row.number), default=None)
     return [
         {
-            "name": f"round {row.number}" if row.number else "base",
+            "name": f"iteration {row.number}" if row.number else "base",
             "clips": f"{row.clips:,}" if row.number else "–",
-            "pairs": f"{row.pairs:,}" if row.number else "–",
+            "pairs": (f"{row.groups:,} groups" if row.groups else f"{row.pairs:,} pairs") if row.number else "–",
             "judge": clap.format_value(row.judge),
             "interval": clap.format_interval(row.low, row.high),
             "gain": clap.format_change(row.gain) if row.number else "–",
             "gain_interval": clap.format_interval(row.gain_low, row.gain_high, signed=True) if row.number else "",
             "verdict": "better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "neither",
-            "recall": share.format_value(row.present),
-            "order": share.format_value(row.order),
+            "cells": [
+                share.format_value(row.exact),
+                extra.format_value(row.extra),
+                share.format_value(row.present),
+                share.format_value(row.order),
+                clap.format_change(row.reward),
+                clap.format_value(row.diversity),
+                f"{share.format_value(row.silent)}, {share.format_value(row.clipped)}",
+                f"{row.loudness:.1f} dB".replace("-", MINUS) if math.isfinite(row.loudness) else "–",
+            ],
+            "alert": row.alert,
             "chosen": row is best,
         }
         for row in rounds

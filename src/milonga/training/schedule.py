@@ -40,23 +40,34 @@ class Step:
     ends_phase: bool
 
 
+def phase_steps(phase: Phase, examples: int, settings: Settings) -> int:
+    """The exact number of a phase's optimizer steps; an epoch's last step may have fewer examples."""
+    return phase.steps or phase.epochs * ceil(examples / _examples_per_step(settings))
+
+
 def count_steps(phases: Sequence[Phase], examples: int, settings: Settings) -> int:
-    """The exact number of optimizer steps of all phases; an epoch's last step may have fewer examples."""
-    return sum(phase.epochs for phase in phases) * ceil(examples / _examples_per_step(settings))
+    """The exact number of optimizer steps of all phases."""
+    return sum(phase_steps(phase, examples, settings) for phase in phases)
 
 
 def steps(phases: Sequence[Phase], examples: int, settings: Settings, seed: int, start: int) -> Iterator[Step]:
-    """All optimizer steps from number `start` on; each epoch's order depends on (seed, epoch) alone."""
+    """All optimizer steps from number `start` on; each epoch's order depends on (seed, epoch) alone.
+
+    A phase of so many steps ends its last epoch early.
+    """
     size, total = _examples_per_step(settings), count_steps(phases, examples, settings)
-    per_epoch = ceil(examples / size)
-    epochs = [(phase, last == phase.epochs - 1) for phase in phases for last in range(phase.epochs)]
-    for epoch in range(start // per_epoch, len(epochs)):
-        order = torch.randperm(examples, generator=seeded(seed, "order", epoch)).tolist()
-        for number in range(max(start, epoch * per_epoch), (epoch + 1) * per_epoch):
-            first = (number - epoch * per_epoch) * size
-            rows = tuple(order[first : first + size])
-            (phase, last), ends = epochs[epoch], first + size >= examples
-            yield Step(number, total, phase, epoch, rows, ends_epoch=ends, ends_phase=ends and last)
+    per_epoch, begin, epoch = ceil(examples / size), 0, 0
+    for phase in phases:
+        end = begin + phase_steps(phase, examples, settings)
+        while begin < end:
+            stop = min(begin + per_epoch, end)
+            if start < stop:
+                order = torch.randperm(examples, generator=seeded(seed, "order", epoch)).tolist()
+            for number in range(max(start, begin), stop):
+                rows = tuple(order[(number - begin) * size : (number - begin + 1) * size])
+                ends = number + 1 == stop
+                yield Step(number, total, phase, epoch, rows, ends_epoch=ends, ends_phase=ends and stop == end)
+            begin, epoch = stop, epoch + 1
 
 
 def learning_rate(step: Step, settings: Settings) -> float:
@@ -149,7 +160,10 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
         return
     stored = read_json(path)
     # A setting that is newer than the training had its default value then.
-    stored = {f"settings.{name}": value for name, value in Settings().model_dump(exclude=UNPLANNED).items()} | stored
+    phases = {name.rpartition(".")[0] for name in stored if name.startswith("phases.")}
+    known = {f"{phase}.{name}": value for phase in phases for name, value in Phase(loss="sft").model_dump().items()}
+    known |= {f"settings.{name}": value for name, value in Settings().model_dump(exclude=UNPLANNED).items()}
+    stored = known | stored
     for name in sorted((stored.keys() | plan.keys()) - ({"data"} - stored.keys())):
         if stored.get(name) != json.loads(json.dumps(plan.get(name))):
             raise StoreError(
