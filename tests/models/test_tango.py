@@ -1,6 +1,5 @@
 """The pipeline: a clip depends on its own words, seed and settings alone, and every mistake is told in one line."""
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +9,7 @@ import small_networks
 import torch
 from small_networks import SECONDS, WORDS
 
-from milonga.core.errors import DataError, MilongaError, MilongaWarning, RecipeError
+from milonga.core.errors import DataError, MilongaError, RecipeError
 from milonga.core.ids import clip_seed
 from milonga.core.records import Prompt, Request
 from milonga.models.generator import TangoModel
@@ -225,17 +224,6 @@ def test_the_noise_is_the_same_in_every_type(kind: torch.dtype, pipeline: TangoP
     other = full(WORDS[0], seeds=[6], output_type="latent").audios
     assert (made - exact).std() < 0.1 * (other - exact).std()
     assert half(WORDS[0], seeds=[5]).audios.dtype == np.float32
-
-
-def test_beyond_the_trained_length_the_user_is_told(pipeline: TangoPipeline) -> None:
-    with pytest.warns(MilongaWarning, match=r"1 s is longer than the 0\.512 s that this model was trained on"):
-        assert pipeline("a dog barks", audio_length_in_s=1.0, num_inference_steps=1).audios.shape == (1, 16000)
-    with pytest.warns(MilongaWarning, match="longer"):
-        (clip,) = TangoModel("tiny", small_networks.pipeline(), seconds=1.0).generate([request("a dog barks")])
-    assert clip.waveform.shape == (16000,)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pipeline("a dog barks", audio_length_in_s=SECONDS, num_inference_steps=1)
 
 
 def test_a_pipeline_is_offloaded_and_mapped_as_diffusers_does(tmp_path: Any, pipeline: TangoPipeline) -> None:

@@ -22,8 +22,10 @@ from milonga.core.store import Run
 from milonga.data.encode import encode_captions
 from milonga.data.examples import PairExamples
 from milonga.models.denoiser import Conditioning, Denoiser, Posterior, Process, module_hash
-from milonga.models.generator import generator_of
+from milonga.models.editing import SPLICE, edit, noise_levels
+from milonga.models.generator import DenoiserModel, generator_of
 from milonga.models.load import load, load_denoiser
+from milonga.models.schedulers import prepare_scheduler, scheduler_named
 from milonga.training.align import AlignConfig, AlignTrainer
 from milonga.training.trainer import TrainerCallback
 
@@ -53,6 +55,7 @@ class TinyFlow:
 
     latent_shape, latent_scale, sampling_rate = (LENGTH, WIDTH), 2.0, RATE
     lora_targets = ("to_out", "linear1")
+    time_axis = 0
 
     def __init__(self, seed: int = 0) -> None:
         with torch.random.fork_rng():
@@ -155,6 +158,32 @@ def test_it_is_sampled_alone_as_in_a_batch_and_guided_by_its_own_conditioning() 
     np.testing.assert_allclose(alone.waveform, clips[1].waveform, atol=1e-5)
     unguided = model.generate([requests()[0].model_copy(update={"guidance": 1.0})])[0]
     assert np.abs(unguided.waveform - clips[0].waveform).max() > 1e-4
+
+
+def test_it_is_edited_and_makes_long_clips_by_each_of_its_samplers() -> None:
+    denoiser, rate = TinyFlow(), 2 * RATE
+    samples = 0.3 * np.random.default_rng(0).standard_normal((rate, 2)).clip(-3, 3)
+    for scheduler in ("euler", "dpm++", "unipc"):
+        denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
+        edited = edit(denoiser, samples, rate, "rain", region=(0.3, 0.6), steps=4, guidance=3.0, seeds=[1, 2])
+        places = np.flatnonzero((edited != samples).any(axis=(0, 2)))
+        assert 0.3 - SPLICE - 1 / rate <= places[0] / rate <= places[-1] / rate <= 0.6 + SPLICE
+        assert np.abs(edited[0] - edited[1]).max() > 0.01
+        assert np.array_equal(edit(denoiser, samples, rate, "rain", strength=0, steps=4, guidance=3.0)[0], samples)
+        assert np.isfinite(edit(denoiser, samples, rate, "rain", extend=1.0, steps=4, guidance=3.0)).all()
+        prepared = prepare_scheduler(denoiser.process.scheduler, 4)
+        for step, (share, spread) in zip(prepared.timesteps, noise_levels(prepared, denoiser.process), strict=False):
+            assert share + spread == pytest.approx(1)
+            assert float(step) == pytest.approx(1000 * spread, abs=1)
+    model = DenoiserModel("tiny", TinyFlow(), seconds=1.0)
+    long = model.generate(requests(2), negative="a bell")
+    assert [clip.waveform.shape for clip in long] == [(RATE,)] * 2
+    np.testing.assert_allclose(
+        model.generate(requests(2)[1:], negative="a bell")[0].waveform, long[1].waveform, atol=1e-5
+    )
+    assert np.abs(model.generate(requests(2))[0].waveform - long[0].waveform).max() > 1e-4
+    parts = [(0.0, 0.5, "rain"), (0.5, 1.5, "a dog barks")]
+    assert model.generate(requests(1), timeline=parts)[0].waveform.shape == (1.5 * RATE,)
 
 
 def test_every_tensor_of_the_conditioning_is_stored_and_read_back(tmp_path: Path) -> None:

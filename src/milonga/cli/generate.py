@@ -38,31 +38,34 @@ def generate_clips(
     count: int = 1,
     details: Mapping[str, str] | None = None,
     resume: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
     """Writes `count` clips of each prompt into `out` as `a-dog-barks-SEED-NUMBER-HASH.wav`; gives their paths in order.
 
     A clip's seed derives from `seed`, its prompt's text and its number: the same arguments replace the same files,
     other steps start from the same noise. `details` are what the clips depend on beside the arguments (scheduler,
     duration, the hash of the weights); they go into the name's hash, the tags and the manifest. With `resume` a clip
-    that the manifest names and that is there is not generated again. Raises StoreError when the disk refuses.
+    that the manifest names and that is there is not generated again. `options` go to the model as they are (`negative`,
+    `timeline`), and stand in `details` too. Raises StoreError when the disk refuses.
     """
     requests = {
         name: planned
         for text in prompts
         for name, planned in plan_clips(model, text, steps, guidance, seed, count, details).items()
     }
-    listed = _listed(out / MANIFEST)
+    listed = listed_files(out / MANIFEST)
     finished = {name for name in requests if resume and name in listed and (out / name).is_file()}
     yield from (out / name for name in requests if name in finished)
     missing = [name for name in requests if name not in finished]
     with tracked("generate", len(requests), len(finished)) as advance:
         for first in range(0, len(missing), BATCH):
             batch = missing[first : first + BATCH]
-            for name, clip in zip(batch, model.generate([requests[name][0] for name in batch]), strict=True):
+            clips = model.generate([requests[name][0] for name in batch], **(options or {}))
+            for name, clip in zip(batch, clips, strict=True):
                 settings = requests[name][1]
                 write_audio(out / name, clip, {key: str(value) for key, value in settings.items()})
                 if name not in listed:
-                    _append(out / MANIFEST, {"file_name": name, **settings})
+                    append_entry(out / MANIFEST, {"file_name": name, **settings})
                 advance(1)
                 yield out / name
 
@@ -79,17 +82,18 @@ def generate_best(
     count: int = 1,
     details: Mapping[str, str] | None = None,
     resume: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
     """Generates `n` clips of each prompt and writes the `count` that `scorers` rank highest; gives their paths, the
     best first.
 
     Files, tags and manifest are those of `generate_clips`, with rank, mean z-score and every scorer's score beside the
-    settings; `details` must name the scorers. A prompt is generated as a whole: with `resume`, one whose best clips are
-    all there is not generated again. Raises StoreError when the disk refuses.
+    settings; `details` must name the scorers, `options` are as there. A prompt is generated as a whole: with `resume`,
+    one whose best clips are all there is not generated again. Raises StoreError when the disk refuses.
     """
     planned = [plan_clips(model, text, steps, guidance, seed, n, details) for text in prompts]
     groups = list({next(iter(group)): group for group in planned}.values())  # a prompt that comes twice is done once
-    listed = _listed(out / MANIFEST)
+    listed = listed_files(out / MANIFEST)
     missing: list[dict[str, tuple[Request, dict[str, object]]]] = []
     for group in groups:
         ranked = sorted((listed[name].get("rank", n + 1), name) for name in group if name in listed)[:count]
@@ -103,7 +107,7 @@ def generate_best(
             requests = [request for group in part for request, _ in group.values()]
             clips: list[Clip] = []
             for start in range(0, len(requests), BATCH):
-                clips += model.generate(requests[start : start + BATCH])
+                clips += model.generate(requests[start : start + BATCH], **(options or {}))
             scores = score_clips(clips, [request.prompt for request in requests], scorers, BATCH)
             for place, group in enumerate(part):
                 own = slice(place * n, place * n + n)
@@ -114,7 +118,7 @@ def generate_best(
                     entry = group[name][1] | {key: value if isfinite(value) else None for key, value in ranks.items()}
                     write_audio(out / name, ranked.clip, {key: str(value) for key, value in entry.items()})
                     if name not in listed:
-                        _append(out / MANIFEST, {"file_name": name, **entry})
+                        append_entry(out / MANIFEST, {"file_name": name, **entry})
                     yield out / name
                 advance(n)
 
@@ -136,7 +140,13 @@ def plan_clips(
 
 
 def check(
-    prompts: Sequence[str], steps: int, guidance: float, count: int, duration: float | None, best_of: int | None = None
+    prompts: Sequence[str],
+    steps: int,
+    guidance: float,
+    count: int,
+    duration: float | None,
+    best_of: int | None = None,
+    negative: str = "",
 ) -> None:
     """Raises DataError for a prompt that is empty or not UTF-8, RecipeError for numbers that make no sense: before a
     model is loaded."""
@@ -152,6 +162,8 @@ def check(
         raise RecipeError(f"--best-of must be at least -n, the number of clips that are saved ({count})")
     if not 0 <= guidance < float("inf"):
         raise RecipeError("--guidance must be 0 or a positive number")
+    if negative and guidance <= 1:
+        raise RecipeError("--negative has no effect without guidance: choose a --guidance above 1")
     if duration is not None and 0 < duration < SHORTEST:
         raise RecipeError(f"--duration must be at least {SHORTEST} seconds")
     if duration is not None and not 0 < duration < float("inf"):
@@ -187,7 +199,7 @@ def slug(text: str, length: int = 60) -> str:
     return name or "clip"
 
 
-def _listed(manifest: Path) -> dict[str, dict[str, Any]]:
+def listed_files(manifest: Path) -> dict[str, dict[str, Any]]:
     """The manifest's entries by file; a last line that a crash cut off is removed."""
     try:
         data = manifest.read_bytes() if manifest.exists() else b""
@@ -202,7 +214,7 @@ def _listed(manifest: Path) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def _append(manifest: Path, entry: Mapping[str, object]) -> None:
+def append_entry(manifest: Path, entry: Mapping[str, object]) -> None:
     """Adds a line to the manifest and asks the disk to keep it; StoreError when the disk refuses."""
     try:
         with manifest.open("a", encoding="utf-8") as file:

@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from milonga.cli.edit import edit
 from milonga.cli.errors import debug as _debug
 from milonga.cli.errors import handle_errors, say, show_page
 from milonga.cli.evaluate import evaluate
 from milonga.cli.listen import listen, studio
 from milonga.cli.nano import nano
+from milonga.core.errors import RecipeError
 
 RUNS_NETWORKS = ("generate", "edit", "run", "pair", "train", "evaluate", "studio", "nano")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
@@ -86,6 +88,11 @@ def generate(
     duration: Annotated[
         float | None, typer.Option(help="Length of a clip in seconds.", show_default="as the model was trained")
     ] = None,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What the clips should not sound like.")] = "",
+    timeline: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='Words by seconds, in place of a prompt: "0-4 rain; 4-10 thunder".'),
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -101,30 +108,40 @@ def generate(
     from milonga.preference.candidates import search_scorers
     from milonga.scorers.load import fingerprint, scorer
 
-    if not prompts and prompts_file is None:
-        say("Missing argument 'PROMPT...': give prompts, or --prompts FILE")
+    if not prompts and prompts_file is None and timeline is None:
+        say("Missing argument 'PROMPT...': give prompts, --prompts FILE or --timeline TEXT")
         raise typer.Exit(2)
     texts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
     if best_of is None and (by or keep_all):
         say("--by and --keep-all choose among clips: give --best-of N")
         raise typer.Exit(2)
+    if timeline is not None and (texts or duration is not None or best_of is not None):
+        raise RecipeError("--timeline has its own words and length: leave prompts, --duration and --best-of out")
+    texts = [timeline] if timeline is not None else texts
     names = search_scorers(model, [name.strip() for name in (by or "").split(",") if name.strip()]) if best_of else ()
     selected = system(model)
     own_steps, own_guidance = selected.sampling()
     steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
-    check(texts, steps, guidance, number, duration, best_of)
-    options = {"scheduler": scheduler, "duration": duration, "weights": selected.fingerprint()}
+    check([*texts, *filter(None, [negative])], steps, guidance, number, duration, best_of, negative)
+    options = {"scheduler": scheduler, "duration": duration, "negative": negative or None, "timeline": timeline}
+    options |= {"weights": selected.fingerprint()}
     resume = prompts_file is not None
+    more: dict[str, Any] = {"negative": negative} if negative else {}
+    if timeline is not None:
+        from milonga.models.editing import parse_timeline
+
+        more["timeline"] = parse_timeline(timeline)
+    pipe = selected.load(scheduler, duration)
+    if timeline is not None and not hasattr(pipe, "denoiser"):
+        raise RecipeError(f"{model} runs by a pipeline of its own, which has no timeline")
     if best_of is None:
         details = {name: str(value) for name, value in options.items() if value is not None}
-        pipe = selected.load(scheduler, duration)
-        paths = generate_clips(pipe, texts, out, steps, guidance, seed, number, details, resume)
+        paths = generate_clips(pipe, texts, out, steps, guidance, seed, number, details, resume, more)
     else:
         options |= {"best_of": best_of, "by": ", ".join(f"{name}@{fingerprint(name)[:8]}" for name in names)}
         details = {name: str(value) for name, value in options.items() if value is not None}
-        saved = best_of if keep_all else number
-        pipe, scorers = selected.load(scheduler, duration), [scorer(name) for name in names]
-        paths = generate_best(pipe, texts, out, steps, guidance, scorers, best_of, seed, saved, details, resume)
+        saved, scorers = best_of if keep_all else number, [scorer(name) for name in names]
+        paths = generate_best(pipe, texts, out, steps, guidance, scorers, best_of, seed, saved, details, resume, more)
     for path in paths:
         typer.echo(path)
 
@@ -289,6 +306,7 @@ def convert(
         typer.echo(convert_tango(folder_of(source), destination, tokenizer))
 
 
+app.command()(edit)
 app.command()(studio)
 app.command()(convert)
 app.command()(evaluate)

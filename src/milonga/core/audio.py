@@ -24,6 +24,7 @@ Mono = Literal["mean", "first"]  # which channels a mono clip is made of; the or
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 # libsndfile writes a longer tag into a WAV but no longer finds any when it reads (seen from 2048 bytes on).
 WAV_TAG_BYTES = 2000
+BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}  # of subtypes with whole numbers
 RATES = (1_000, 1_000_000)  # Hz: beyond them a header is damaged, and resampling would take memory without bound
 LOUDEST = 1e10  # of a float file's samples: larger ones are damage, and overflow in every network
 STREAMED = 0x7FFF0000  # a WAV's length from here on is what programs write that do not know it yet
@@ -37,14 +38,18 @@ def to_int16(waveform: np.ndarray) -> np.ndarray:
     Full scale is 32768, the value by which soundfile divides on reading, so 16-bit audio survives the round trip bit
     for bit. Raises AudioError for NaN, infinity or another shape.
     """
-    return _integers(waveform, 16).astype(np.int16)
+    return _integers(_mono(waveform), 16).astype(np.int16)
 
 
-def _integers(waveform: np.ndarray, bits: int) -> np.ndarray:
-    """Samples as whole numbers of so many bits, float64."""
+def _mono(waveform: np.ndarray) -> np.ndarray:
     samples = np.asarray(waveform)
     if samples.ndim != 1:
         raise AudioError(f"a waveform has shape (samples,), not {samples.shape}: mix the channels first")
+    return samples
+
+
+def _integers(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Samples as whole numbers of so many bits, float64."""
     if not np.isfinite(samples).all():
         raise AudioError("the waveform has NaN or infinite samples: it cannot be written")
     full = 2 ** (bits - 1)
@@ -127,14 +132,27 @@ def from_flac(data: bytes, mono: Mono = "mean", seconds: float | None = None) ->
     return _decode(data, "audio bytes", mono, seconds)
 
 
+def write_samples(path: Path, samples: np.ndarray, rate: int, subtype: str, comment: dict[str, str]) -> None:
+    """Writes samples (samples, channels) as they are, in a WAV or FLAC of a `subtype` that `read_samples` gave.
+
+    Samples of a PCM subtype that were read come back bit for bit. `comment` and what is raised are as in `write_audio`.
+    """
+    write_bytes(Path(path), _encode_samples(samples, rate, FORMATS[path.suffix.lower()], subtype, comment))
+
+
 def _encode(clip: Clip, kind: str, comment: dict[str, str], bits: int = 16) -> bytes:
+    return _encode_samples(_mono(clip.waveform)[:, None], clip.rate, kind, f"PCM_{bits}", comment)
+
+
+def _encode_samples(samples: np.ndarray, rate: int, kind: str, subtype: str, comment: dict[str, str]) -> bytes:
     import soundfile
 
-    samples = _integers(clip.waveform, bits).astype(np.int32) << (32 - bits)  # soundfile takes the upper bits
+    if subtype in BITS:  # soundfile takes the upper bits of 32, and would scale floats by less than full scale
+        samples = _integers(samples, BITS[subtype]).astype(np.int32) << (32 - BITS[subtype])
     if not len(samples):
         raise AudioError("the clip is empty: there is nothing to write")
     buffer = BytesIO()
-    with soundfile.SoundFile(buffer, "w", clip.rate, 1, f"PCM_{bits}", format=kind) as file:
+    with soundfile.SoundFile(buffer, "w", rate, samples.shape[1], subtype, format=kind) as file:
         for tag, text in _tags(comment, kind).items():
             setattr(file, tag, text)
         file.write(samples)
@@ -175,6 +193,24 @@ def read_channels(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
     return samples, rate
 
 
+def read_samples(path: Path) -> tuple[np.ndarray, int, str, str]:
+    """A file's samples exactly as stored, float64 (samples, channels), their rate, and how to write them back.
+
+    That is a suffix, .wav or .flac, and a subtype: the file's own where it is a WAV or FLAC whose samples can be stored
+    again without loss, else .wav with floats. Raises AudioError as `read_audio`.
+    """
+    import soundfile
+
+    if not os.path.isfile(path):
+        raise AudioError(f"{path}: no such audio file")
+    samples, rate, _ = _read(Path(path), str(path), None, "float64")
+    own = soundfile.info(path)
+    suffix = {"WAV": ".wav", "WAVEX": ".wav", "RF64": ".wav", "FLAC": ".flac"}.get(own.format)
+    if suffix and (own.subtype in BITS or own.subtype in ("FLOAT", "DOUBLE")):
+        return samples, rate, suffix, own.subtype
+    return samples, rate, ".wav", "DOUBLE" if own.subtype in ("PCM_32", "DOUBLE") else "FLOAT"
+
+
 def _decode(source: Path | bytes, name: str, mono: Mono, seconds: float | None) -> Clip:
     samples, rate, mean = _read(source, name, seconds)
     waveform = samples.mean(axis=1) if mono == "mean" else np.ascontiguousarray(samples[:, 0])
@@ -182,7 +218,9 @@ def _decode(source: Path | bytes, name: str, mono: Mono, seconds: float | None) 
     return Clip(waveform, rate, mean=mono_mean)
 
 
-def _read(source: Path | bytes, name: str, seconds: float | None) -> tuple[np.ndarray, int, np.ndarray | None]:
+def _read(
+    source: Path | bytes, name: str, seconds: float | None, dtype: Literal["float32", "float64"] = "float32"
+) -> tuple[np.ndarray, int, np.ndarray | None]:
     """Samples (samples, channels), their rate and, where only the first `seconds` are given, each channel's mean over
     the whole file, which is read block by block."""
     import soundfile
@@ -197,7 +235,7 @@ def _read(source: Path | bytes, name: str, seconds: float | None) -> tuple[np.nd
                     raise AudioError(f"{name}: a sampling rate of {rate} Hz is no audio's: the header is damaged")
                 wanted = None if seconds is None else round(seconds * rate)
                 blocks, held, frames, total = [], 0, 0, np.zeros(file.channels)
-                while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                while len(block := file.read(BLOCK, dtype=dtype, always_2d=True)):
                     if not np.isfinite(block).all():
                         raise AudioError(f"{name}: the audio has NaN or infinite samples")
                     if max(block.max(), -block.min()) > LOUDEST:

@@ -168,6 +168,8 @@ class Denoiser(Protocol):
     process: Process
     empty: Conditioning
     """`encode_text([""])`: what guidance uses, and what caption dropout puts in."""
+    time_axis: int
+    """Which dimension of `latent_shape` is time: editing and long clips lay windows along it."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

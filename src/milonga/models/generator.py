@@ -17,9 +17,10 @@ import torch
 
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.records import Clip, Request
-from milonga.models.denoiser import Conditioning, Denoiser
-from milonga.models.schedulers import model_input, prepare_scheduler, takes_generator
-from milonga.models.tango import StepCallback, TangoPipeline, warn_beyond
+from milonga.models.denoiser import Denoiser
+from milonga.models.editing import Canvas, decode, samples_per_row
+from milonga.models.schedulers import prepare_scheduler
+from milonga.models.tango import StepCallback, TangoPipeline, TimelinePart
 from milonga.models.tango_denoiser import TangoDenoiser
 
 OnStep = Callable[[int], None]
@@ -46,13 +47,24 @@ class TangoModel:
         self.rate = pipeline.sampling_rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
-        warn_beyond(pipeline.config["seconds"], seconds)
         if scheduler is not None:
             pipeline.set_scheduler(scheduler)
 
-    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Clip]:
+    @property
+    def denoiser(self) -> Denoiser:
+        """The pipeline behind the protocol, with the scheduler that it has now."""
+        return TangoDenoiser.of(self.pipeline)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_step: OnStep | None = None,
+        negative: str = "",
+        timeline: Sequence[TimelinePart] = (),
+    ) -> list[Clip]:
         """One clip per request, each from its own words and seed; all must share steps and guidance.
 
+        `negative` is what they are guided away from. The parts of a `timeline` hold in the place of words and length.
         `on_step` gets the number of denoising steps done, from 1 on; an exception that it raises ends the work. Raises
         RecipeError when the requests do not share steps and guidance.
         """
@@ -65,47 +77,49 @@ class TangoModel:
             return tensors
 
         callback: StepCallback | None = None if on_step is None else after_step
-        latents = self.pipeline.sample(words, seeds, steps, guidance, self.seconds, callback=callback)
-        waves, packed = self.pipeline.decode(latents, self.seconds).numpy(), latents.float().cpu().numpy()
+        seconds = timeline[-1][1] if timeline else self.seconds
+        latents = self.pipeline.sample(
+            words, seeds, steps, guidance, seconds, negative, callback=callback, timeline=timeline
+        )
+        waves, packed = self.pipeline.decode(latents, seconds).numpy(), latents.float().cpu().numpy()
         return [Clip(np.ascontiguousarray(wave), self.rate, row) for wave, row in zip(waves, packed, strict=True)]
 
 
 class DenoiserModel:
     """A `Model` around any denoiser, sampled by its process's own scheduler with the weights that it has now."""
 
-    def __init__(self, name: str, denoiser: Denoiser) -> None:
-        """Raises RecipeError for a process without a scheduler."""
+    def __init__(self, name: str, denoiser: Denoiser, seconds: float | None = None) -> None:
+        """`seconds` is the length; None for the trained. Raises RecipeError for a process without a scheduler."""
         if denoiser.process.scheduler is None:
             raise RecipeError(f"{name}: its process has no scheduler, so it cannot be sampled")
-        self.name, self.denoiser, self.rate = name, denoiser, denoiser.sampling_rate
+        self.name, self.denoiser, self.rate, self.seconds = name, denoiser, denoiser.sampling_rate, seconds
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Clip]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_step: OnStep | None = None,
+        negative: str = "",
+        timeline: Sequence[TimelinePart] = (),
+    ) -> list[Clip]:
         """One clip per request, as `TangoModel.generate`: its noise comes from its own seed, drawn on the CPU."""
-        (steps, guidance), denoiser = shared_sampling(requests), self.denoiser
-        training, device = denoiser.module.training, next(denoiser.module.parameters()).device
-        denoiser.module.eval()
-        scheduler = prepare_scheduler(denoiser.process.scheduler, steps, device)
+        (steps, guidance), denoiser, count = shared_sampling(requests), self.denoiser, len(requests)
+        hop, trained = samples_per_row(denoiser), denoiser.latent_shape[denoiser.time_axis]
+        seconds = timeline[-1][1] if timeline else self.seconds
+        samples = hop * trained if seconds is None else round(seconds * self.rate)
+        rows, words = max(trained, -(-samples // hop)), [request.words for request in requests]
+        canvas = Canvas(denoiser, rows, words, [negative] * count, guidance, timeline=timeline)
+        scheduler = prepare_scheduler(denoiser.process.scheduler, steps, canvas.device)
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-        noise = torch.stack([torch.randn(denoiser.latent_shape, generator=stream) for stream in generators])
-        latents = noise.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
-        conditioning = denoiser.encode_text([request.words for request in requests])
-        if guidance > 1:
-            conditioning = Conditioning.concat([denoiser.empty.repeat(len(requests)), conditioning])
-        conditioning = conditioning.to(device)
-        more = {"generator": generators} if takes_generator(scheduler) else {}
-        for number, step in enumerate(scheduler.timesteps):
-            inputs = model_input(scheduler, latents, step)
-            inputs = torch.cat([inputs] * 2) if guidance > 1 else inputs
-            prediction = denoiser.predict(inputs, step.expand(len(inputs)).to(device), conditioning).float()
-            if guidance > 1:
-                unguided, conditioned = prediction.chunk(2)
-                prediction = unguided + guidance * (conditioned - unguided)
-            latents = scheduler.step(prediction, step, latents, **more).prev_sample
+        noise = canvas.noise(generators) * getattr(scheduler, "init_noise_sigma", 1.0)
+
+        def after_step(number: int, step: Any, latents: torch.Tensor) -> torch.Tensor:
             if on_step is not None:
                 on_step(number + 1)
-        denoiser.module.train(training)
-        waves, packed = denoiser.decode(latents).float().cpu().numpy(), latents.float().cpu().numpy()
+            return latents
+
+        latents = canvas.sample(scheduler, noise, generators, after_step)
+        waves, packed = decode(denoiser, latents)[:, :samples], latents.float().cpu().numpy()
         return [Clip(np.ascontiguousarray(wave), self.rate, row) for wave, row in zip(waves, packed, strict=True)]
 
 
@@ -122,9 +136,11 @@ class BaselineModel:
         pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Clip]:
+    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None, negative: str = "") -> list[Clip]:
         """One clip per request, float32, from its own words, steps and guidance, and noise drawn on the CPU."""
-        length = {} if self.seconds is None else {LENGTHS[type(self.pipeline).__name__]: self.seconds}
+        more: dict[str, Any] = {"negative_prompt": negative} if negative else {}
+        if self.seconds is not None:
+            more[LENGTHS[type(self.pipeline).__name__]] = self.seconds
         clips = []
         for request in requests:
             audio = self.pipeline(
@@ -133,7 +149,7 @@ class BaselineModel:
                 guidance_scale=request.guidance,
                 num_waveforms_per_prompt=1,
                 generator=torch.Generator().manual_seed(request.seed),
-                **length,
+                **more,
             ).audios[0]
             wave = np.asarray(audio.float().cpu() if isinstance(audio, torch.Tensor) else audio, dtype=np.float32)
             clips.append(Clip(np.ascontiguousarray(wave.mean(axis=0) if wave.ndim == 2 else wave), self.rate))

@@ -147,17 +147,19 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None) 
 
     Raises RecipeError for an unknown scheduler, and for any with a model that runs by its own.
     """
+    from milonga.models.denoiser import Process
     from milonga.models.generator import DenoiserModel, TangoModel, baseline_class, load_baseline
-    from milonga.models.schedulers import check_scheduler
+    from milonga.models.schedulers import check_scheduler, scheduler_named
 
     check_scheduler(scheduler)
     _no_progress_bars()
     if own := run_system(name):
         return own.load(scheduler, seconds)
     if CUSTOM.fullmatch(name):
-        if scheduler is not None or seconds is not None:
-            raise RecipeError(f"{name} runs by its own scheduler and length: leave both out")
-        return DenoiserModel(name, load_denoiser(name))
+        denoiser = load_denoiser(name)
+        if scheduler is not None:
+            denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
+        return DenoiserModel(name, denoiser, seconds)
     if kind := baseline_class(weights_of(name)):
         if scheduler is not None:
             raise RecipeError(f"{name} is a {kind}, which runs by its own scheduler: leave --scheduler out")

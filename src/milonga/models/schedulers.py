@@ -7,6 +7,7 @@ al. 2023), where the original's start below it wherever the count does not divid
 
 import copy
 import inspect
+import math
 from numbers import Integral
 from typing import Any
 
@@ -112,6 +113,14 @@ def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
     if int(max(prepared.timesteps)) >= total:
         raise RecipeError(f"{steps} steps begin beyond the schedule, as in the original: choose fewer, or another kind")
     return prepared
+
+
+def check_guidance(guidance: float, interval: tuple[float, float]) -> None:
+    """Raises RecipeError for a guidance that is no number, or an interval that is no two shares of the schedule."""
+    if not math.isfinite(guidance):
+        raise RecipeError(f"guidance must be a finite number, not {guidance}")
+    if not 0 <= interval[0] <= interval[1] <= 1:
+        raise RecipeError(f"guidance_interval must be two shares of the schedule, 0 ≤ low ≤ high ≤ 1, not {interval}")
 
 
 def noise_share(scheduler: Any, step: Any) -> float:

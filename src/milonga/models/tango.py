@@ -8,6 +8,7 @@ the networks' type; output is float and never wraps. Training is not here: see `
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,17 @@ from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderMode
 
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
-from milonga.models.schedulers import model_input, noise_share, prepare_scheduler, scheduler_named, takes_generator
+from milonga.models.schedulers import (
+    check_guidance,
+    model_input,
+    noise_share,
+    prepare_scheduler,
+    scheduler_named,
+    takes_generator,
+)
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+TimelinePart = tuple[float, float, str]  # seconds from and to, and the words that hold there
 ALWAYS = (0.0, 1.0)
 MAX_TOKENS = 512  # of a text: what the original cuts at
 
@@ -134,22 +143,42 @@ class TangoPipeline(DiffusionPipeline):
         callback: StepCallback | None = None,
         interval: tuple[float, float] = ALWAYS,
         watched: Sequence[str] = ("latents",),
+        timeline: Sequence[TimelinePart] = (),
     ) -> torch.Tensor:
         """Denoised, scaled latents (B, C, T/r, F/r) of B texts, in float32.
+
+        Beyond the trained length, or with the parts of a `timeline` in the place of the texts, they are denoised in
+        overlapping windows (`editing.Canvas`).
 
         Every clip's noise comes from its own seed, on the CPU and in float32. Guidance at or below 1 runs the U-Net on
         half as much, and so does a step outside `interval`, whose ends are shares of the schedule from no
         noise (0) to all of it (1) (Kynkäänniemi et al. 2024). A callback is given the tensors that it watches and
         returns those that the next step starts from. Raises RecipeError for steps, guidance or latents that do not fit.
         """
-        _check_guidance(guidance, interval)
+        check_guidance(guidance, interval)
         scheduler = prepare_scheduler(self.scheduler, steps, self._execution_device)
         noise = generator if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         noise_latents = self._initial(len(words), seconds, latents, noise) * getattr(scheduler, "init_noise_sigma", 1.0)
         against = [negative] * len(words) if isinstance(negative, str) else list(negative)
+        extra = {"generator": noise} if takes_generator(scheduler) else {}
+        if timeline or noise_latents.shape[2] > self.latent_shape(self.config["seconds"])[1]:
+            from milonga.models.editing import Canvas
+            from milonga.models.tango_denoiser import TangoDenoiser
+
+            if set(watched) - {"latents"}:
+                raise RecipeError("beyond the trained length a callback can be given the latents alone")
+            rows, denoiser = noise_latents.shape[2], TangoDenoiser.of(self)
+            canvas = Canvas(denoiser, rows, words, against, guidance, interval, timeline)
+            with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
+
+                def after_step(number: int, step: Any, current: torch.Tensor) -> torch.Tensor:
+                    bar.update()
+                    changed = {} if callback is None else callback(self, number, step, {"latents": current})
+                    return changed.get("latents", current)
+
+                return canvas.sample(scheduler, noise_latents, noise, after_step)
         text = self.encode_prompt([*against, *words] if guidance > 1 else words)  # the batch that guidance halves
         held = {"latents": noise_latents, "prompt_embeds": text[0], "prompt_mask": text[1]}
-        extra = {"generator": noise} if takes_generator(scheduler) else {}
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, step in enumerate(scheduler.timesteps):
                 inputs = model_input(scheduler, held["latents"], step)
@@ -194,7 +223,7 @@ class TangoPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         audio_length_in_s: float | None = None,
         num_inference_steps: int | None = None,
@@ -208,37 +237,82 @@ class TangoPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
         guidance_interval: tuple[float, float] = ALWAYS,
+        timeline: str | None = None,
     ) -> AudioPipelineOutput | tuple:
         """Clips for one text or several, in the manner of diffusers' audio pipelines.
+
+        A length beyond the trained one is generated in overlapping windows, at a cost that grows linearly. A `timeline`
+        such as "0-4 rain; 4-10 thunder" stands in the place of prompt and length. `negative_prompt` is what clips are
+        guided away from, in the place of the empty text.
 
         Returns audios of shape (B·n, samples), float32, the n of a prompt side by side; `output_type` "np", "pt" or
         "latent". `seeds` is one number, from which a clip's own derives with its prompt's text and its number among
         that prompt's clips (as in `milonga generate --seed`), or a number for each of the B·n clips; without it
         `generator` (one, or one a clip) decides. Raises DataError for an empty prompt, RecipeError for arguments that
-        make no sense or do not fit; warns where the length leaves what the model was trained on.
+        make no sense or do not fit.
         """
+        from milonga.models.editing import parse_timeline
+
+        if prompt is not None and timeline is not None:
+            raise RecipeError("a timeline has its own words: leave the prompt out")
+        parts = [] if timeline is None else parse_timeline(timeline)
+        prompt = (timeline or "") if prompt is None else prompt
         words = _repeated(prompt, num_waveforms_per_prompt)
         _check_call(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         against = _against(negative_prompt, prompt, num_waveforms_per_prompt)
-        warn_beyond(self.config["seconds"], audio_length_in_s)
+        if parts and audio_length_in_s is not None:
+            raise RecipeError("a timeline has its own length: leave audio_length_in_s out")
+        length = parts[-1][1] if parts else audio_length_in_s
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         guidance = self.config["guidance"] if guidance_scale is None else guidance_scale
         own = _seeds(words, seeds, num_waveforms_per_prompt)
         sampled = self.sample(
-            words, own, steps, guidance, audio_length_in_s, against, latents, generator, callback_on_step_end,
-            guidance_interval, callback_on_step_end_tensor_inputs,
+            words, own, steps, guidance, length, against, latents, generator, callback_on_step_end,
+            guidance_interval, callback_on_step_end_tensor_inputs, parts,
         )  # fmt: skip
-        audios = sampled if output_type == "latent" else self.decode(sampled, audio_length_in_s)
+        audios = sampled if output_type == "latent" else self.decode(sampled, length)
         result: Any = audios.numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
         return AudioPipelineOutput(audios=result) if return_dict else (result,)
 
+    def edit(
+        self,
+        audio: np.ndarray | str | Path,
+        prompt: str = "",
+        sampling_rate: int | None = None,
+        *,
+        region: tuple[float, float] | None = None,
+        extend: float | None = None,
+        loop: bool = False,
+        strength: float | None = None,
+        negative_prompt: str = "",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seeds: int | Sequence[int] = 0,
+        num_waveforms: int = 1,
+    ) -> AudioPipelineOutput:
+        """Edited takes of a file, or of an array (samples,) or (samples, channels) at `sampling_rate` (its own here).
 
-def warn_beyond(trained: float, seconds: float | None) -> None:
-    """Warns (MilongaWarning) about a length of more `seconds` than a model was `trained` on."""
-    if seconds is not None and seconds > trained:
-        text = f"{seconds:g} s is longer than the {trained:g} s that this model was trained on: quality may degrade"
-        warnings.warn(text, MilongaWarning, stacklevel=4)
+        `audios` has the takes, (n, samples) or (n, samples, channels), float64, at the input's rate. The edit is one of
+        `region`, `extend` and `loop`, or one of the whole clip, with a `strength`: see `milonga.models.editing.edit`,
+        which says what stays equal and what is raised. `seeds` is as in a call, or a number for each take.
+        """
+        from milonga.core.audio import read_samples
+        from milonga.models.editing import edit
+        from milonga.models.tango_denoiser import TangoDenoiser
+
+        rate = sampling_rate or self.sampling_rate
+        samples, rate = (audio, rate) if isinstance(audio, np.ndarray) else read_samples(Path(audio))[:2]
+        own = _seeds([prompt] * num_waveforms, seeds, num_waveforms) or ()
+        takes = edit(
+            TangoDenoiser.of(self), samples[:, None] if samples.ndim == 1 else samples, rate, prompt,
+            steps=self.config["steps"] if num_inference_steps is None else num_inference_steps,
+            guidance=self.config["guidance"] if guidance_scale is None else guidance_scale,
+            seeds=own, negative=negative_prompt, region=region, extend=extend, loop=loop, strength=strength,
+        )  # fmt: skip
+        self.maybe_free_model_hooks()
+        audios: Any = takes[:, :, 0] if samples.ndim == 1 else takes
+        return AudioPipelineOutput(audios=audios)
 
 
 def _repeated(prompt: str | Sequence[str], count: int) -> list[str]:
@@ -278,10 +352,3 @@ def _check_call(output: str, watched: Sequence[str], known: Sequence[str]) -> No
     for name in watched:
         if name not in known:
             raise RecipeError(f"a callback can be given {', '.join(known)}, not {name!r}")
-
-
-def _check_guidance(guidance: float, interval: tuple[float, float]) -> None:
-    if not math.isfinite(guidance):
-        raise RecipeError(f"guidance must be a finite number, not {guidance}")
-    if not 0 <= interval[0] <= interval[1] <= 1:
-        raise RecipeError(f"guidance_interval must be two shares of the schedule, 0 ≤ low ≤ high ≤ 1, not {interval}")

@@ -34,6 +34,7 @@ class TangoDenoiser:
     """
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    time_axis = 1
 
     def __init__(
         self, unet: "UNet2DConditionModel", process: Process, empty: Conditioning, pipe: "TangoPipeline | None" = None

@@ -1,0 +1,220 @@
+"""What edits do on nano: `python benchmarks/editing.py [PART ...] [--captions 100] [--seed 0]`, whose output is tables.
+
+Real clips of the world's `tune` captions are edited, and the tagger says which events are in them. Parts, all or by
+name: `inpaint` (a span with its own caption, against the round trip through VAE and vocoder, and its seams), `continue`
+(the second half anew, from words for it alone), `loop` (the seam), `timeline` (30 s, an event in each slot of 5 s) and
+`cost` (seconds a clip, by length). A seam is the largest change of energy and of the mel spectrum within 20 ms of a
+splice; the band is that of the untouched clips at the same places.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+import milonga
+from milonga.core.ids import clip_seed, derive_seed
+from milonga.core.records import Clip, Event, Prompt
+from milonga.data.captions import world_prompts
+from milonga.experiment.registry import DEFAULT as registry
+from milonga.maths.mel import MelSettings, mel_matrix, normalise
+from milonga.maths.statistics import Interval, proportion
+from milonga.models import editing
+from milonga.models.tango_denoiser import TangoDenoiser
+from milonga.nano.captions import caption
+from milonga.nano.world import CLASSES, render
+
+WINDOW, STEP, REACH = 0.02, 0.005, 0.02  # seconds: of each side of a seam, between its measurements, around a splice
+SLOT, SLOTS = 5.0, 6
+
+
+class Lab:
+    """Nano with its tagger, and the clips that are edited: sequences, whose events do not overlap."""
+
+    def __init__(self, captions: int, seed: int) -> None:
+        self.pipe, self.seed = milonga.load("nano"), seed
+        self.pipe.set_progress_bar_config(disable=True)
+        self.denoiser, self.tagger = TangoDenoiser.of(self.pipe), registry.tagger("nano-tagger")
+        self.rate = self.pipe.sampling_rate
+        self.prompts = [prompt for prompt in world_prompts("tune", 4 * captions) if len(prompt.scene or ()) > 1][
+            :captions
+        ]
+
+    def real(self, prompt: Prompt) -> tuple[np.ndarray, tuple[Event, ...]]:
+        """A clip of the world (samples,) and the truth about its events."""
+        sounding = render(prompt.scene or (), derive_seed(self.seed, "editing", prompt.id))
+        return normalise(sounding.clip.waveform), sounding.events
+
+    def edit(self, wave: np.ndarray, words: str, **change) -> np.ndarray:
+        """An edit by the model's own steps and guidance, seeded by its words."""
+        return self.pipe.edit(wave, words, seeds=self.seed, **change).audios[0].astype(np.float32)
+
+    def round_trip(self, wave: np.ndarray) -> np.ndarray:
+        """The clip through VAE and vocoder, at its own level."""
+        latents, gain = editing.encode(self.denoiser, wave - wave.mean())
+        return editing.decode(self.denoiser, latents[None])[0] / gain
+
+    def labels(self, wave: np.ndarray) -> set[str]:
+        """The classes that the tagger detects."""
+        return {event.label for event in self.tagger.detect([Clip(wave.astype(np.float32), self.rate)])[0]}
+
+    def seam(self, wave: np.ndarray, place: int) -> tuple[float, float]:
+        """The largest change of energy (dB) and of the log-mel spectrum (root mean square over bands, in nats)."""
+        mel = mel_matrix(MelSettings(rate=self.rate, fft=round(WINDOW * self.rate))).numpy()
+        size, reach, step = (round(seconds * self.rate) for seconds in (WINDOW, REACH, STEP))
+        jumps, fluxes = [], []
+        for at in range(max(size, place - reach), min(len(wave) - size, place + reach) + 1, step):
+            before, after = wave[at - size : at], wave[at : at + size]
+            energy = [10 * np.log10(np.mean(part**2) + 1e-8) for part in (before, after)]
+            spectra = [np.log(mel @ np.abs(np.fft.rfft(part * np.hanning(size))) + 1e-3) for part in (before, after)]
+            jumps.append(abs(energy[1] - energy[0]))
+            fluxes.append(np.sqrt(np.mean((spectra[1] - spectra[0]) ** 2)))
+        return max(jumps), max(fluxes)
+
+
+def share(values: Sequence[bool]) -> str:
+    interval: Interval = proportion(np.array(values, dtype=float))
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}] | {interval.n}"
+
+
+def within(edited: Sequence[tuple[float, float]], untouched: Sequence[tuple[float, float]], name: str) -> Iterator[str]:
+    """Rows: the share of seams inside the central 95 % of the untouched ones, and of those above it."""
+    for number, what in enumerate(("energy", "spectral flux")):
+        low, high = np.quantile([row[number] for row in untouched], [0.025, 0.975])
+        values = [row[number] for row in edited]
+        yield f"| {name}: {what} within the 95 % band | {share([low <= value <= high for value in values])} |"
+        yield f"| {name}: {what} above the band | {share([value > high for value in values])} |"
+
+
+def inpaint(lab: Lab) -> Iterator[str]:
+    """One event's span is painted anew with the clip's caption; the other events should stay."""
+    shares: dict[str, list[bool]] = {}
+    edited_seams, real_seams = [], []
+    for prompt in lab.prompts:
+        wave, events = lab.real(prompt)
+        groups = sorted(
+            {(event.offset, tuple(e.label for e in events if e.offset == event.offset)) for event in events}
+        )
+        chosen = groups[derive_seed(lab.seed, "span", prompt.id) % len(groups)][1]
+        first = min(event.onset for event in events if event.label in chosen)
+        last = max(event.offset for event in events if event.label in chosen)
+        edited = lab.edit(wave, prompt.text, region=(first, last))
+        others = [event.label for event in events if event.label not in chosen]
+        for name, sound in (("untouched", wave), ("round trip", lab.round_trip(wave)), ("inpainted", edited)):
+            labels = lab.labels(sound)
+            shares.setdefault(f"other events detected, {name}", []).extend(label in labels for label in others)
+            shares.setdefault(f"events of the span detected, {name}", []).extend(label in labels for label in chosen)
+        for place in (round(first * lab.rate), round(last * lab.rate)):
+            edited_seams.append(lab.seam(edited, place))
+            real_seams.append(lab.seam(wave, place))
+    yield from (f"| {name} | {share(values)} |" for name, values in sorted(shares.items()))
+    yield from within(edited_seams, real_seams, "splices")
+
+
+def continuation(lab: Lab) -> Iterator[str]:
+    """What follows the first group is cut off and made anew from words for the last group alone."""
+    shares: dict[str, list[bool]] = {}
+    edited_seams, real_seams = [], []
+    for prompt in lab.prompts:
+        wave, events = lab.real(prompt)
+        scene = (prompt.scene or ())[-1:]
+        place = round(min(event.onset for event in events if event.label in scene[0]) * lab.rate)
+        words = caption(scene, None, np.random.default_rng(derive_seed(lab.seed, "words", prompt.id)))
+        edited = lab.edit(wave[:place], words, extend=(len(wave) - place) / lab.rate)
+        for name, sound in (("real", wave), ("continued", edited)):
+            labels, after = lab.labels(sound), lab.labels(sound[place:])
+            before = [event.label for event in events if event.label not in scene[0]]
+            shares.setdefault(f"events before detected, {name}", []).extend(label in labels for label in before)
+            shares.setdefault(f"named event in the continuation, {name}", []).extend(
+                label in after for label in scene[0]
+            )
+        edited_seams.append(lab.seam(edited, place))
+        real_seams.append(lab.seam(wave, place))
+    yield from (f"| {name} | {share(values)} |" for name, values in sorted(shares.items()))
+    yield from within(edited_seams, real_seams, "splices")
+
+
+def loops(lab: Lab) -> Iterator[str]:
+    """The end leads into the beginning: events stay, and the seam is as smooth as the middle of untouched clips."""
+    shares: dict[str, list[bool]] = {}
+    raw, edited_seams, splices, real_seams = [], [], [], []
+    for prompt in lab.prompts:
+        wave, _ = lab.real(prompt)
+        edited = lab.edit(wave, prompt.text, loop=True)
+        half, reach = len(wave) // 2, round(editing.SEAM / 2 * lab.rate)
+        raw.append(lab.seam(np.roll(wave, half), half))
+        edited_seams.append(lab.seam(np.roll(edited, half), half))
+        splices += [lab.seam(np.roll(edited, half), place) for place in (half - reach, half + reach)]
+        rng = np.random.default_rng(derive_seed(lab.seed, "place", prompt.id))
+        real_seams += [
+            lab.seam(wave, int(place)) for place in rng.integers(lab.rate // 2, len(wave) - lab.rate // 2, 3)
+        ]
+        for name, sound in (("untouched", wave), ("loop", edited)):
+            labels = lab.labels(sound)
+            shares.setdefault(f"events detected, {name}", []).extend(
+                label in labels for group in prompt.scene or () for label in group
+            )
+    yield from (f"| {name} | {share(values)} |" for name, values in sorted(shares.items()))
+    for name, seams in (("joint before", raw), ("joint after", edited_seams), ("splices", splices)):
+        yield from within(seams, real_seams, name)
+
+
+def timeline(lab: Lab) -> Iterator[str]:
+    """30 s with an event in each slot: detected in its slot, and elsewhere."""
+    inside, outside, together = [], [], []
+    rng = np.random.default_rng(derive_seed(lab.seed, "timeline"))
+    for number in range(max(1, len(lab.prompts) // SLOTS)):
+        labels = rng.permutation(CLASSES)[:SLOTS].tolist()
+        parts = [
+            f"{place * SLOT:g}-{(place + 1) * SLOT:g} {caption(((label,),), None, rng).rstrip('.')}"
+            for place, label in enumerate(labels)
+        ]
+        wave = lab.pipe(timeline="; ".join(parts), seeds=[clip_seed(lab.seed, "timeline", number)]).audios[0]
+        slots = [lab.labels(part) for part in np.split(wave, SLOTS)]
+        inside += [label in slot for label, slot in zip(labels, slots, strict=True)]
+        together.append(all(inside[-SLOTS:]))
+        for place, slot in enumerate(slots):
+            far = {label for at, label in enumerate(labels) if abs(at - place) > 1}
+            outside.append(bool(far & slot))
+    yield f"| event detected in its slot | {share(inside)} |"
+    yield f"| all six in their slots | {share(together)} |"
+    yield f"| an event of another slot, not the next, detected in a slot | {share(outside)} |"
+
+
+def cost(lab: Lab) -> Iterator[str]:
+    """Processor seconds of a clip by its length, the least of three."""
+    lab.pipe("rain", seeds=0, audio_length_in_s=10.0)
+    for seconds in (4.096, 15.0, 30.0, 60.0, 120.0):
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            lab.pipe("rain falls", seeds=0, audio_length_in_s=seconds)
+            times.append(time.process_time() - start)
+        spent = min(times)
+        yield f"| {seconds:g} s: processor seconds, and per second of sound | {spent:.2f}, {spent / seconds:.3f} | 3 |"
+
+
+PARTS: dict[str, Callable[[Lab], Iterator[str]]] = {
+    "inpaint": inpaint, "continue": continuation, "loop": loops, "timeline": timeline, "cost": cost,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Prints a table for each part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--captions", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lab = Lab(arguments.captions, arguments.seed)
+    for name in arguments.parts or PARTS:
+        print(f"\n{name}\n\n| what | value | n |\n|---|---|---|", flush=True)
+        for row in PARTS[name](lab):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

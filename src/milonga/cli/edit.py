@@ -1,0 +1,158 @@
+"""The command `edit`: audio files in, edited ones of the same rate, channels and subtype out.
+
+Names, tags and the manifest are as `generate` writes them.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from milonga.cli.errors import handle_errors
+from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files, slug
+from milonga.core.audio import read_samples, read_tags, write_samples
+from milonga.core.errors import DataError, MilongaWarning, RecipeError
+from milonga.core.ids import clip_seed, content_id, file_hash
+from milonga.core.progress import tracked
+
+VARIATION = 0.4  # strength of a variation: events stay, details change
+
+
+@handle_errors
+def edit(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="IN...", help="Audio files, of any rate and channels.", show_default=False)
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the edited sound should be.", show_default="the file's own, from its tags"),
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="FROM-TO", help="Repaint these seconds only, such as 1.2-2.0.")
+    ] = None,
+    extend: Annotated[
+        float | None, typer.Option("--continue", metavar="SECONDS", help="Continue the clip by so many seconds.")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Repaint the seam, so that the end leads back in.")] = False,
+    variation: Annotated[
+        bool, typer.Option("--variation", help="A close variation of the clip; needs no prompt.")
+    ] = False,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How much to change: 0 returns the input, 1 keeps nothing.",
+            show_default="1 for a part; for a whole clip 0.6, for a variation 0.4",
+        ),
+    ] = None,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What it should not sound like.")] = "",
+    model: Annotated[
+        str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the Hub.")
+    ] = "nano",
+    steps: Annotated[
+        int | None, typer.Option(help="Number of denoising steps.", show_default="the model's own")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale.", show_default="the model's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same edit.", min=0)] = 0,
+    number: Annotated[int, typer.Option("-n", help="Edits per file.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="A sampler, as in generate.", show_default="the model's own")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
+) -> None:
+    """Edit audio files and print the results' paths: the whole clip, a region, a continuation, a loop, a variation.
+
+    Outside a region (and 15 ms beside it) all samples stay as they are. A whole clip passes the model's autoencoder,
+    which has one channel and its own rate.
+    """
+    from milonga.cli.generate import check
+    from milonga.models.load import system
+
+    if variation and (region is not None or extend is not None or loop):
+        raise RecipeError("--variation is of the whole clip: leave --region, --continue and --loop out")
+    values = {
+        "region": None if region is None else parse_region(region),
+        "extend": extend,
+        "loop": loop or None,
+        "strength": VARIATION if variation and strength is None else strength,
+    }
+    change = {name: value for name, value in values.items() if value is not None}
+    selected = system(model)
+    own_steps, own_guidance = selected.sampling()
+    steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
+    words = [text for text in (prompt, negative or None) if text is not None]
+    check(words or ["from the tags"], steps, guidance, number, None, negative=negative)
+    settings = {"scheduler": scheduler, "negative": negative or None, "weights": selected.fingerprint()}
+    details = {name: str(value) for name, value in settings.items() if value is not None}
+    pipe = selected.load(scheduler)
+    for path in edit_files(
+        pipe, sources, out, steps, guidance, prompt, change, negative, seed, number, details, variation
+    ):
+        typer.echo(path)
+
+
+def edit_files(
+    model: Any,
+    sources: Sequence[Path],
+    out: Path,
+    steps: int,
+    guidance: float,
+    prompt: str | None = None,
+    change: Mapping[str, Any] | None = None,
+    negative: str = "",
+    seed: int = 0,
+    count: int = 1,
+    details: Mapping[str, str] | None = None,
+    wordless: bool = False,
+) -> Iterator[Path]:
+    """Writes `count` edits of each file into `out` and gives their paths; names, tags and manifest as `generate_clips`.
+
+    `change` are `region`, `extend`, `loop` and `strength` of `models.editing.edit`. Without a `prompt` a file's own is
+    taken, from its tags; where it has none, `wordless` edits by no words at all. Rate, channels and subtype are the
+    file's; what is neither WAV nor FLAC becomes a WAV, with a warning. Raises DataError for a file without words,
+    RecipeError for a model that cannot edit, and what `edit` raises.
+    """
+    from milonga.models.editing import edit as edit_samples
+
+    if not hasattr(model, "denoiser"):
+        raise RecipeError(f"{model.name} runs by a pipeline of its own: it generates clips and cannot edit them")
+    change, listed = change or {}, listed_files(out / MANIFEST)
+    with tracked("edit", len(sources) * count) as advance:
+        for source in sources:
+            samples, rate, suffix, subtype = read_samples(source)
+            words = " ".join((read_tags(source).get("prompt", "") if prompt is None else prompt).split())
+            if prompt is None and not words and not wordless:
+                raise DataError(f"{source} has no prompt in its tags: say with --prompt what it should sound like")
+            if suffix != source.suffix.lower():
+                warnings.warn(f"{source} becomes a {suffix} with its decoded samples", MilongaWarning, stacklevel=2)
+            for first in range(0, count, BATCH):
+                numbers = range(first, min(count, first + BATCH))
+                takes = edit_samples(
+                    model.denoiser, samples, rate, words, steps=steps, guidance=guidance, negative=negative,
+                    seeds=[clip_seed(seed, words, number) for number in numbers], **change,
+                )  # fmt: skip
+                for number, take in zip(numbers, takes, strict=True):
+                    settings = {
+                        "prompt": words, "model": model.name, "seed": seed, "number": number, "steps": steps,
+                        "guidance": guidance, "source": source.name, "source_hash": file_hash(source)[:16],
+                        **{name: str(value) for name, value in change.items()}, **(details or {}),
+                    }  # fmt: skip
+                    name = f"{slug(words or source.stem)}-{seed}-{number}-{content_id(settings)[:10]}{suffix}"
+                    tags = {key: str(value) for key, value in settings.items()}
+                    write_samples(out / name, take, rate, subtype, tags)
+                    if name not in listed:
+                        append_entry(out / MANIFEST, {"file_name": name, **settings})
+                    advance(1)
+                    yield out / name
+
+
+def parse_region(text: str) -> tuple[float, float]:
+    """The seconds from and to of "1.2-2.0"; RecipeError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s*", text)
+    if match is None:
+        raise RecipeError(f"--region {text!r} is not read: write seconds from and to, such as 1.2-2.0")
+    return float(match[1]), float(match[2])
