@@ -2,9 +2,10 @@
 
 Real clips of the world's `tune` captions are edited, and the tagger says which events are in them. Parts, all or by
 name: `inpaint` (a span with its own caption, against the round trip through VAE and vocoder, and its seams), `continue`
-(the second half anew, from words for it alone), `loop` (the seam), `timeline` (30 s, an event in each slot of 5 s) and
-`cost` (seconds a clip, by length). A seam is the largest change of energy and of the mel spectrum within 20 ms of a
-splice; the band is that of the untouched clips at the same places.
+(what follows the first sounds anew, from words for the last alone), `loop` (the seam), `strength` (the whole clip
+towards another event), `timeline` (30 s, an event in each slot of 5 s) and `cost` (processor seconds by length). A seam
+is the largest change of energy and of the mel spectrum within 20 ms of a splice; the band is that of the untouched
+clips at the same places.
 """
 
 import argparse
@@ -161,6 +162,21 @@ def loops(lab: Lab) -> Iterator[str]:
         yield from within(seams, real_seams, name)
 
 
+def strengths(lab: Lab) -> Iterator[str]:
+    """The whole clip is edited towards another event: what stays of its own, and what comes of the words."""
+    for strength in (0.2, 0.4, 0.6, 0.8, 1.0):
+        own, new = [], []
+        for prompt in lab.prompts:
+            wave, events = lab.real(prompt)
+            rng = np.random.default_rng(derive_seed(lab.seed, "other", prompt.id))
+            other = str(rng.choice([label for label in CLASSES if label not in {event.label for event in events}]))
+            labels = lab.labels(lab.edit(wave, caption(((other,),), None, rng), strength=strength))
+            own += [event.label in labels for event in events]
+            new.append(other in labels)
+        yield f"| strength {strength:g}: the clip's events detected | {share(own)} |"
+        yield f"| strength {strength:g}: the event of the words detected | {share(new)} |"
+
+
 def timeline(lab: Lab) -> Iterator[str]:
     """30 s with an event in each slot: detected in its slot, and elsewhere."""
     inside, outside, together = [], [], []
@@ -197,7 +213,8 @@ def cost(lab: Lab) -> Iterator[str]:
 
 
 PARTS: dict[str, Callable[[Lab], Iterator[str]]] = {
-    "inpaint": inpaint, "continue": continuation, "loop": loops, "timeline": timeline, "cost": cost,
+    "inpaint": inpaint, "continue": continuation, "loop": loops, "strength": strengths, "timeline": timeline,
+    "cost": cost,
 }  # fmt: skip
 
 

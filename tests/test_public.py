@@ -117,7 +117,7 @@ def test_the_module_is_the_command():
 def test_evaluate_computes_as_the_command_does_and_both_take_the_options_of_one_declaration(tmp_path):
     from dataclasses import fields
 
-    from milonga.cli.evaluate import evaluate as command
+    from milonga.cli.judge import evaluate as command
     from milonga.evaluation import EvalConfig
 
     own = {"sources", "reference", "captions", "out", "as_json"}

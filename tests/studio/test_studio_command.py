@@ -7,7 +7,7 @@ import pytest
 import test_evaluation
 from typer.testing import CliRunner
 
-from milonga.cli.listen import studio_systems
+from milonga.cli.judge import studio_systems
 from milonga.cli.main import app
 from milonga.core.audio import read_audio
 from milonga.core.errors import DataError, RecipeError

@@ -13,8 +13,7 @@ import typer
 from milonga.cli.edit import edit
 from milonga.cli.errors import debug as _debug
 from milonga.cli.errors import handle_errors, say, show_page
-from milonga.cli.evaluate import evaluate
-from milonga.cli.listen import listen, studio
+from milonga.cli.judge import evaluate, listen, studio
 from milonga.cli.nano import nano
 from milonga.core.errors import RecipeError
 

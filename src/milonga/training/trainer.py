@@ -27,7 +27,6 @@ from milonga.core.errors import MilongaError, RecipeError
 from milonga.core.store import Run
 from milonga.data.examples import Examples
 from milonga.models.denoiser import Denoiser, module_hash
-from milonga.models.lora import add_adapter, save_and_merge
 from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
 from milonga.training.distributed import Ranks
 from milonga.training.monitor import (
@@ -42,7 +41,14 @@ from milonga.training.monitor import (
     update_grad_limit,
     update_running_means,
 )
-from milonga.training.reference import AdapterDisabled, CachedReference, FrozenCopy, Reference
+from milonga.training.reference import (
+    AdapterDisabled,
+    CachedReference,
+    FrozenCopy,
+    Reference,
+    add_adapter,
+    save_and_merge,
+)
 from milonga.training.schedule import Step, check_plan, check_training, learning_rate, loss_spec, steps, training_plan
 from milonga.training.step import StepOutput, TrainStep
 from milonga.training.validation import FIELDS, Validation
