@@ -181,7 +181,7 @@ def test_the_command_takes_prompts_and_a_file_of_them(tmp_path):
 def test_no_prompt_at_all_is_wrong_usage():
     done = CliRunner().invoke(app, ["generate"])
     assert done.exit_code == 2
-    assert "Missing argument 'PROMPT...': give prompts, or --prompts FILE" in done.stderr
+    assert "Missing argument 'PROMPT...': give prompts, --prompts FILE or --timeline TEXT" in done.stderr
 
 
 @pytest.mark.parametrize("duration", ["0.00001", "0.00003", "0.0001", "0.01"])
