@@ -12,8 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from milonga.cli.errors import handle_errors
-from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files, slug
-from milonga.core.audio import read_samples, read_tags, write_samples
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed, content_id, file_hash
 from milonga.core.progress import tracked
@@ -116,6 +114,8 @@ def edit_files(
     file's; what is neither WAV nor FLAC becomes a WAV, with a warning. Raises DataError for a file without words,
     RecipeError for a model that cannot edit, and what `edit` raises.
     """
+    from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files, slug
+    from milonga.core.audio import read_samples, read_tags, write_samples
     from milonga.models.editing import edit as edit_samples
 
     if not hasattr(model, "denoiser"):
