@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from milonga.cli.main import app
 from milonga.experiment.invalidation import FIRST_CHANGED
-from milonga.experiment.overrides import RENAMED_KEYS
+from milonga.core.overrides import RENAMED_KEYS
 
 CLI = (FOLDER / "cli.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^## `milonga ?(.*)`$", cli_page.page(), re.M)

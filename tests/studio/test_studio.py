@@ -119,6 +119,42 @@ def test_cancelling_ends_the_take_that_is_being_made_at_its_next_step(tmp_path):
     until(lambda: len(studio.takes.all_generated()) == 1)
 
 
+def test_takes_are_ranked_within_their_prompt_by_the_studios_scorers(tmp_path):
+    studio = small_studio(tmp_path / "s")
+    takes = generated(studio, systems=("nano",), count=5)
+    generated(studio, systems=("nano",), count=2, prompt="rain")
+    cards = studio.state(takes[0].prompt_id)["takes"]
+    pitch = {take.id: 200 + take.request().seed % 1500 for take in takes}
+    assert [card["id"] for card in sorted(cards, key=lambda card: card["rank"])] == sorted(pitch, key=pitch.__getitem__)
+    assert sorted(card["rank"] for card in cards) == [1, 2, 3, 4, 5]
+    assert studio.state()["scorers"] == ["low"]
+    assert sorted(card["rank"] for card in studio.state()["takes"]) == [1, 2]
+    without = Studio(studio.folder, systems())
+    assert {card["rank"] for card in without.state()["takes"]} == {None}
+    assert without.state()["scorers"] == []
+
+
+def test_takes_from_before_a_scorer_have_no_rank_and_a_scorer_that_fails_says_so(tmp_path):
+    plain = Studio(tmp_path / "s", systems())
+    generated(plain, systems=("nano",), count=1)
+
+    class Broken:
+        name = "broken"
+
+        def score(self, clips, texts):
+            raise ValueError("no ears")
+
+    studio = small_studio(tmp_path / "s")
+    assert [card["rank"] for card in studio.state()["takes"]] == [None]
+    generated(studio, systems=("nano",), count=2)
+    assert [card["rank"] for card in studio.state()["takes"]] == [None, 1]
+    broken = Studio(tmp_path / "s", systems(), [Broken()])
+    broken.order(Order(prompt="a bell rings", systems=("nano",), count=3, seed=7))
+    broken.worker.start()
+    until(lambda: broken.state()["takes"][2]["trouble"])
+    assert "no ears" in broken.state()["takes"][2]["trouble"]
+
+
 def test_takes_of_a_system_that_is_not_offered_wait_for_it(tmp_path):
     studio = small_studio(tmp_path / "s")
     studio.order(Order(prompt="a bell", systems=TWO, count=1))

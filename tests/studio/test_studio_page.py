@@ -157,3 +157,34 @@ def test_in_a_real_browser_takes_are_asked_for_heard_kept_and_compared_by_keyboa
     page.close()
     assert troubles == []
     assert all(url.startswith((base, "data:")) for url in urls)
+
+
+def test_in_a_real_browser_the_best_takes_come_first_and_the_rest_at_a_click(browser, tmp_path: Path) -> None:
+    with served(tmp_path / "s") as (_, link):
+        page, troubles = browser.new_page(viewport={"width": 390, "height": 844}), []
+        page.set_default_timeout(120000)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(link)
+        page.wait_for_selector(".chip")
+        for name in ("runs/demo/aligned", "lost"):
+            page.locator(f".chip input[value='{name}']").uncheck()
+        page.fill("#words", "a bell rings")
+        page.fill("[name=count]", "5")
+        page.get_by_label("Best first").fill("2")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=Show 3 more")
+        visible = page.locator(".take:visible .settings").all_inner_texts()
+        assert [text.rpartition(" · ")[2] for text in visible] == ["rank 1", "rank 2"]
+        page.get_by_role("button", name="Show 3 more").click()
+        visible = page.locator(".take:visible .settings").all_inner_texts()
+        assert [text.rpartition(" · ")[2] for text in visible] == [f"rank {rank}" for rank in (1, 2, 3, 4, 5)]
+        assert page.locator(".more").is_hidden()
+        page.get_by_label("Best first").fill("1")
+        assert page.locator(".take:visible").count() == 1
+        page.get_by_label("Best first").fill("")
+        numbers = [text.rpartition("no. ")[2] for text in page.locator(".take:visible .settings").all_inner_texts()]
+        assert numbers == ["1", "2", "3", "4", "5"]  # all, in the order of their requests, without ranks
+        page.set_viewport_size({"width": 1280, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        page.close()
+        assert troubles == []

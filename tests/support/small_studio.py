@@ -52,8 +52,17 @@ def systems(pause: float = 0.0) -> list[System]:
     ]
 
 
+class Low:
+    """A scorer that prefers low tones."""
+
+    name = "low"
+
+    def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
+        return np.array([-float(np.abs(np.diff(np.sign(clip.waveform))).sum()) for clip in clips])
+
+
 def small_studio(folder: Path, pause: float = 0.0) -> Studio:
-    return Studio(folder, systems(pause))
+    return Studio(folder, systems(pause), [Low()])
 
 
 def until(true: Callable[[], bool], seconds: float = 200.0) -> None:

@@ -270,6 +270,30 @@ class Comparison(Record):
     holm: float | None = None
 
 
+class SearchPoint(Record):
+    """One point of a search's curve: a metric of the best of `n` clips of `system`, chosen by `scorers`.
+
+    `value` and `gain` (over the best of 1) are means over `captions` captions with their 95 % intervals. `chosen` is
+    the N of the search itself. A clip costs `passes` of the network and `seconds` of a worker.
+    """
+
+    search: str
+    system: str
+    scorers: tuple[str, ...]
+    chosen: int
+    metric: str
+    n: int
+    value: float
+    low: float
+    high: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    captions: int
+    passes: int
+    seconds: float
+
+
 class RewardReport(Record):
     """What a reward model learnt, measured on labels of captions that it never saw.
 

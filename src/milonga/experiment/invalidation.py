@@ -1,13 +1,13 @@
 """What a changed recipe means for a run that has begun: which stages still stand, and what may not be thrown away."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from milonga.core.errors import StoreError
 from milonga.core.store import Run
-from milonga.experiment.overrides import flat
+from milonga.core.overrides import flat
 from milonga.experiment.recipe import TAGGER, Recipe
 
 STAGES = ("prompts", "plan", "generate", "score", "pair", "label", "reward", "train", "evaluate", "report")
@@ -50,12 +50,28 @@ OUTPUTS = {
     "label": ("label",),
     "reward": ("embed", "reward", "metrics/reward.json"),
     "train": ("checkpoints", "metrics/training", "rounds", "metrics/rounds"),
-    "evaluate": ("evaluate", "refused/evaluate", "features", "metrics/summary.json", "metrics/comparisons.json"),
+    "evaluate": (
+        "evaluate",
+        "refused/evaluate",
+        "features",
+        "search/clips",
+        "refused/search/clips",
+        "search/features",
+        "search/seconds",
+        "search/scores",
+        "metrics/summary.json",
+        "metrics/comparisons.json",
+        "metrics/search.json",
+    ),
     "report": ("report.html",),
 }
 # Clips of systems that no training made: they stay when it is only the training that changed.
 UNTRAINED = ("base", "reference", "prompts")
 SYSTEMS = "train.systems."
+# What systems are measured by, and the pools that searches choose from: which search chooses how changes none of them.
+CLIPS = ("evaluate", "refused/evaluate", "features")
+POOLS = ("search/clips", "refused/search/clips", "search/features", "search/seconds")
+SEARCH, POOL = "evaluate.search", "evaluate.pool"
 # Keys that only decide after how many iterations to stop: the iterations that were done stand.
 ENDS = {"online.iterations", "online.patience", "online.min_gain"}
 
@@ -125,29 +141,36 @@ def check_change(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHA
     return stage
 
 
-def clear_changed(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> None:
+def clear_changed(
+    run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED, searches: Collection[str] = ()
+) -> None:
     """Removes what the first stage that these keys change, and every later one, wrote; the last one goes first.
 
-    Where only training or what it learns from changed, the untrained systems' clips stay; where only some systems did,
-    the others stay whole.
+    `searches` are the names of systems by search, which choose anew from what stays. Where only training or what it
+    learns from changed, the untrained systems' clips stay; where only some systems did, the others stay whole.
     """
     stage = first_stage(keys, rules)
     changed = [key for key in keys if _stage_of(key, rules) not in ("", "report")]
-    spared = _spared(run, changed, {_stage_of(key, rules) for key in changed})
+    spared = _spared(run, changed, {_stage_of(key, rules) for key in changed}, searches)
     for one in reversed(STAGES[STAGES.index(stage) :] if stage else ()):
         for output in OUTPUTS[one]:
             _remove(run, output, spared)
 
 
-def _spared(run: Run, changed: list[str], stages: set[str]) -> Callable[[str, str], bool]:
+def _spared(run: Run, changed: list[str], stages: set[str], searches: Collection[str]) -> Callable[[str, str], bool]:
     """Whether a file or folder `name` inside `output` stays, although its stage is done again."""
     systems = {key.removeprefix(SYSTEMS).partition(".")[0] for key in changed}
     some, untrained = all(key.startswith(SYSTEMS) for key in changed), stages <= set(STAGES[3:8])
     if set(changed) <= ENDS:
         systems, some = {path.name for path in (run.path / "rounds").glob("*/")}, True
-    of_systems = ("evaluate", "refused/evaluate", "features")
+    of_systems = (*CLIPS, *POOLS)
+    searched, pooled = (all(key.startswith(prefix) for key in changed) for prefix in (SEARCH, (SEARCH, POOL)))
 
     def stays(output: str, name: str) -> bool:
+        if output == "search/scores" or (output in CLIPS and name in searches):
+            return False
+        if pooled:
+            return output in CLIPS or (searched and output in POOLS)
         if some and output in (*OUTPUTS["train"], *of_systems):
             return Path(name).stem not in systems or (output == "rounds" and set(changed) <= ENDS)
         return untrained and output in of_systems and name in UNTRAINED

@@ -10,7 +10,7 @@ from milonga.core.errors import StoreError
 from milonga.core.records import Record
 from milonga.core.store import Run, Shards, expected, read_json, software, write_json, write_text
 from milonga.experiment.invalidation import OUTPUTS, stages_of
-from milonga.experiment.overrides import to_toml
+from milonga.core.overrides import to_toml
 from milonga.experiment.recipe import Recipe, stored_recipe
 
 
@@ -25,7 +25,9 @@ def fingerprints(recipe: Recipe, parts: Any) -> dict[str, Any]:
     models, fingerprint = recipe.models, parts.fingerprint
     scorers = {name: fingerprint(name) for name in models.scorers}
     single = {role: fingerprint(getattr(models, role)) for role in ("model", "judge", "tagger")}
-    return {"models": {**single, "scorers": scorers}}
+    selecting = {name for search in recipe.evaluate.search for name in search.scorers}
+    searches = {"evaluate": {"search": {name: fingerprint(name) for name in sorted(selecting)}}} if selecting else {}
+    return {"models": {**single, "scorers": scorers}, **searches}
 
 
 def write_manifest(run: Run, recipe: Recipe, manifest: dict[str, Any]) -> None:
@@ -117,7 +119,8 @@ def _progress(run: Run, stage: str, recipe: dict[str, Any]) -> tuple[int, int | 
         done = [name for name in systems if (run.path / "checkpoints" / name / "model").exists()]
         return len(done), len(systems), sum(_lines(run.path / "metrics/training" / f"{name}.jsonl") for name in systems)
     if stage == "evaluate":
-        return _evaluated(run, ["base", *systems])
+        searches = [search["name"] for search in recipe["evaluate"].get("search", [])]
+        return _evaluated(run, ["base", *systems, *searches])
     if stage == "report":
         done = int((run.path / "report.html").exists())
         return done, 1, done

@@ -17,7 +17,7 @@ from milonga.core.config import Asking, Phase, RewardModel, Settings, Strategy, 
 from milonga.core.errors import MilongaWarning, RecipeError
 from milonga.core.records import Record
 from milonga.core.weights import RANKERS
-from milonga.experiment.overrides import apply_override, explain, modern_override, modernised, to_toml
+from milonga.core.overrides import apply_override, explain, modern_override, modernised, to_toml
 from milonga.perturbers.endpoint import Endpoint
 
 Count = Annotated[int, Field(ge=1)]
@@ -179,6 +179,18 @@ class Online(Record):
     min_gain: float = Field(default=0.0, ge=0.0, le=2.0)
 
 
+class Search(Record):
+    """`[[evaluate.search]]`: a system by search, the best of `n` clips of the base or of a trained system.
+
+    Chosen by `scorers` (none: those of `models`); neither the judge nor the tagger, which measure the result.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    system: Name = "base"
+    n: int = Field(default=8, ge=2)
+    scorers: tuple[Name, ...] = ()
+
+
 class Evaluate(Record):
     """`[evaluate]`: held-out prompts, the sampling of the systems' clips, and the resamples of the bootstrap.
 
@@ -191,6 +203,18 @@ class Evaluate(Record):
     guidance: float = Field(default=3.0, ge=0.0, allow_inf_nan=False)
     splits: tuple[Split, ...] = ("overall", "temporal", "multi-concept")
     resamples: Count = 1000
+    pool: Count = 16
+    search: tuple[Search, ...] = ()
+
+    @model_validator(mode="after")
+    def _pool_holds_every_search(self) -> Self:
+        for search in self.search:
+            if search.n * self.noises > self.pool:
+                raise ValueError(
+                    f"search: {search.name} takes the best of {search.n} for each of {self.noises} clips of a caption, "
+                    f"and pool has {self.pool} clips: {search.n * self.noises} at least"
+                )
+        return self
 
 
 class Recipe(Record):
@@ -232,9 +256,25 @@ class Recipe(Record):
     @property
     def makes_clips(self) -> bool:
         """Whether the run generates training clips by its plan; else they come from elsewhere, or online."""
-        on_pairs = OWN in self.train.pairs and (self.trains_on("pairs") or not self.train.systems)
+        only_searches = bool(self.evaluate.search) and not self.plan.strategies
+        on_pairs = OWN in self.train.pairs and (self.trains_on("pairs") or not (self.train.systems or only_searches))
         on_labels = TAGGER in self.label.sources and self.trains_on("labels")
         return on_pairs or on_labels or self.trains_on("rewards", "groups")
+
+    def search_scorers(self, search: Search) -> tuple[str, ...]:
+        """The scorers that a search chooses by: its own, or those of `models`."""
+        return search.scorers or self.models.scorers
+
+    @model_validator(mode="after")
+    def _searches_are_measured_by_others(self) -> Self:
+        systems = {"base", *(system.name for system in self.train.systems)}
+        _distinct("evaluate.search", [*systems, *RESERVED[1:], *(search.name for search in self.evaluate.search)])
+        for search in self.evaluate.search:
+            _one_of("evaluate.search: system", search.system, systems)
+            for name in self.search_scorers(search):
+                if {name, *name.split(":")[1:]} & {self.models.judge, self.models.tagger}:
+                    raise ValueError(f"evaluate.search: {search.name} chooses by {name}, which measures the result")
+        return self
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

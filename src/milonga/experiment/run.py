@@ -132,11 +132,13 @@ def _accept(context: Context, stages: Sequence[str]) -> None:
     if before is not None:
         earlier = _earlier(before["recipe"])
         keys = _changes(before, earlier, manifest)
-        rules = rules_of(*filter(None, (earlier, context.recipe)))
+        recipes = [recipe for recipe in (earlier, context.recipe) if recipe]
+        rules = rules_of(*recipes)
+        searches = {search.name for recipe in recipes for search in recipe.evaluate.search}
         stage = check_change(context.run, keys, rules)
         if stage is not None:
             print(f"milonga: {', '.join(keys)} changed: {_consequence(context.run, stage, stages)}", file=sys.stderr)
-            clear_changed(context.run, keys, rules)
+            clear_changed(context.run, keys, rules, searches)
     if before != manifest:
         write_manifest(context.run, context.recipe, manifest)
 

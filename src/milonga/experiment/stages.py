@@ -112,7 +112,25 @@ def evaluate(context: Context) -> None:
     store_references(context, prompts)
     for name in [*systems, "reference"]:
         store_features(context, name, prompts)
+    if context.recipe.evaluate.search:
+        search(context, prompts)
     write_metrics(context, prompts)
+
+
+def search(context: Context, prompts: Sequence[Prompt]) -> None:
+    """A pool of clips of every searched system, the searches' own clips, and their curves against N."""
+    from milonga.experiment.search import check_searches, store_scores, store_search, write_curves
+
+    check_searches(context)
+    table = context.recipe.evaluate
+    pool = [request for prompt in prompts for request in eval_requests(context, [prompt], range(table.pool))]
+    for name in dict.fromkeys(search.system for search in table.search):
+        generate_eval_clips(context, name, prompts, pool)
+        store_features(context, name, prompts, pool)
+        store_scores(context, name, pool)
+    for search in table.search:
+        store_search(context, search, eval_requests(context, prompts))
+    write_curves(context, prompts)
 
 
 def report(context: Context) -> None:
@@ -140,28 +158,34 @@ def _sampler(
     return lambda step: sample_prompts(model, prompts, sampling, recipe.seed, scorer, judge, folder / f"{step:08d}")
 
 
-def eval_requests(context: Context, prompts: Sequence[Prompt]) -> list[Request]:
-    """`noises` requests a prompt, the first of each before the rest; ids and seeds leave the system out, so that all
-    systems start from the same noise.
+def eval_requests(context: Context, prompts: Sequence[Prompt], numbers: Sequence[int] | None = None) -> list[Request]:
+    """The requests of the `numbers` (None: of all `noises`) for each prompt, the first of each before the rest; ids and
+    seeds leave the system out, so that all systems start from the same noise.
     """
     table, seed = context.recipe.evaluate, context.recipe.seed
     return [
         Request.of(seed, prompt, prompt.text, table.steps, table.guidance, number)
-        for number in range(table.noises)
+        for number in (range(table.noises) if numbers is None else numbers)
         for prompt in prompts
     ]
 
 
-def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
-    """One system's clips for the held-out prompts, in evaluate/NAME."""
-    stage, base, scheduler = f"evaluate/{name}", context.recipe.models.model, context.recipe.models.scheduler
-    parts = cut(eval_requests(context, prompts), context.recipe.plan.shard_size)
+def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt], pool: Sequence[Request] = ()) -> None:
+    """One system's clips for the held-out prompts, in evaluate/NAME, or those of a search's `pool`, in
+    search/clips/NAME, with the seconds that each shard took.
+    """
+    from milonga.experiment.search import timed
+
+    stage, size = f"search/clips/{name}" if pool else f"evaluate/{name}", context.recipe.generate.batch_size
+    base, scheduler = context.recipe.models.model, context.recipe.models.scheduler
+    parts = cut(pool or eval_requests(context, prompts), context.recipe.plan.shard_size)
     trained = context.run.path / "checkpoints" / name / "model"
 
     def model() -> Model:
         return context.parts.load(base, scheduler) if name == "base" else context.parts.tuned(base, trained, scheduler)
 
-    work = partial(generate_shard, context.run, stage, model, parts.__getitem__, context.recipe.generate.batch_size)
+    generate = partial(generate_shard, context.run, stage, model, parts.__getitem__, size)
+    work = partial(timed, context, name, "clips", model, generate) if pool else generate
     context.over_shards(stage, {shard: len(part) for shard, part in parts.items()}, work)
 
 
@@ -179,13 +203,16 @@ def store_references(context: Context, prompts: Sequence[Prompt]) -> None:
     context.over_shards("evaluate/reference", {shard: len(part) for shard, part in parts.items()}, work)
 
 
-def store_features(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
-    """The judge's and the tagger's features of one system's clips, in features/NAME."""
+def store_features(context: Context, name: str, prompts: Sequence[Prompt], pool: Sequence[Request] = ()) -> None:
+    """The judge's and the tagger's features of one system's clips, in features/NAME, or of a search's `pool`, in
+    search/features/NAME.
+    """
     from milonga.evaluation.features import ClipFeatures, extract_features
 
     models, known = context.recipe.models, {prompt.id: prompt for prompt in prompts}
-    requests = {request.id: request for request in eval_requests(context, prompts)}
-    shards = context.run.stage(f"evaluate/{name}")
+    requests = {request.id: request for request in pool or eval_requests(context, prompts)}
+    shards = context.run.stage(f"search/clips/{name}" if pool else f"evaluate/{name}")
+    features = f"search/features/{name}" if pool else f"features/{name}"
 
     def work(shard: str) -> int:
         judge, tagger = context.parts.scorer(models.judge), context.parts.tagger(models.tagger)
@@ -193,10 +220,10 @@ def store_features(context: Context, name: str, prompts: Sequence[Prompt]) -> No
         own, batch = [known[requests[clip_id].prompt_id] for clip_id in clips], context.recipe.score.batch_size
         rows = extract_features(list(clips), own, list(clips.values()), judge, tagger, batch)
         rows = [row.model_copy(update={"number": requests[row.id].number}) for row in rows]
-        context.run.stage(f"features/{name}").write_records(shard, rows, ClipFeatures)
+        context.run.stage(features).write_records(shard, rows, ClipFeatures)
         return len(rows)
 
-    context.over_shards(f"features/{name}", {shard: shards.rows(shard) for shard in shards.names()}, work)
+    context.over_shards(features, {shard: shards.rows(shard) for shard in shards.names()}, work)
 
 
 def write_metrics(context: Context, prompts: Sequence[Prompt]) -> None:

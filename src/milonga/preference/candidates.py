@@ -128,12 +128,17 @@ class RankedClip:
 
 def rank_clips(clips: Sequence[Clip], scores: Sequence[dict[str, float]]) -> list[RankedClip]:
     """N clips of one prompt, best first, by their scores (`score_clips`); of equals the earlier clip comes first."""
+    return [
+        RankedClip(clips[number], number, rank, score, scores[number])
+        for rank, (number, score) in enumerate(best_first(scores), 1)
+    ]
+
+
+def best_first(scores: Sequence[dict[str, float]]) -> list[tuple[int, float]]:
+    """(place, mean z-score) of N clips of one prompt, best first, from their scores by the same scorers."""
     means = mean_z_scores(np.array([list(row.values()) for row in scores]))
     order = np.argsort(-np.where(np.isnan(means), -np.inf, means), kind="stable").tolist()
-    return [
-        RankedClip(clips[number], number, rank, float(means[number]), scores[number])
-        for rank, number in enumerate(order, 1)
-    ]
+    return [(place, float(means[place])) for place in order]
 
 
 def best_of(

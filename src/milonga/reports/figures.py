@@ -197,16 +197,26 @@ def _path(frame: Frame, x: np.ndarray, y: np.ndarray, most: int = 240) -> str:
 def rounds_figure(system: str, rounds: Sequence[Round]) -> Markup:
     """The judge's mean by iteration, with whiskers; policies that it did not score are left out."""
     rounds = [row for row in rounds if math.isfinite(row.judge)]
-    values = [value for row in rounds for value in (row.low, row.high, row.judge) if math.isfinite(value)]
+    points = [(row.number, row.judge, row.low, row.high) for row in rounds]
+    label = ", ".join(f"{row.number}: {row.judge:.3f}" for row in rounds)
+    ticks_below = [(row.number, str(row.number or "base")) for row in rounds]
+    return whiskers(points, ticks_below, f"{system}: judge CLAP by iteration, {label}")
+
+
+def whiskers(
+    points: Sequence[tuple[float, float, float, float]], labels: Sequence[tuple[float, str]], label: str
+) -> Markup:
+    """A line through points (x, value, low, high), each with its interval; `labels` are the ticks below."""
+    values = [value for _, *row in points for value in row if math.isfinite(value)]
     low, high = min(values), max(values)
     pad = 0.08 * (high - low) or 0.05
-    frame = Frame((-0.3, max(1, rounds[-1].number) + 0.3), (low - pad, high + pad))
-    points = [(frame.px(row.number), frame.py(row.judge)) for row in rounds]
-    body = axes(frame, [(row.number, str(row.number or "base")) for row in rounds])
-    body.append(f'<path class="curve c1" d="M{"L".join(f"{x} {y}" for x, y in points)}"/>')
-    for row, (x, y) in zip(rounds, points, strict=True):
-        top, bottom = frame.py(row.high), frame.py(row.low)
+    first, last = points[0][0], points[-1][0]
+    frame = Frame((first - 0.3, max(first + 1, last) + 0.3), (low - pad, high + pad))
+    places = [(frame.px(x), frame.py(y)) for x, y, *_ in points]
+    body = axes(frame, labels)
+    body.append(f'<path class="curve c1" d="M{"L".join(f"{x} {y}" for x, y in places)}"/>')
+    for (_, _, low, high), (x, y) in zip(points, places, strict=True):
+        top, bottom = frame.py(high), frame.py(low)
         body.append(f'<path class="curve c1" d="M{x} {top}V{bottom}M{x - 4:g} {top}h8M{x - 4:g} {bottom}h8"/>')
         body.append(f'<circle class="point" cx="{x}" cy="{y}" r="3.5"/>')
-    label = ", ".join(f"{row.number}: {row.judge:.3f}" for row in rounds)
-    return svg(body, f"{system}: judge CLAP by iteration, {label}")
+    return svg(body, label)

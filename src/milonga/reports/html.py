@@ -75,6 +75,7 @@ def evaluation_content(view: EvaluationView, systems: list[str]) -> dict[str, An
         "prompts": len(view.prompts),
         "protocols": protocols(view.summaries, view.sources),
         "controls": set(),
+        "searches": [],
         "recipe": "",
         "facts": [],
     }
@@ -91,6 +92,8 @@ def run_content(run: RunMaterial, systems: list[str]) -> dict[str, Any]:
         "training": curves,
         "rounds": tables.round_tables(run.rounds),
         "reward": tables.reward_sentence(run.reward),
+        "searches": tables.search_curves(run.searches),
+        "costs": tables.search_costs(run.searches),
         "recipe": run.recipe,
         "facts": facts(run.manifest),
     }

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from milonga.core.audio import flac_bytes, from_flac
 from milonga.core.config import Threshold
 from milonga.core.errors import StoreError
-from milonga.core.records import Comparison, Event, Pair, Prompt, Record, RewardReport, Round, Summary
+from milonga.core.records import Comparison, Event, Pair, Prompt, Record, RewardReport, Round, SearchPoint, Summary
 from milonga.core.store import Run, read_json
 from milonga.data.recordings import left_out_of
 
@@ -55,7 +55,8 @@ class RunMaterial:
     """A run as its report shows it; what the run does not hold yet is empty.
 
     `training` is by system, a row per step. `rounds` are of the systems that were trained in rounds, the base first;
-    `reward` is the reward model's report. `left_out` counts what could not be used of each data set (`left_out_of`).
+    `reward` is the reward model's report, `searches` are the curves of best of N. `left_out` counts what could not
+    be used of each data set (`left_out_of`).
     """
 
     evaluation: EvaluationView
@@ -67,6 +68,7 @@ class RunMaterial:
     manifest: dict[str, Any]
     rounds: dict[str, list[Round]]
     reward: RewardReport | None
+    searches: list[SearchPoint] = field(default_factory=list)
     left_out: tuple[str, ...] = ()
 
     @property
@@ -107,6 +109,7 @@ def read_material(path: Path) -> RunMaterial:
         manifest=facts,
         rounds={file.stem: read_rows(file, Round) for file in sorted((path / "metrics" / "rounds").glob("*.json"))},
         reward=next(iter(read_rows(path / "metrics" / "reward.json", RewardReport)), None),
+        searches=read_rows(path / "metrics" / "search.json", SearchPoint),
         left_out=tuple(left_out_of(path)),
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from milonga.core.config import Threshold
-from milonga.core.records import Comparison, RewardReport, Round, Summary
+from milonga.core.records import Comparison, RewardReport, Round, SearchPoint, Summary
 from milonga.data.pairs import refusals, table2
 from milonga.evaluation.formatting import (
     OVERALL,
@@ -22,7 +22,7 @@ from milonga.evaluation.formatting import (
 )
 from milonga.evaluation.metrics import MINUS, Metric, get_metric, metrics_named
 from milonga.preference.pair import unfiltered
-from milonga.reports.figures import Line, curves, forest, histogram, rounds_figure
+from milonga.reports.figures import Line, curves, forest, histogram, rounds_figure, whiskers
 from milonga.reports.material import EvaluationView, RunMaterial
 
 COLOURS = 6  # how many systems the style sheet tells apart
@@ -259,6 +259,51 @@ def _round_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
         }
         for row in rounds
     ]
+
+
+def search_curves(points: Sequence[SearchPoint]) -> list[tuple[str, list[tuple[str, Markup]]]]:
+    """(what is chosen from and by what, figures of each metric's gain against N), once for a pool and its scorers."""
+    curves_of: dict[tuple[str, tuple[str, ...]], dict[str, list[SearchPoint]]] = {}
+    names: dict[tuple[str, tuple[str, ...]], str] = {}
+    for point in points:
+        pool = point.system, point.scorers
+        if names.setdefault(pool, point.search) == point.search:
+            curves_of.setdefault(pool, {}).setdefault(point.metric, []).append(point)
+    return [
+        (f"{system}, chosen by {' and '.join(scorers)}", [_search_figure(rows) for rows in by_metric.values()])
+        for (system, scorers), by_metric in curves_of.items()
+    ]
+
+
+def _search_figure(rows: Sequence[SearchPoint]) -> tuple[str, Markup]:
+    """A metric's title and the figure of its gain over the best of 1, with 95 % intervals."""
+    metric = get_metric(rows[0].metric)
+    title = metrics_named([metric.name], {"clap_title": "Judge CLAP"})[0].title
+    scale = 100 if metric.unit == "%" else 1
+    points = [(row.n, scale * row.gain, scale * row.gain_low, scale * row.gain_high) for row in rows]
+    marks = [row.n for row in rows if row.n & (row.n - 1) == 0 or row is rows[-1]]  # powers of two, and the end
+    gains = ", ".join(f"N {row.n}: {metric.format_change(row.gain)}" for row in rows if row.n in marks)
+    unit = "points" if metric.unit == "%" else metric.arrow
+    return f"{title}, {unit}", whiskers(points, [(n, str(n)) for n in marks], f"{title}, gain over one clip, {gains}")
+
+
+def search_costs(points: Sequence[SearchPoint]) -> tuple[list[Metric], list[dict[str, Any]]]:
+    """The metrics and rows of the same-compute table: one clip of every searched system, and the best of each search's
+    N, with passes of the network and seconds for a clip that is delivered.
+    """
+    metrics = metrics_named([point.metric for point in points], {"clap_title": "Judge CLAP"})
+    cells: dict[tuple[str, str, int, float], dict[str, tuple[str, str]]] = {}
+    for point in points:
+        if point.n in (1, point.chosen):
+            name = point.search if point.n > 1 else ""
+            metric = get_metric(point.metric)
+            row = cells.setdefault((point.system, name, point.passes, point.seconds), {})
+            row[point.metric] = metric.format_value(point.value), metric.format_interval(point.low, point.high)
+    return metrics, [
+        {"name": name or f"{system}, one clip", "system": system, "passes": passes, "seconds": f"{seconds:.2f}",
+         "cells": [row.get(metric.name, ("–", "")) for metric in metrics]}
+        for (system, name, passes, seconds), row in cells.items()
+    ]  # fmt: skip
 
 
 def reward_sentence(report: RewardReport | None) -> str:

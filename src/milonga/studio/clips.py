@@ -1,10 +1,11 @@
-"""The studio's takes in the folder's database: waiting, generated, kept or discarded, and compared with each other.
+"""The studio's takes in the folder's database: waiting, generated, scored, kept or discarded, and compared.
 
 The queue is in the database too, so a server that was killed generates the remaining takes after a restart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 
 from milonga.core.ids import clip_seed, content_id
 from milonga.core.records import Prompt, Record, Request
@@ -22,6 +23,9 @@ CREATE INDEX IF NOT EXISTS takes_by_prompt ON takes (prompt_id);
 CREATE TABLE IF NOT EXISTS choices (
     low TEXT NOT NULL REFERENCES takes(id), high TEXT NOT NULL REFERENCES takes(id), better TEXT NOT NULL,
     given TEXT NOT NULL, PRIMARY KEY (low, high), CHECK (low < high AND better IN ('', low, high))
+) STRICT;
+CREATE TABLE IF NOT EXISTS scores (
+    take TEXT NOT NULL REFERENCES takes(id), scorer TEXT NOT NULL, score REAL, PRIMARY KEY (take, scorer)
 ) STRICT;
 """
 # The columns of Take's fields, in their order; existing folders have the names `made` and `kept`.
@@ -112,11 +116,27 @@ class Takes(Database):
     def drop_waiting(self) -> None:
         """Deletes every take that is not generated."""
         with self._work(writes=True) as work:
+            work.execute("DELETE FROM scores WHERE take IN (SELECT id FROM takes WHERE made IS NULL)")
             work.execute("DELETE FROM takes WHERE made IS NULL")
 
     def mark_generated(self, name: str) -> None:
         """Records that a take's files are on the disk; nothing happens where it was cancelled."""
         self._change("UPDATE takes SET made = ? WHERE id = ?", (now(), name))
+
+    def store_scores(self, name: str, scores: Mapping[str, float]) -> None:
+        """Records a take's scores by scorer (NaN as NULL); nothing happens where the take was cancelled."""
+        rows = [(name, scorer, score if isfinite(score) else None) for scorer, score in scores.items()]
+        with self._work(writes=True) as work:
+            if work.execute("SELECT 1 FROM takes WHERE id = ?", (name,)).fetchone():
+                work.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
+
+    def scores(self, prompt_id: str) -> dict[str, dict[str, float]]:
+        """The scores of a prompt's takes: by take and scorer."""
+        query = "SELECT take, scorer, score FROM scores JOIN takes ON take = id WHERE prompt_id = ?"
+        scores: dict[str, dict[str, float]] = {}
+        for name, scorer, score in self._rows(query, (prompt_id,)):
+            scores.setdefault(name, {})[scorer] = nan if score is None else score
+        return scores
 
     def mark_failed(self, name: str, trouble: str) -> None:
         """Records why a take could not be generated."""

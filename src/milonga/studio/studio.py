@@ -21,11 +21,13 @@ from pydantic import Field
 from milonga.core.audio import clip_table, flac_bytes, from_flac, pack_latents, wav_bytes
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id
+from milonga.core.protocols import Scorer
 from milonga.core.records import Clip, Record
 from milonga.core.store import Run, write_bytes
 from milonga.core.web import NotNow, Unknown
 from milonga.listening_test.database import FILE
 from milonga.listening_test.material import amplified, loudness, playback_gain
+from milonga.preference.candidates import best_first, score_clips
 from milonga.studio.clips import STUDIO, Take, Takes
 from milonga.studio.worker import GenerationWorker, System
 
@@ -51,9 +53,12 @@ class Order(Record):
 
 
 class Studio:
-    """A studio's folder while it is served: what the page's routes do. `systems` are those that it offers."""
+    """A studio's folder while it is served: what the page's routes do. `systems` are those that it offers; `scorers`
+    score every new take, so that the page can show the best of a prompt first.
+    """
 
-    def __init__(self, folder: Path, systems: Sequence[System]) -> None:
+    def __init__(self, folder: Path, systems: Sequence[System], scorers: Sequence[Scorer] = ()) -> None:
+        self.scorers = scorers
         self.folder, self.systems = folder, {system.name: system for system in systems}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,11 +75,13 @@ class Studio:
             {"name": system.name, "steps": system.steps, "guidance": system.guidance}
             for system in self.systems.values()
         ]
+        ranks = self._ranks(shown)
         return {
             "systems": systems,
+            "scorers": [scorer.name for scorer in self.scorers],
             "prompts": [vars(prompt) for prompt in prompts],
             "prompt": shown,
-            "takes": [self._card(take) for take in self.takes.of_prompt(shown)],
+            "takes": [self._card(take) | {"rank": ranks.get(take.id)} for take in self.takes.of_prompt(shown)],
             "current": self.worker.current(),
             "waiting": self.takes.num_waiting(),
         }
@@ -161,11 +168,25 @@ class Studio:
         return f"{STUDIO}-{take.id}.wav", data
 
     def save(self, take: Take, clip: Clip) -> None:
-        """Writes a take's original clip and its playback file, then marks it as generated."""
+        """Writes a take's original clip, its playback file and its scores, then marks it as generated."""
         table = clip_table([take.id], [clip], [pack_latents(clip.latents)])
         Run(self.folder).stage("generate").write_table(shard_of(take), table)
         write_bytes(self._playback_path(take), flac_bytes(amplified(clip, playback_gain(clip, loudness(clip)))))
+        if self.scorers:
+            self.takes.store_scores(take.id, score_clips([clip], [take.prompt], self.scorers, 1)[0])
         self.takes.mark_generated(take.id)
+
+    def _ranks(self, prompt_id: str) -> dict[str, int]:
+        """The ranks, from 1, of a prompt's takes that all of this studio's scorers scored (`best_first`)."""
+        names = [scorer.name for scorer in self.scorers]
+        scores = {
+            take: {name: row[name] for name in names}
+            for take, row in self.takes.scores(prompt_id).items()
+            if names and row.keys() >= set(names)
+        }
+        takes = list(scores)
+        order = best_first(list(scores.values())) if scores else []
+        return {takes[place]: rank for rank, (place, _) in enumerate(order, 1)}
 
     def _playback_path(self, take: Take) -> Path:
         return self.folder / "playback" / f"{take.id}.flac"

@@ -8,6 +8,7 @@ const cards = new Map(); // the takes on the screen by id
 let state = null;
 let shown = location.hash.slice(1); // the prompt whose takes are on the screen
 let comparing = null;
+let all = false; // whether the takes after the best are shown too
 
 const own = (take) => `${take.system} · ${take.steps} steps · guidance ${take.guidance} · seed ${take.seed}, no. ${take.number + 1}`;
 const button = (kind, label, onclick, properties = {}) => make(`button.${kind}`, { type: "button", onclick, ...properties }, label);
@@ -45,6 +46,7 @@ function card(take, place) {
 
 function refresh(one, take, current) {
   one.take = take;
+  one.querySelector(".settings").textContent = own(take) + (take.rank && bestFirst() ? ` · rank ${take.rank}` : "");
   one.classList.toggle("kept", take.keep === true);
   one.classList.toggle("dropped", take.keep === false);
   if (take.generated) {
@@ -60,6 +62,13 @@ function refresh(one, take, current) {
       : step === null ? "Waiting in the queue." : step ? `Step ${step} of ${take.steps}` : "Loading the model …";
 }
 
+// The number of takes that are shown, the best first; null for all in the order of their requests. Not before every take
+// is there, so that none moves while it is listened to.
+function bestFirst() {
+  const waiting = state.takes.some((take) => !take.generated && !take.trouble && take.offered);
+  return state.scorers.length && !waiting && form.elements.best.checkValidity() ? number("best") : null;
+}
+
 function list() {
   const rows = new Map(state.takes.map((take, place) => [take.id, [take, place]]));
   for (const [id, one] of cards) {
@@ -70,7 +79,16 @@ function list() {
     if (!cards.has(take.id)) cards.set(take.id, card(take, place));
     refresh(cards.get(take.id), take, state.current);
   }
-  return state.takes.map((take) => cards.get(take.id));
+  const best = bestFirst();
+  const order = best ? [...state.takes].sort((a, b) => (a.rank ?? 1e9) - (b.rank ?? 1e9)) : state.takes;
+  return order.map((take, place) => Object.assign(cards.get(take.id), { hidden: best !== null && !all && place >= best }));
+}
+
+function drawMore(items) {
+  const rest = items.filter((one) => one.hidden).length;
+  const more = takes.querySelector(".more");
+  more.hidden = !rest;
+  more.textContent = `Show ${rest} more`;
 }
 
 function drawTakes() {
@@ -86,12 +104,14 @@ function drawTakes() {
     items.forEach((one, place) => { if (present.children[place] !== one) present.insertBefore(one, present.children[place] || null); });
     while (present.children.length > items.length) present.lastChild.remove();
     takes.querySelector(".compare").disabled = !comparable;
+    drawMore(items);
     return;
   }
   takes.dataset.prompt = prompt.id;
   takes.replaceChildren(
     make("div.head", {}, make("h1.prompt", { dir: "auto" }, prompt.text), button("compare", "Compare two", compareTwo, { disabled: !comparable })),
-    make("ol.takes", {}, items), hints());
+    make("ol.takes", {}, items), button("more", "", () => { all = true; drawTakes(); }), hints());
+  drawMore(items);
 }
 
 const hints = () => make("p.keys", {}, [["↑ ↓", "move"], ["space", "play"], ["k", "keep"], ["d", "discard"], ["c", "compare two"], ["/", "new prompt"]]
@@ -119,6 +139,7 @@ function drawPrompts() {
 
 function drawSystems() {
   const field = byId("systems");
+  byId("best").hidden = !state.scorers.length;
   if (field.querySelector("input")) return;
   field.hidden = state.systems.length < 2;
   field.append(...state.systems.map((one) => make("label.chip", {}, make("input", { type: "checkbox", name: "system", value: one.name, checked: true }), make("span", {}, one.name))));
@@ -139,6 +160,7 @@ function draw(answer) {
 
 async function go(prompt) {
   stopComparing();
+  all = false;
   shown = prompt;
   history.replaceState(null, "", `#${prompt}`);
   await change("GET", `/state?prompt=${prompt}`);
@@ -189,8 +211,8 @@ function stopComparing() {
 }
 
 function move(by) {
-  const all = [...takes.querySelectorAll(".take")];
-  const next = all[all.indexOf(document.activeElement.closest(".take")) + by] || (by < 0 ? all[0] : all.at(-1));
+  const items = [...takes.querySelectorAll(".take:not([hidden])")];
+  const next = items[items.indexOf(document.activeElement.closest(".take")) + by] || (by < 0 ? items[0] : items.at(-1));
   if (!next) return;
   next.focus({ preventScroll: true });
   next.scrollIntoView({ block: "nearest" });
@@ -233,12 +255,14 @@ form.addEventListener("submit", async (event) => {
   const order = { prompt: form.elements.prompt.value, systems, count: number("count") };
   for (const name of ["steps", "guidance", "seed"]) order[name] = number(name);
   stopComparing();
+  all = false;
   const answer = await request("POST", "/takes", order);
   if (answer.refused) return;
   history.replaceState(null, "", `#${answer.prompt}`);
   draw(answer);
   byId("words").blur();
 });
+form.elements.best.addEventListener("input", () => { all = false; if (state && !comparing) drawTakes(); });
 byId("cancel").addEventListener("click", () => change("DELETE", `/takes?prompt=${shown}`));
 
 async function watch() {
