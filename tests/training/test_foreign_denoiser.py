@@ -160,7 +160,7 @@ def test_it_is_sampled_alone_as_in_a_batch_and_guided_by_its_own_conditioning() 
     assert np.abs(unguided.waveform - clips[0].waveform).max() > 1e-4
 
 
-def test_it_is_edited_and_makes_long_clips_by_each_of_its_samplers() -> None:
+def test_it_is_edited_and_makes_long_clips_by_each_of_its_samplers(tmp_path: Path) -> None:
     denoiser, rate = TinyFlow(), 2 * RATE
     samples = 0.3 * np.random.default_rng(0).standard_normal((rate, 2)).clip(-3, 3)
     for scheduler in ("euler", "dpm++", "unipc"):
@@ -182,6 +182,10 @@ def test_it_is_edited_and_makes_long_clips_by_each_of_its_samplers() -> None:
         model.generate(requests(2)[1:], negative="a bell")[0].waveform, long[1].waveform, atol=1e-5
     )
     assert np.abs(model.generate(requests(2))[0].waveform - long[0].waveform).max() > 1e-4
+    TinyFlow().save_model(tmp_path / "model")
+    loaded = load(f"{__name__}:TinyFlow@{tmp_path / 'model'}", "dpm++", 1.0)
+    assert type(loaded.denoiser.process.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert loaded.generate(requests(1))[0].waveform.shape == (RATE,)
     parts = [(0.0, 0.5, "rain"), (0.5, 1.5, "a dog barks")]
     assert model.generate(requests(1), timeline=parts)[0].waveform.shape == (1.5 * RATE,)
 

@@ -286,7 +286,7 @@ def edit(
     for wave in decode(denoiser, latents):
         patch = resample(Clip(wave / np.float32(gain) + mean, model_rate), rate).waveform
         edited.append(_spliced(samples, fit(patch, stop - offset), offset, first, last, round(SPLICE * rate)))
-    return np.roll(np.stack(edited), -shift, axis=1)
+    return np.roll(np.stack(edited), -shift, axis=1) if shift else np.stack(edited)
 
 
 def _placed(
@@ -311,7 +311,7 @@ def _placed(
         raise RecipeError(f"strength must be between 0 and 1, not {strength:g}")
     if extend is not None and not (0 < extend < math.inf and strength == 1):
         raise RecipeError(f"a continuation has more than 0 s and the strength 1, not {extend:g} s and {strength:g}")
-    samples = samples.astype(np.float64)
+    samples = samples.astype(np.float64, copy=False)
     if extend is not None:
         samples = np.concatenate([samples, np.zeros((round(extend * rate), samples.shape[1]))])
         region = length / rate, len(samples) / rate

@@ -147,24 +147,30 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None) 
 
     Raises RecipeError for an unknown scheduler, and for any with a model that runs by its own.
     """
-    from milonga.models.denoiser import Process
-    from milonga.models.generator import DenoiserModel, TangoModel, baseline_class, load_baseline
-    from milonga.models.schedulers import check_scheduler, scheduler_named
+    from milonga.models.generator import TangoModel, baseline_class, load_baseline
+    from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
     _no_progress_bars()
     if own := run_system(name):
         return own.load(scheduler, seconds)
     if CUSTOM.fullmatch(name):
-        denoiser = load_denoiser(name)
-        if scheduler is not None:
-            denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
-        return DenoiserModel(name, denoiser, seconds)
+        return _custom(name, load_denoiser(name), scheduler, seconds)
     if kind := baseline_class(weights_of(name)):
         if scheduler is not None:
             raise RecipeError(f"{name} is a {kind}, which runs by its own scheduler: leave --scheduler out")
         return load_baseline(name, weights_of(name), seconds)
     return TangoModel(name, pipeline(name), scheduler, seconds)
+
+
+def _custom(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: float | None) -> Model:
+    from milonga.models.denoiser import Process
+    from milonga.models.generator import DenoiserModel
+    from milonga.models.schedulers import scheduler_named
+
+    if scheduler is not None:
+        denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
+    return DenoiserModel(name, denoiser, seconds)
 
 
 def load_denoiser(name: str, trained: Path | None = None) -> "Denoiser":
@@ -253,7 +259,7 @@ def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | Non
     from milonga.models.generator import TangoModel
 
     if CUSTOM.fullmatch(name):
-        return generator_of(trained.parent.name, load_denoiser(name, trained))
+        return _custom(trained.parent.name, load_denoiser(name, trained), scheduler, seconds)
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds)
 
 
