@@ -46,6 +46,77 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path_factory, missing, name):
         from_flac(path.read_bytes())
 
 
+ENCODED = [("x.flac", {}), ("x.ogg", {}), ("x.opus", {"format": "OGG", "subtype": "OPUS"}), ("x.mp3", {})]
+ENCODED += [("x.wav", {"format": kind}) for kind in ("RF64", "W64", "AU")]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(ENCODED), st.sampled_from([8000, 16000, 48000]), st.floats(0.02, 0.999))
+def test_any_share_of_an_encoded_file_is_refused(tmp_path_factory, kind, rate, share):
+    name, how = kind
+    path = written(tmp_path_factory.mktemp("cut") / name, rate=rate, **how)
+    data = path.read_bytes()
+    assert len(read_audio(path).waveform) == len(from_flac(data).waveform) == RATE
+    path.write_bytes(data[: round(share * len(data))])
+    for read in (lambda: read_audio(path), lambda: from_flac(path.read_bytes()), lambda: read_channels(path, "x")):
+        with pytest.raises(AudioError, match=r"is cut off|cannot be read as audio|is empty"):
+            read()
+
+
+def test_an_ogg_that_ends_with_a_page_is_cut_off_too(tmp_path):
+    data = written(tmp_path / "x.ogg", np.tile(NOISE, 8)).read_bytes()
+    (tmp_path / "y.ogg").write_bytes(data[: data.rindex(b"OggS")])
+    with pytest.raises(AudioError, match=r"y\.ogg: the audio is cut off: its last Ogg page does not end the stream"):
+        read_audio(tmp_path / "y.ogg")
+
+
+def test_an_mp3_is_read_whole_whatever_stands_around_it(tmp_path):
+    data = written(tmp_path / "x.mp3").read_bytes()
+    for other in (data + b"TAG" + b" " * 125, data + bytes(300), b"ID3\3\0\0\0\0\0\x0a" + bytes(10) + data):
+        (tmp_path / "y").write_bytes(other)  # libsndfile knows an MP3 without a tag by its suffix alone
+        assert len(read_audio(tmp_path / "y").waveform) == len(from_flac(other).waveform) == RATE
+
+
+def test_an_mp3_of_variable_bitrate_without_an_index_is_not_read_short(tmp_path):
+    """libsndfile guesses its length from the first frames, and leaves out the rest."""
+    path = tmp_path / "x.mp3"
+    soundfile.write(path, np.concatenate([NOISE, np.zeros(4 * RATE), NOISE]), RATE, bitrate_mode="VARIABLE")
+    data = path.read_bytes()
+    path.write_bytes(data[data.index(data[:2], 2) :])
+    with pytest.raises(
+        AudioError, match=r"holds \d+ of \d+ samples; fetch it again; it may be an MP3 without an index"
+    ):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("seconds", [1, 100])
+def test_an_mp3_of_one_bitrate_without_an_index_is_read_whole(seconds, tmp_path):
+    """Frames of silence, 128 kbit/s at 44.1 kHz: 417.96 bytes each on average."""
+    frames, size = seconds * 44100 // 1152, 417 + 47 / 49
+    pads = [int((n + 1) * size) - int(n * size) - 417 for n in range(frames)]
+    data = b"".join(bytes([0xFF, 0xFB, 0x90 | pad << 1, 0x64]) + bytes(413 + pad) for pad in pads)
+    (tmp_path / "x.mp3").write_bytes(data)
+    assert len(read_audio(tmp_path / "x.mp3").waveform) == len(from_flac(data).waveform) == frames * 1152
+    with pytest.raises(AudioError, match="it ends before its last MP3 frame does"):
+        from_flac(data[: len(data) // 2 - 100])
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.ogg", "x.mp3"])
+def test_what_is_not_used_of_a_long_file_is_not_decoded(name, tmp_path, monkeypatch):
+    path, blocks, plain = written(tmp_path / name, np.tile(NOISE, 3)), [], soundfile.SoundFile.read
+    every = read_channels(path, "x")[0]
+
+    def counted(file, *arguments, **options):
+        blocks.append(file.tell())
+        return plain(file, *arguments, **options)
+
+    monkeypatch.setattr("milonga.core.audio.BLOCK", 1000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    assert np.array_equal(read_channels(path, "x", 1.5)[0], every[: 3 * RATE // 2])
+    assert len(blocks) == 24
+    assert np.array_equal(read_channels(path, "x", 9)[0], every)
+
+
 def test_a_wav_of_half_of_what_its_header_promises_says_so(tmp_path):
     with pytest.raises(AudioError, match="is cut off: it holds 32000 of 64000 bytes of audio; fetch it again"):
         read_audio(with_length(tmp_path / "x.wav", 64000))

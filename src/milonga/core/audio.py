@@ -6,6 +6,7 @@ so a run's audio loads and plays anywhere.
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +30,16 @@ RATES = (1_000, 1_000_000)  # Hz: beyond them a header is damaged, and resamplin
 LOUDEST = 1e10  # of a float file's samples: larger ones are damage, and overflow in every network
 STREAMED = 0x7FFF0000  # a WAV's length from here on is what programs write that do not know it yet
 BLOCK = 2**20  # frames that are read at once of a long file
+CUT_OFF = re.compile(r": (\d+) \(should be (\d+)\)")  # libsndfile's note on a size that the file does not reach
+UNKNOWN = 2**62  # a size from here on is what programs write that do not know it yet
+OGG_PAGES = 2**17  # bytes at a file's end that surely hold a page
+MP3_ENDS = 5 * 1152  # samples of an MP3 that decoders leave out: its index, an encoder's delay and padding
+MP3_BITRATES = (
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # kbit/s of MPEG 2 and 2.5
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # of MPEG 1
+)
+ID3 = b"ID3\3\0\0\0\0\0\x0a" + bytes(10)  # an empty tag
+AGAIN = "fetch it again"
 TABLE_BITS = 24  # in tables: rounding to 16 would turn float noise between batch sizes into scores apart by 2e-5
 
 
@@ -183,13 +194,14 @@ def _cut(text: str, size: int) -> str:
     return text if len(data) <= size else data[:size].decode(errors="ignore") + " […]"
 
 
-def read_channels(source: Path | bytes, name: str) -> tuple[np.ndarray, int]:
-    """The samples of a file or of its bytes as they are, float32 (samples, channels), and their rate in Hz.
+def read_channels(source: Path | bytes, name: str, seconds: float | None = None) -> tuple[np.ndarray, int]:
+    """The samples of a file or of its bytes as they are, float32 (samples, channels), and their rate in Hz; of a longer
+    file the first `seconds`, and no more of it is decoded.
 
     Raises AudioError, which calls it `name`, when it cannot be decoded, is empty or cut off, or has samples that are
     not finite or a rate of no audio.
     """
-    samples, rate, _ = _read(source, name, None)
+    samples, rate, _ = _read(source, name, seconds, with_mean=False)
     return samples, rate
 
 
@@ -219,18 +231,27 @@ def _decode(source: Path | bytes, name: str, mono: Mono, seconds: float | None) 
 
 
 def _read(
-    source: Path | bytes, name: str, seconds: float | None, dtype: Literal["float32", "float64"] = "float32"
+    source: Path | bytes,
+    name: str,
+    seconds: float | None,
+    dtype: Literal["float32", "float64"] = "float32",
+    with_mean: bool = True,
 ) -> tuple[np.ndarray, int, np.ndarray | None]:
     """Samples (samples, channels), their rate and, where only the first `seconds` are given, each channel's mean over
-    the whole file, which is read block by block."""
+    the whole file, which is read block by block; without the mean reading stops there."""
     import soundfile
 
     try:
         with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as data:
-            _check_length(data, name)
-            data.seek(0)
-            with soundfile.SoundFile(data) as file:
-                rate, promised = file.samplerate, file.frames if file.format == "FLAC" else 0
+            least = _check_length(data, name)
+            with soundfile.SoundFile(_recognisable(source, data)) as file:
+                vars(file)["seekable"] = lambda: False  # it seeks after each read, and MP3 then decodes with errors
+                rate, promised = file.samplerate, file.frames if file.format == "FLAC" else least
+                stated = CUT_OFF.search(file.extra_info) if file.format not in ("WAV", "WAVEX", "AIFF") else None
+                if stated and int(stated[2]) < int(stated[1]) < UNKNOWN:
+                    raise AudioError(
+                        f"{name}: the audio is cut off: it holds {stated[2]} of {stated[1]} bytes; {AGAIN}"
+                    )
                 if not RATES[0] <= rate <= RATES[1]:
                     raise AudioError(f"{name}: a sampling rate of {rate} Hz is no audio's: the header is damaged")
                 wanted = None if seconds is None else round(seconds * rate)
@@ -247,43 +268,106 @@ def _read(
                     held += len(block)
                     if len(block):
                         blocks.append(block)
+                    if wanted is not None and held == wanted and not with_mean:
+                        promised = 0
+                        break
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"{name}: cannot be read as audio ({error})") from error
     if not held:
         raise AudioError(f"{name}: the audio is empty")
     if frames < promised:
-        raise AudioError(f"{name}: the audio is cut off: it holds {frames} of {promised} samples; fetch it again")
+        advice = "; it may be an MP3 without an index: convert it to FLAC" if least else ""
+        raise AudioError(f"{name}: the audio is cut off: it holds {frames} of {promised} samples; {AGAIN}{advice}")
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     return samples, rate, total / frames if held < frames else None
 
 
-def _check_length(file: BinaryIO, name: str) -> None:
-    """Raises AudioError for a WAV or AIFF that holds less than its header promises, which libsndfile reads."""
+def _check_length(file: BinaryIO, name: str) -> int:
+    """Raises AudioError for a file that libsndfile reads although it is cut off: a WAV or AIFF that holds less than its
+    header promises, an Ogg whose last page is incomplete or does not end the stream, an MP3 with half a frame.
+
+    Of an MP3 it gives the least number of samples to expect: without an index libsndfile guesses it from the bitrate.
+    """
     size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - OGG_PAGES))
+    tail = file.read()
     file.seek(0)
     head = file.read(12)
+    if head[:4] == b"OggS" and not _ends_ogg(tail):
+        raise AudioError(f"{name}: the audio is cut off: its last Ogg page does not end the stream; {AGAIN}")
+    samples = _mp3_samples(file, size)
+    if samples is None:
+        raise AudioError(f"{name}: the audio is cut off: it ends before its last MP3 frame does; {AGAIN}")
     if head[:4] + head[8:] not in (b"RIFFWAVE", b"RIFXWAVE", b"FORMAIFF", b"FORMAIFC"):
-        return
+        return max(0, samples - MP3_ENDS)
     place = 12
     while True:
         file.seek(place)
         chunk = file.read(8)
         if len(chunk) < 8:
-            return
+            return 0
         length = int.from_bytes(chunk[4:], "little" if head[:4] == b"RIFF" else "big")
         place += 8
         if chunk[:4] in (b"data", b"SSND"):
             break
         place += length + length % 2
     if size - place < length < STREAMED:
-        raise AudioError(
-            f"{name}: the audio is cut off: it holds {size - place} of {length} bytes of audio; fetch it again"
-        )
+        raise AudioError(f"{name}: the audio is cut off: it holds {size - place} of {length} bytes of audio; {AGAIN}")
     if length == 0 and size > place:
         raise AudioError(
             f"{name}: its header says that the audio is empty, but {size - place} bytes follow: the recording was "
             "interrupted; repair the file"
         )
+    return 0
+
+
+def _recognisable(source: Path | bytes, data: BinaryIO) -> str | BinaryIO:
+    """What libsndfile opens: an MP3 without a tag is known to it by the file's name alone, any other file by itself."""
+    data.seek(0)
+    untagged = _mp3_frame(data.read(4)) > 0
+    data.seek(0)
+    if not untagged:
+        return data
+    return str(source) if isinstance(source, Path) and source.suffix.lower() == ".mp3" else BytesIO(ID3 + data.read())
+
+
+def _ends_ogg(tail: bytes) -> bool:
+    """Whether the last page in the end of an Ogg file is complete and ends its stream (RFC 3533, section 6)."""
+    page = tail[tail.rfind(b"OggS") :]
+    segments = page[27 : 27 + page[26]] if len(page) > 27 else b""
+    complete = len(page) > 27 and len(page) >= 27 + page[26] + sum(segments)
+    return complete and bool(page[5] & 4)
+
+
+def _mp3_samples(file: BinaryIO, size: int) -> int | None:
+    """The samples that the frames of an MP3 of `size` bytes decode to, 0 for any other file; None where its last frame
+    is incomplete, or its index (Xing's) promises more frames than there are."""
+    file.seek(0)
+    tag = file.read(10)
+    place = 10 + sum(part << 7 * (3 - n) for n, part in enumerate(tag[6:])) if tag[:3] == b"ID3" else 0
+    file.seek(place)
+    header, first = file.read(4), file.read(200)
+    frames, per_frame = 0, 1152 if header[1:2] > b"\xf7" else 576
+    while length := _mp3_frame(header):
+        frames, place = frames + 1, place + length
+        file.seek(place)
+        header = file.read(4)
+    index = re.search(rb"(?:Xing|Info)...[\1\3\5\7\11\13\15\17](....)", first, re.DOTALL)
+    promised = int.from_bytes(index[1]) if index and frames else 0
+    half = place > size or (frames and 0 < len(header) < 4 and header[0] == 0xFF)
+    return None if half or frames < promised else frames * per_frame
+
+
+def _mp3_frame(header: bytes) -> int:
+    """The bytes of a layer III frame by its header (ISO 11172-3, 2.4.2.3); 0 for what is none, or has no bitrate."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2 or header[2] & 0x0C == 0x0C:
+        return 0
+    version, bitrate = header[1] >> 3 & 3, header[2] >> 4
+    if version == 1 or bitrate in (0, 15):
+        return 0
+    rate = (44100, 48000, 32000)[header[2] >> 2 & 3] >> {3: 0, 2: 1, 0: 2}[version]
+    kilobits = MP3_BITRATES[version == 3][bitrate - 1]
+    return (144 if version == 3 else 72) * kilobits * 1000 // rate + (header[2] >> 1 & 1)
 
 
 def clip_table(ids: Sequence[str], clips: Sequence[Clip], latents: Sequence[bytes | None]) -> "pyarrow.Table":
