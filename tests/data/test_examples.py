@@ -7,7 +7,16 @@ import tiny_training as tiny
 import torch
 
 from milonga.core.errors import DataError
-from milonga.data.examples import CaptionedClips, PairExamples, filter_by_strategy
+from milonga.data.examples import (
+    CaptionedClips,
+    ConcatExamples,
+    Examples,
+    GroupExamples,
+    PairExamples,
+    Subset,
+    filter_by_strategy,
+    fingerprint,
+)
 from milonga.models.denoiser import Conditioning, Posterior
 
 
@@ -99,6 +108,69 @@ def test_captioned_clips_may_be_plain_latents() -> None:
 def test_captioned_clips_have_no_prior_clips_beside_them() -> None:
     with pytest.raises(DataError, match="prior_weight = 0"):
         captioned().prior_batch([0], 0)
+
+
+def examples_of(
+    count: int = 600, winner: int = -1, loser: int = -1, state: int = -1, logvar: int = -1, weight: int = -1,
+    caption: int = -1, seed: int = 0,
+) -> list[Examples]:  # fmt: skip
+    """Examples of each kind, in which the numbered one has another value."""
+    rng = torch.Generator().manual_seed(5)
+    latents = [torch.randn(count, 1, 2, 2, generator=rng).half() for _ in range(3)]
+    states, weights = torch.randn(count, 1, 2, generator=rng), torch.rand(count, generator=rng)
+    for tensor, place in zip((*latents, states, weights), (winner, loser, logvar, state, weight), strict=True):
+        if place >= 0:
+            tensor[place] += 1
+    texts = [["a dog", f"a bell {n}{'!' * (n == caption)}"] for n in range(count)]
+    pairs = PairExamples(latents[0], latents[1], captions(states), seed=seed, weights=weights)
+    clips = CaptionedClips(Posterior(latents[0], latents[2], 0.5), texts, lambda some: captions(states), seed)
+    groups = GroupExamples(latents[0].unflatten(0, (-1, 2)), torch.arange(count).reshape(-1, 2), captions(states[::2]))
+    return [pairs, clips, groups, ConcatExamples([pairs], prior=clips), Subset(pairs, range(count - 1))]
+
+
+@pytest.mark.parametrize("place", [0, 1, 301, 598])
+def test_a_fingerprint_is_of_every_example_and_not_of_the_seed(place: int) -> None:
+    plain = list(map(fingerprint, examples_of()))
+    assert list(map(fingerprint, examples_of(seed=9))) == plain
+    assert len(set(plain)) == 5
+    seen = {
+        "winner": "11111",
+        "loser": "10011",
+        "logvar": "01010",
+        "state": "10011",
+        "weight": "10011",
+        "caption": "01010",
+    }
+    for part, changed in seen.items():
+        prints = list(map(fingerprint, examples_of(**{part: place})))
+        differ = "".join(str(int(one != other)) for one, other in zip(prints, plain, strict=True))
+        if part == "state" and place % 2 == 0:
+            changed = "10111"  # a group's caption
+        assert differ == changed, part
+
+
+def test_a_fingerprint_of_captions_does_not_depend_on_how_they_were_encoded() -> None:
+    winners = torch.zeros(3, 1, 2, 2)
+
+    def of(noise: float, texts: list[str] | None) -> str:
+        return fingerprint(PairExamples(winners, winners, captions(torch.full((3, 1, 2), noise)), captions=texts))
+
+    assert of(1.0, ["a", "b", "c"]) == of(1.001, ["a", "b", "c"]) != of(1.0, ["a", "b", "d"])
+    assert of(1.0, None) != of(1.001, None)
+
+
+def test_examples_of_ones_own_class_are_hashed_one_by_one() -> None:
+    class Own:
+        num_prior = 0
+
+        def __init__(self, examples: Examples) -> None:
+            self.batch, self.prior_batch, self._examples = examples.batch, examples.prior_batch, examples
+
+        def __len__(self) -> int:
+            return len(self._examples)
+
+    first = fingerprint(Own(examples_of(300)[0]))
+    assert first == fingerprint(Own(examples_of(300)[0])) != fingerprint(Own(examples_of(300, winner=299)[0]))
 
 
 def test_groups_are_chosen_by_name_and_keep_their_order() -> None:

@@ -19,6 +19,7 @@ import small_networks
 import soundfile
 
 from milonga.core.errors import DataError, MilongaWarning
+from milonga.core.ids import file_hash
 from milonga.core.records import Refusal
 from milonga.data.audio_alpaca import checked_pairs, read_alpaca
 from milonga.data.captions import audio_files, clip_captions, prompt_source
@@ -194,7 +195,38 @@ def test_more_reasons_than_ten_stand_in_a_file(tmp_path):
     report_left_out_folder = tmp_path / "run" / "encoded" / "0f" / "refused"
     with pytest.warns(MilongaWarning, match="left out 4 of 193 clips; t"):
         report_left_out(refusals(4), 193, report_left_out_folder)
-    assert left_out_of(tmp_path / "run") == ["4 of 193 clips"]
+    assert left_out_of(tmp_path / "run") == {"4 of 193 clips": [f"t.csv, line {n}: gone" for n in range(4)]}
+
+
+def test_a_report_replaces_the_one_of_what_the_same_source_held_before(tmp_path):
+    for folder, count, source in (
+        ("0a", 4, "clips:a"),
+        ("0b", 5, "clips:b"),
+        ("0c", 2, "clips:a"),
+        ("0d", 0, "clips:b"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MilongaWarning)
+            report_left_out(refusals(count), 193, tmp_path / "encoded" / folder / "refused", source=source)
+    assert list(left_out_of(tmp_path)) == ["2 of 193 clips of clips:a"]
+
+
+def test_a_fingerprint_is_of_contents_and_files_are_read_again_only_where_they_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MILONGA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "t.csv").write_text("file_name,caption\na.wav,a\nb.wav,b\n")
+    for name in ("a", "b"):
+        wav(tmp_path / f"{name}.wav", ord(name))
+    first, reads = fingerprint(f"clips:{tmp_path}/t.csv"), []
+    monkeypatch.setattr("milonga.data.recordings.file_hash", lambda file: (reads.append(file.name), file_hash(file))[1])
+    assert fingerprint(f"clips:{tmp_path}/t.csv") == first
+    assert reads == ["t.csv"]
+    (tmp_path / "a.wav").touch()
+    assert fingerprint(f"clips:{tmp_path}/t.csv") == first
+    assert reads == ["t.csv", "t.csv", "a.wav"]
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert fingerprint(f"clips:{tmp_path}/copy/t.csv") == first
+    wav(tmp_path / "b.wav", 7)
+    assert fingerprint(f"clips:{tmp_path}/t.csv") != first
 
 
 def test_more_than_half_left_out_stops_unless_allowed(tmp_path):

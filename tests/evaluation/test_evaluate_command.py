@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
-from milonga.core.audio import write_audio
+from milonga.core.audio import read_audio, write_audio
 from milonga.core.cache import feature_cache
 from milonga.core.errors import CheckpointError, DataError, RecipeError, StoreError
 from milonga.core.records import Clip
@@ -20,6 +22,7 @@ from milonga.evaluation import EvalConfig
 from milonga.evaluation import features as extractors
 from milonga.evaluation.evaluate import evaluate
 from milonga.evaluation.inputs import AudioRef, load_inputs
+from milonga.evaluation.metrics import get_metric
 from milonga.scorers import panns, vggish
 from milonga.scorers.waveform import of_protocol
 
@@ -114,7 +117,9 @@ def test_the_table_to_read_says_how_its_numbers_were_made(root: Path) -> None:
     made = done.stdout.partition("protocol\n")[2]
     assert re.search(r"FD: nano-tagger@[0-9a-f]{8}; mean of channels", made)
     assert "softmax, reference ‖ generated" in made
-    assert re.search(r"^all: protocol milonga; milonga .*; 100 resamples; N 6; seed 0$", made, re.M)
+    assert re.search(
+        r"^all: protocol milonga; at most 60 s of a clip; milonga .*; 100 resamples; N 6; seed 0$", made, re.M
+    )
 
 
 def test_labels_split_by_their_number_and_tell_how_far_captions_agree(root: Path, tmp_path: Path) -> None:
@@ -178,6 +183,119 @@ def test_features_are_extracted_again_only_where_audio_or_extractor_change(
     (cache / "features.sqlite").write_bytes(b"?" * 40)  # as a crash of the machine may leave it
     assert peak("weights 1") == 0.25
     assert batches == [1, 1, 1, 1]
+
+
+def test_a_cached_entry_without_its_columns_is_extracted_again(tmp_path: Path) -> None:
+    def extract(keys, clips):
+        return {"first": [np.array(1.0)] * len(clips), "second": [np.array(2.0)] * len(clips)}
+
+    write_audio(tmp_path / "clip.wav", Clip(np.full(100, 0.5, np.float32), 8000))
+    clips, store = {"a": AudioRef("a", tmp_path / "clip.wav")}, feature_cache()
+    part = extractors.Extractor("x", "x", extract, ("first", "second"))
+    store.put({f"{part.key}/9/{clips['a'].hash()}": {"first": np.array(7.0)}})
+    for _ in range(2):
+        columns = extractors.extract_columns(clips, [part], store, lambda count: None, 9)
+        assert {name: float(cells["a"]) for name, cells in columns.items()} == {"first": 1.0, "second": 2.0}
+    assert len(next(iter(store.get([f"{part.key}/9/{clips['a'].hash()}"]).values()))) == 2
+
+
+def test_one_clip_has_values_without_intervals(root: Path, tmp_path: Path) -> None:
+    for name in ("near", "real"):
+        (tmp_path / name).mkdir()
+        file = next((root / name).glob("clip2.*"))
+        (tmp_path / name / file.name).write_bytes(file.read_bytes())
+    sources, nano = [str(tmp_path / "near"), str(tmp_path / "real")], EvalConfig(weights="nano")
+    evaluation = evaluate(sources, None, None, nano)
+    values = {row.metric: row for row in evaluation.summaries if row.system == "near"}
+    assert set(values) == {"kl", "silent", "clipped"}
+    assert all(row.n == 1 and np.isnan(row.low) and np.isnan(row.high) for row in values.values())
+    assert values["silent"].value == 0
+    text = str(evaluation)
+    assert re.search(r"Silent ↓ +0\.0 % +0\.0 %", text)
+    assert not re.search("note: (FD|IS)", text)
+    result = CliRunner().invoke(app, ["evaluate", *sources, "--weights", "nano", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert "Silent" in (tmp_path / "out" / "leaderboard.html").read_text()
+
+
+def test_metrics_that_apply_to_no_clip_are_an_error(root: Path) -> None:
+    config = EvalConfig(weights="nano", metrics=("exact_match",))
+    with pytest.raises(DataError, match="no clip has a value of exact_match: give clips, captions or a reference"):
+        evaluate([str(root / "near")], None, None, config)
+
+
+def test_a_set_against_itself_has_divergences_of_zero_and_none_below(root: Path) -> None:
+    config = EvalConfig(weights="nano", metrics=("kl", "fd"), resamples=100)
+    evaluation = evaluate([f"a={root / 'real'}", str(root / "real")], None, None, config)
+    assert all(row.value < 1e-9 and not row.low < 0 for row in evaluation.summaries)
+    assert "−0.0" not in str(evaluation).partition("protocol")[0]
+
+
+@pytest.mark.parametrize("name", ["silent", "kl", "fd"])
+def test_values_that_round_to_zero_have_no_sign(name: str) -> None:
+    metric = get_metric(name)
+    assert "−" not in metric.format_value(-1e-6) + metric.format_interval(-1e-6, -1e-7)
+    assert metric.format_value(-1.0).startswith("−")
+
+
+def test_of_a_long_clip_the_beginning_is_measured_and_the_rest_is_not_read(root: Path, tmp_path: Path) -> None:
+    wave = read_audio(root / "near" / "clip2.wav").waveform
+    for name, repeats in (("long", 8), ("short", 4)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            samples = np.concatenate([np.tile(wave, 4), np.ones(len(wave) * (repeats - 4), np.float32)])
+            write_audio(tmp_path / name / f"c{number}.wav", Clip(samples, 16000))
+    config = EvalConfig(weights="nano", seconds=2)
+    for _ in range(2):  # computed, then cached
+        evaluation = evaluate([str(tmp_path / "long")], None, None, config)
+        assert evaluation.warnings[0] == "only the first 2 s are measured (--seconds) of 2 of long"
+        assert "at most 2 s of a clip" in evaluation.summaries[0].protocol
+    short = evaluate([str(tmp_path / "short")], None, None, EvalConfig(weights="nano", seconds=2.1))
+    assert not any("--seconds" in line for line in short.warnings)
+    assert [row.value for row in short.summaries] == [row.value for row in evaluation.summaries]
+    every = evaluate([str(tmp_path / "long")], None, None, EvalConfig(weights="nano"))
+    assert {row.metric: row.value for row in every.summaries}["clipped"] == 1
+    assert {row.metric: row.value for row in evaluation.summaries}["clipped"] == 0
+
+
+MEMORY = """
+import resource, sys
+from milonga.evaluation import EvalConfig
+from milonga.evaluation.evaluate import evaluate
+from milonga.listening_test.sources import from_folders
+from pathlib import Path
+config = EvalConfig(weights="nano", cache=False, resamples=100)
+rows = evaluate([sys.argv[1]], None, Path(sys.argv[3]), config).summaries
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = evaluate([sys.argv[2]], None, Path(sys.argv[3]), config).summaries
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024, len(rows))
+try:
+    from_folders(Path(sys.argv[2]).parent, Path(sys.argv[3]), ["long"])
+except Exception as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
+"""
+
+
+def test_ten_hours_cost_an_evaluation_and_a_listening_test_what_they_use_of_them(tmp_path: Path) -> None:
+    """Read whole, the file's samples and its 16 kHz would take 3.5 GB."""
+    for name in ("short", "long"):
+        (tmp_path / name).mkdir()
+    write_audio(tmp_path / "short" / "a.wav", Clip(np.full(80_000, 0.1, np.float32), 8000))
+    data, length = bytearray((tmp_path / "short" / "a.wav").read_bytes()), 10 * 3600 * 8000 * 2
+    place = data.index(b"data")
+    data[4:8], data[place + 4 : place + 8] = (number.to_bytes(4, "little") for number in (length + place, length))
+    with (tmp_path / "long" / "a.wav").open("wb") as file:
+        file.write(data)
+        file.truncate(place + 8 + length)  # sparse: zeros that take no disk
+    (tmp_path / "captions.csv").write_text("clip,caption\na,a hum\n")
+    arguments = [str(tmp_path / name) for name in ("short", "long", "captions.csv")]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=True)
+    evaluated, refused, listened = done.stdout.splitlines()
+    assert float(evaluated.split()[0]) < 300
+    assert int(evaluated.split()[1]) >= 3
+    assert refused.endswith("a.wav: a clip of a listening test has at most 300 s; cut it to what people shall rate")
+    assert float(listened) < 300
 
 
 def test_published_weights_load_files_by_the_protocols_rules(

@@ -245,12 +245,15 @@ def test_distances_are_to_the_real_clips_of_the_same_prompts() -> None:
     assert found["base", "kl"].value > found["aligned", "kl"].value > 0
 
 
-def test_too_few_clips_give_a_set_no_interval_and_one_clip_no_row() -> None:
+def test_too_few_clips_give_a_set_no_interval_and_one_clip_values_alone() -> None:
     few = measured(BASE, prompts=PROMPTS[: SMALLEST_SET - 1])
     assert np.isfinite([few["base", "clap"].low, few["base", "fd"].value]).all()
     assert all(np.isnan([few["base", name].low, few["base", name].high]).all() for name in SETS)
     assert np.isfinite(measured(BASE, prompts=PROMPTS[:SMALLEST_SET])["base", "fd"].low)
-    assert measured(BASE, prompts=PROMPTS[:1]) == {}
+    single = measured(BASE, prompts=PROMPTS[:1])
+    assert single["base", "clap"].value == pytest.approx(0.4)
+    assert not {metric for _, metric in single} & set(SETS)
+    assert all(np.isnan([row.low, row.high]).all() and row.n == 1 for row in single.values())
     assert "fd" not in compared(BASE, ALIGNED, PROMPTS[: SMALLEST_SET - 1])
     assert compared(BASE, ALIGNED, PROMPTS[:1]) == {}
     unknown = [prompt(200 + n, None) for n in range(30)]

@@ -1,13 +1,11 @@
 """What can happen to a run folder: a full disk, damaged and deleted shards, two runs at once; nothing may be lost."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from fake_parts import RECIPE, FakeParts, NoiseModel
+from full_disk import no_file_above
 
 from milonga.core.errors import StoreError
 from milonga.core.store import Run
@@ -38,17 +36,6 @@ def without_later(path: Path, stage: str) -> None:
     later = STAGES[STAGES.index(stage) + 1 :]
     for file in [file for one in later for output in OUTPUTS[one] for file in (path / output).glob("*.parquet")]:
         file.unlink()
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """The system refuses to write more into any one file, as it does when a disk or a quota is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("stage", ["plan", "generate", "score"])

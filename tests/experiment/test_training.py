@@ -1,6 +1,8 @@
 """`milonga train`: a model on one's own clips or pairs, a run's systems, presets whose numbers have their sources."""
 
 import json
+import re
+import shutil
 from math import ceil
 from pathlib import Path
 
@@ -13,12 +15,15 @@ import soundfile
 import torch
 
 from milonga.core.config import Settings
-from milonga.core.errors import DataError, MilongaWarning, RecipeError
+from milonga.core.errors import DataError, MilongaWarning, RecipeError, StoreError
+from milonga.core.store import read_json, write_json
 from milonga.experiment.export import export_system
 from milonga.experiment.recipe import System, Train, load_recipe, parse_recipe
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.experiment.run import train
 from milonga.models.load import pipeline
+from milonga.reports.cards import plain
+from milonga.reports.html import write_report
 from milonga.training.schedule import count_steps, lr_factor
 
 PAIRS = 15_025  # of the published set
@@ -100,6 +105,54 @@ def test_a_model_is_fine_tuned_on_a_folder_of_clips_loads_and_exports(model, cli
     assert "TangoPipeline" in (finished / "pipeline.py").read_text()
     monkeypatch.setattr(registry, "load_denoiser", None)  # done: neither trained nor loaded again
     trained(file, tmp_path / "out")
+
+
+def test_a_training_on_clips_that_were_changed_is_refused(model, clips, tmp_path):
+    system = 'data = "clips"\nphases = [{ loss = "ldm", epochs = 1 }]'
+    file, out = recipe(tmp_path, model, f'clips = "clips:{clips}"', system), tmp_path / "out"
+    trained(file, out)
+    hashes = read_json(out / "manifest.json")["fingerprints"]["train"]["clips"]
+    assert list(hashes) == [f"clips:{clips}"]
+    weights = (out / "checkpoints/tuned/model/diffusion_pytorch_model.safetensors").read_bytes()
+    (clips / "3.wav").write_bytes((clips / "4.wav").read_bytes())
+    with pytest.raises(StoreError, match=rf"out holds a training on other contents of clips:{clips}: restore them, "):
+        trained(file, out)
+    assert (out / "checkpoints/tuned/model/diffusion_pytorch_model.safetensors").read_bytes() == weights
+    shutil.rmtree(out / "checkpoints")
+    trained(file, out)
+    assert read_json(out / "manifest.json")["fingerprints"]["train"]["clips"] != hashes
+    manifest = read_json(out / "manifest.json")  # of before this hash was there
+    del manifest["fingerprints"]["train"]["clips"]
+    write_json(out / "manifest.json", manifest)
+    trained(file, out)
+    assert read_json(out / "manifest.json")["fingerprints"]["train"]["clips"] != hashes
+
+
+def test_what_is_left_out_stands_in_the_report_and_in_the_card(model, clips, tmp_path):
+    (clips / "2.wav").write_bytes(b"RIFF<b>")
+    data = f'clips = "clips:{clips}"\nlora_rank = 2'
+    file = recipe(tmp_path, model, data, 'data = "clips"\nphases = [{ loss = "ldm", epochs = 1 }]')
+    with pytest.warns(MilongaWarning, match="left out 1 of 5 clips"):
+        trained(file, tmp_path / "out")
+    card = (export_system(tmp_path / "out", tmp_path / "whole", "tuned") / "README.md").read_text()
+    assert f"- left out, because they could not be used: {plain(f'1 of 5 clips of clips:{clips}')}\n  - " in card
+    page = write_report(tmp_path / "out").read_text()
+    assert f"Left out, because they could not be used: 1 of 5 clips of clips:{clips}</summary>" in page
+    for text in (card, page):
+        assert "2.wav: cannot be read as audio" in text
+    # As the card says, diffusers takes the adapter on the base's own U-Net.
+    (line,) = re.findall(r"unet\.load_lora_adapter\(.*\)", card)
+    unet, tuned, base = (pipeline(place).unet for place in (model, str(tmp_path / "whole"), model))
+    exec(line.replace("FOLDER", str(tmp_path / "whole")), {"unet": unet})
+    inputs = (
+        torch.randn(1, 4, 8, 16),
+        torch.tensor([500]),
+        torch.randn(1, 3, unet.config.cross_attention_dim),
+    )
+    with torch.no_grad():
+        outputs = [network(*inputs).sample for network in (unet, tuned, base)]
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(outputs[1], outputs[2], atol=1e-5)
 
 
 def test_the_first_editions_recipe_for_own_data_trains_the_same_system_with_one_warning(model, clips, tmp_path):

@@ -21,6 +21,7 @@ def pipe() -> TangoPipeline:
         ({"prompt": None}, "the prompt is empty"),
         ({"prompt": []}, "the prompt is empty"),
         ({"prompt": ["a dog", None]}, "the prompt is empty"),
+        ({"prompt": "a dog \udcff"}, "a prompt holds half a character"),
         ({"seeds": [2**70]}, "a seed is a whole number of at most 64 bits, not 1180591620717411303424"),
         ({"seeds": "7"}, "a seed is a whole number of at most 64 bits, not '7'"),
         ({"seeds": [1.5]}, "a seed is a whole number"),

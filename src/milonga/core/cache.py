@@ -2,14 +2,15 @@
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache, wraps
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from milonga.core.errors import StoreError
+from milonga.core.errors import MilongaWarning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,48 +44,31 @@ class ArrayCache:
     """Named arrays by key, in one SQLite file that threads and processes may share.
 
     An entry is on disk before `put` returns, completely or not at all. A file that is no database is renamed to
-    `.damaged` and a new one is started, since everything in it can be computed again. Raises StoreError where the file
-    cannot be opened, read or written.
+    `.damaged` and a new one is started, since everything in it can be computed again. A file that cannot be opened,
+    read or written costs time alone: a warning says so, and from then on nothing is stored.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("rb") as file:
-                is_database = file.read(len(MAGIC)) == MAGIC
-            if not is_database:
-                self.path.replace(self.path.with_suffix(".damaged"))
-        with self._connection() as file:
-            file.execute("CREATE TABLE IF NOT EXISTS arrays (key TEXT PRIMARY KEY, tensors BLOB NOT NULL)")
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection that commits when the block ends well, and rolls back otherwise."""
-        try:
-            with closing(sqlite3.connect(self.path, timeout=60)) as file, file:
-                yield file
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path} cannot be used ({error}): it only saves time, so delete it") from error
+        self.path, self.usable = Path(path), True
+        self._use(self._create)
 
     def get(self, keys: Sequence[str]) -> "dict[str, dict[str, np.ndarray]]":
         """The arrays of the entries that exist, by key and name."""
-        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         entries: dict[str, dict[str, np.ndarray]] = {}
-        with self._connection() as file:
+
+        def read(file: sqlite3.Connection) -> None:
             for first in range(0, len(keys), KEYS_PER_QUERY):
                 part = list(keys[first : first + KEYS_PER_QUERY])
                 query = f"SELECT key, tensors FROM arrays WHERE key IN ({','.join('?' * len(part))})"
-                try:
-                    entries |= {key: load(tensors) for key, tensors in file.execute(query, part)}
-                except SafetensorError as error:
-                    raise sqlite3.DatabaseError(f"an entry is damaged: {error}") from error
+                entries.update((key, load(tensors)) for key, tensors in file.execute(query, part))
+
+        self._use(read)
         return entries
 
     def put(self, entries: "Mapping[str, Mapping[str, np.ndarray]]") -> None:
-        """Stores entries, each its arrays by name (safetensors' format); an entry that exists already stays."""
+        """Stores entries, each its arrays by name (safetensors' format); an entry that exists already is replaced."""
         import numpy as np
         from safetensors.numpy import save
 
@@ -92,8 +76,31 @@ class ArrayCache:
             (key, save({name: np.array(value, order="C") for name, value in arrays.items()}))
             for key, arrays in entries.items()
         ]
-        with self._connection() as file:
-            file.executemany("INSERT OR IGNORE INTO arrays VALUES (?, ?)", rows)
+        self._use(lambda file: file.executemany("INSERT OR REPLACE INTO arrays VALUES (?, ?)", rows))
+
+    def _create(self, file: sqlite3.Connection) -> None:
+        file.execute("CREATE TABLE IF NOT EXISTS arrays (key TEXT PRIMARY KEY, tensors BLOB NOT NULL)")
+
+    def _use(self, action: Callable[[sqlite3.Connection], object]) -> None:
+        """Calls `action` with the database, and commits what it does; a failure closes the cache with a warning."""
+        from safetensors import SafetensorError
+
+        if not self.usable:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and self.path.stat().st_size:
+                with self.path.open("rb") as start:
+                    is_database = start.read(len(MAGIC)) == MAGIC
+                if not is_database:
+                    self.path.replace(self.path.with_suffix(".damaged"))
+            with closing(sqlite3.connect(self.path, timeout=60)) as file, file:
+                action(file)
+        except (sqlite3.Error, OSError, SafetensorError) as error:
+            self.usable = False
+            advice = "delete it, or set MILONGA_CACHE to another folder"
+            text = f"{self.path} cannot be used ({error}), so features are computed each time: {advice}"
+            warnings.warn(text, MilongaWarning, stacklevel=2)
 
 
 def feature_cache(folder: Path | None = None) -> ArrayCache:

@@ -130,7 +130,9 @@ def read_alpaca(path: Path, split: str | None = None) -> Iterator[PairedClips]:
         yield pair
 
 
-def checked_pairs(path: Path, split: str | None = None) -> Iterator[PairedClips | Refusal]:
+def checked_pairs(
+    path: Path, split: str | None = None, seconds: float | None = None
+) -> Iterator[PairedClips | Refusal]:
     """Every row of a data set: a pair with its clips, or the reason why it cannot be used (`paired_clips`).
 
     Raises DataError for a missing file, split or column, and for a set without a row.
@@ -140,7 +142,7 @@ def checked_pairs(path: Path, split: str | None = None) -> Iterator[PairedClips 
         for number, row in enumerate(alpaca_rows(file), 1):
             empty, where = False, f"{file}, row {number}"
             try:
-                yield paired_clips(row, where, file.parent)
+                yield paired_clips(row, where, file.parent, seconds)
             except DataError as error:
                 yield Refusal(stage="pairs", id=content_id(where), reason=str(error))
     if empty:
@@ -206,9 +208,11 @@ def embedded_audio(cell: Any, folder: Path) -> Path | bytes | Clip:
     raise AudioError("holds no audio: neither bytes nor path nor array")
 
 
-def paired_clips(row: Mapping[str, Any], where: str, folder: Path = Path()) -> PairedClips:
-    """A row of the layout as a pair with its clips decoded; clips that are paths are looked for in `folder`. What the
-    row does not say is filled as `read_alpaca` describes.
+def paired_clips(
+    row: Mapping[str, Any], where: str, folder: Path = Path(), seconds: float | None = None
+) -> PairedClips:
+    """A row of the layout as a pair with its clips decoded, of each at most its first `seconds`; clips that are paths
+    are looked for in `folder`. What the row does not say is filled as `read_alpaca` describes.
 
     Raises DataError, naming `where` the row stands, for a clip that is missing, broken or too short, for an empty
     prompt, and where winner and loser are the same clip.
@@ -220,8 +224,8 @@ def paired_clips(row: Mapping[str, Any], where: str, folder: Path = Path()) -> P
         try:
             source = embedded_audio(row[side], folder)
             if isinstance(source, Path):
-                source = read_audio(source)
-            clip = from_flac(source) if isinstance(source, bytes) else source
+                source = read_audio(source, seconds=seconds)
+            clip = from_flac(source, seconds=seconds) if isinstance(source, bytes) else source
             if clip.seconds < SHORTEST:
                 raise AudioError(f"only {len(clip.waveform)} samples at {clip.rate} Hz")
         except AudioError as error:

@@ -51,7 +51,7 @@ def encode_pairs(
 
     files = alpaca_files(data, split)
     run = Run(work / content_id(denoiser.fingerprint, [[file.name, file_hash(file)] for file in files]))
-    total, rows = count_pairs(files), checked_pairs(data, split)
+    total, rows = count_pairs(files), checked_pairs(data, split, LONGEST)
     if not total:
         raise DataError(f"{data} holds no pairs")
     names = [shard_name(place, -(-total // SHARD)) for place in range(-(-total // SHARD))]
@@ -70,7 +70,7 @@ def encode_pairs(
                         losers = _posteriors(denoiser, [row.rejected for row in usable], "loser_")
                         shards.write_table(name, _table(winners | losers))
                     advance(len(part))
-    report_left_out(_refused(run), total, run.path / "refused", allow_missing, "pairs")
+    report_left_out(_refused(run), total, run.path / "refused", allow_missing, "pairs", str(data))
     pairs = run.stage("pair").read_records(Pair, names)
     winner, loser = (_read_posteriors(denoiser, run, names, prefix) for prefix in ("winner_", "loser_"))
     captions = [pair.prompt for pair in pairs]
@@ -138,14 +138,10 @@ def encode_clips(
                 shards.write_table(names[-1], table)
             total += len(part)
             advance(len(part))
-    report_left_out(_refused(run), total, run.path / "refused", allow_missing)
+    report_left_out(_refused(run), total, run.path / "refused", allow_missing, source=source)
     captions = [row for name in names for row in shards.read_table(name, ["captions"])["captions"].to_pylist()]
-
-    def caption_of(index: int, epoch: int) -> str:
-        return captions[index][derive_seed(seed, "caption", index, epoch) % len(captions[index])]
-
     encode_text = encode_captions(denoiser, run, [text for texts in captions for text in texts])
-    return CaptionedClips(_read_posteriors(denoiser, run, names), caption_of, encode_text, seed)
+    return CaptionedClips(_read_posteriors(denoiser, run, names), captions, encode_text, seed)
 
 
 def encode_captions(denoiser: "Denoiser", run: Run, captions: Sequence[str]) -> EncodeText:

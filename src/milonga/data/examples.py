@@ -15,7 +15,6 @@ from milonga.maths.group_losses import advantages
 from milonga.models.denoiser import Conditioning, Posterior
 
 Latents = Tensor | Posterior
-FINGERPRINTED = 256  # examples that tell one data set from another
 NO_PRIOR = "these examples have no prior-preservation clips: give real clips, or set prior_weight = 0"
 
 
@@ -72,7 +71,8 @@ class PairExamples:
 
     Latents are scaled tensors (N, *latent shape) or a `Posterior` to sample from anew each epoch. `prior` are real
     clips for the prior-preservation term; `weights`, `desirable` and `groups`, one for each example, are those of
-    `Batch`. Raises DataError when the lengths differ.
+    `Batch`. `captions` stand for the conditioning in a fingerprint, where that is encoded anew each time. Raises
+    DataError when the lengths differ.
     """
 
     def __init__(
@@ -85,7 +85,9 @@ class PairExamples:
         weights: Tensor | None = None,
         desirable: Tensor | None = None,
         groups: Sequence[str] | None = None,
+        captions: Sequence[str] | None = None,
     ) -> None:
+        self.captions = captions
         self.winners, self.losers, self.conditioning = winners, losers, conditioning
         self._prior, self._seed = prior, seed
         self._weights, self._desirable, self._groups = weights, desirable, groups
@@ -155,7 +157,8 @@ class GroupExamples:
 class CaptionedClips:
     """N real clips whose captions may differ from epoch to epoch, for the LDM phase (Eq. 4).
 
-    `caption_of(index, epoch)` gives a clip's caption; `encode_text(captions)` the captions' conditioning.
+    `captions` are each clip's, of which one is drawn for each epoch, or a function (index, epoch) → caption;
+    `encode_text(captions)` gives the captions' conditioning.
     """
 
     num_prior = 0
@@ -163,14 +166,21 @@ class CaptionedClips:
     def __init__(
         self,
         latents: Latents,
-        caption_of: Callable[[int, int], str],
+        captions: Sequence[Sequence[str]] | Callable[[int, int], str],
         encode_text: Callable[[Sequence[str]], Conditioning],
         seed: int = 0,
     ) -> None:
-        self._latents, self.caption_of, self._encode_text, self._seed = latents, caption_of, encode_text, seed
+        self._latents, self._captions, self._encode_text, self._seed = latents, captions, encode_text, seed
 
     def __len__(self) -> int:
         return len(self._latents)
+
+    def caption_of(self, index: int, epoch: int) -> str:
+        """A clip's caption in an epoch."""
+        if callable(self._captions):
+            return self._captions(index, epoch)
+        own = self._captions[index]
+        return own[derive_seed(self._seed, "caption", index, epoch) % len(own)]
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The clips with these indices and this epoch's captions."""
@@ -271,14 +281,51 @@ def train_val_split(examples: Examples, fraction: float, seed: int) -> tuple[Exa
 
 
 def fingerprint(examples: Examples) -> str:
-    """A hash of up to `FINGERPRINTED` examples, evenly spread: latents, captions and what belongs to them."""
-    digest, count = sha256(str(len(examples)).encode()), min(len(examples), FINGERPRINTED)
-    for place in (len(examples) * number // count for number in range(count)):
-        one = examples.batch([place], 0)
-        digest.update(_caption_id(one.conditioning).encode())
-        for value in (one.winner, one.loser, one.weights, one.desirable, one.advantages):
-            digest.update(b"-" if value is None else value.contiguous().numpy().tobytes())
+    """A hash of what all examples hold: latents as they are stored, captions, and what belongs to them."""
+    digest = sha256()
+    _update(digest, examples)
     return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, value: Any) -> None:
+    """Adds a value to a hash: tensors by their bytes, examples by all that is stored of each."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy())
+    elif isinstance(value, Posterior):
+        _update(digest, [value.mean, value.logvar])
+    elif isinstance(value, Conditioning):
+        _update(digest, [part for name in sorted(value) for part in (name, value[name])])
+    elif isinstance(value, list | tuple) and all(isinstance(part, str | int | float) for part in value):
+        digest.update(repr(list(value)).encode())
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)} parts".encode())
+        for part in value:
+            _update(digest, part)
+    elif hasattr(value, "batch"):
+        _update(digest, _contents(value))
+    else:
+        digest.update(repr(value).encode())
+
+
+def _contents(examples: Any) -> list[Any]:
+    """What examples hold, without what their seed draws; of a class that is not known here, each example."""
+    match examples:
+        case PairExamples():
+            texts = examples.conditioning if examples.captions is None else list(examples.captions)
+            parts = (examples.winners, examples.losers, examples._weights, examples._desirable, examples._groups)
+            return [*parts, texts]
+        case GroupExamples():
+            return [examples._latents, examples._advantages, examples._conditioning]
+        case CaptionedClips() if not callable(examples._captions):
+            return [examples._latents, *map(list, examples._captions)]
+        case Subset():
+            return [examples._examples, examples._places]
+        case ConcatExamples():
+            prior = examples._prior if isinstance(examples._prior, CaptionedClips) else None
+            return [*examples._parts, prior]
+    return [list(vars(examples.batch([place], 0)).values()) for place in range(len(examples))]
 
 
 def _caption_id(caption: Conditioning) -> str:

@@ -16,7 +16,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from milonga.core.audio import Mono, from_flac, read_audio
+from milonga.core.cache import feature_cache
 from milonga.core.errors import AudioError, DataError, MilongaWarning, RecipeError, brief
 from milonga.core.ids import content_id, file_hash
 from milonga.core.records import Clip, Refusal
@@ -125,13 +128,22 @@ def decoded(
 
 
 def report_left_out(
-    refusals: Sequence[Refusal], total: int, folder: Path, allow_missing: bool = False, things: str = "clips"
+    refusals: Sequence[Refusal],
+    total: int,
+    folder: Path,
+    allow_missing: bool = False,
+    things: str = "clips",
+    source: str = "",
 ) -> None:
     """Warns of what was left out of `total` clips or pairs: how many, and the file, row and reason of each.
 
-    All reasons stand in `folder/left-out.json`, up to ten in the warning too. Raises DataError where more than half is
-    left out, unless `allow_missing`, and where nothing is left.
+    All reasons stand in `folder/left-out.json`, up to ten in the warning too; it replaces an earlier one of the same
+    `source` beside it. Raises DataError where more than half is left out, unless `allow_missing`, and where nothing is
+    left.
     """
+    for earlier in folder.parent.parent.glob(f"*/{folder.name}/{LEFT_OUT}"):
+        if read_json(earlier).get("source", source) == source:
+            earlier.unlink()
     if not refusals:
         return
     reasons = [refusal.reason for refusal in refusals]
@@ -142,16 +154,20 @@ def report_left_out(
         advice = "mend the data, or set train.allow_missing (--allow-missing)"
         raise DataError(f"{text}, more than half; the first: {reasons[0]}; {advice}")
     listing = folder / LEFT_OUT
-    write_json(listing, {"left_out": len(reasons), "of": total, "things": things, "reasons": reasons})
+    write_json(listing, {"left_out": len(reasons), "of": total, "things": things, "source": source, "reasons": reasons})
     if len(reasons) > LISTED:
         reasons = [f"the first: {reasons[0]}", f"all are in {listing}"]
     warnings.warn("; ".join([text, *reasons]), MilongaWarning, stacklevel=2)
 
 
-def left_out_of(run: Path) -> list[str]:
-    """What the trainings of a run left out of their data, one sentence for each data set; none where all was used."""
+def left_out_of(run: Path) -> dict[str, list[str]]:
+    """What the trainings of a run left out of their data: for each data set how much of it, and all reasons."""
     reports = [read_json(file) for file in sorted(run.glob(f"encoded/*/refused/{LEFT_OUT}"))]
-    return [f"{report['left_out']:,} of {report['of']:,} {report['things']}" for report in reports]
+    return {
+        f"{report['left_out']:,} of {report['of']:,} {report['things']}"
+        + (f" of {report['source']}" if report.get("source") else ""): report["reasons"]
+        for report in reports
+    }
 
 
 def count_entries(source: str) -> int:
@@ -169,8 +185,8 @@ def count_entries(source: str) -> int:
 
 
 def fingerprint(source: str) -> str:
-    """A name for what a source holds now: bytes of its tables, size and time of the files that they name; for a data
-    set the library's own fingerprint of its rows."""
+    """A name for what a source holds now: bytes of its tables and of the files that they name, which are read again
+    only where size or time has changed; for a data set the library's own fingerprint of its rows."""
     kind, _, rest = source.partition(":")
     folder = Path(rest.removesuffix(":train"))
     if kind == "dataset" and rest and not metadata_of(folder):
@@ -179,8 +195,20 @@ def fingerprint(source: str) -> str:
     path = folder if kind == "dataset" else _paths(rest)[0]
     tables = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in TABLE_SUFFIXES)
     files = {entry.source for entry in clip_entries(source) if isinstance(entry.source, Path)}
-    stats = [(str(file), file.stat()) for file in sorted(files) if file.is_file()]
-    return content_id([file_hash(file) for file in tables], [[n, s.st_size, s.st_mtime_ns] for n, s in stats])
+    return content_id(
+        [file_hash(file) for file in tables], _file_hashes([file for file in sorted(files) if file.is_file()])
+    )
+
+
+def _file_hashes(files: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each file; those of files that are as they were come from the user's cache."""
+    stats = [file.stat() for file in files]
+    keys = [content_id("file", str(f.resolve()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
+    cache = feature_cache()
+    known = {key: row["sha256"].tobytes().hex() for key, row in cache.get(keys).items() if "sha256" in row}
+    fresh = {key: file_hash(file) for key, file in zip(keys, files, strict=True) if key not in known}
+    cache.put({key: {"sha256": np.frombuffer(bytes.fromhex(text), np.uint8)} for key, text in fresh.items()})
+    return [(known | fresh)[key] for key in keys]
 
 
 def _paths(rest: str) -> tuple[Path, Path | None]:

@@ -32,6 +32,7 @@ class EvalConfig:
     panns: str | None = _option(None, "Cnn14_16k weights, for FD, KL, IS and KAD; or OWNER/NAME:FILE.", metavar="FILE")
     vggish: str | None = _option(None, "VGGish weights, for FAD; or OWNER/NAME:FILE.", metavar="FILE")
     protocol: str = _option("milonga", "How files are loaded: milonga, tango or audioldm.")
+    seconds: float = _option(60.0, "How much of a clip is measured, from its beginning, in seconds.", min=1.0)
     splits: tuple[str, ...] = _option((), "Split by a column of the captions too.", "--split", metavar="COLUMN")
     labels: str | None = _option(
         None, "Class labels, divided by commas: split by their number, and report the agreement.", metavar="COLUMN"

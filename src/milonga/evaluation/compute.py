@@ -128,7 +128,7 @@ class Numbers:
             if without:
                 lines.append(f"no real clips, so none of {', '.join(without)}: give a reference")
         for metric in self.metrics:
-            if metric.kind != "set" or (metric.reference and plan.reference is None):
+            if metric.kind != "set" or clips < metric.least or (metric.reference and plan.reference is None):
                 continue
             arrays = [list(system.columns.get(metric.feature, {}).values()) for system in self.systems]
             short = sum(not array.size for side in arrays for array in side)
@@ -144,8 +144,8 @@ class Numbers:
         small = [split for split, keys in plan.splits.items() if self._count(keys) < SMALLEST_SET]
         if small:
             lines.append(
-                f"fewer than {SMALLEST_SET} clips, so no intervals of metrics of sets, and those of means are too "
-                f"narrow: {', '.join(small)}"
+                f"fewer than {SMALLEST_SET} clips, so no intervals of metrics of sets, and those of means (of two "
+                f"clips or more) are too narrow: {', '.join(small)}"
             )
         if not plan.paired and plan.reference is not None:
             lines.append("real clips are of other names, so there is no KL, and splits have no distances to them")
@@ -186,7 +186,8 @@ class Numbers:
             return None
         if self._count(held) < SMALLEST_SET:
             return statistics.Interval(drawn[0], np.nan, np.nan, self._count(held))
-        return statistics.interval_of(*drawn, self._count(held))
+        interval = statistics.interval_of(*drawn, self._count(held))
+        return replace(interval, low=max(interval.low, metric.floor))
 
     def _difference(
         self, metric: Metric, a: SystemFeatures, b: SystemFeatures, split: str, keys: Sequence[str]

@@ -78,7 +78,7 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
         cache = feature_cache() if config.cache else None
         with tracked("features", sum(map(len, features.sides.values()))) as advance:
             for name, clips in features.sides.items() if features.extractors else ():
-                features.add(name, extract.extract_columns(clips, features.extractors, cache, advance))
+                features.add(name, extract.extract_columns(clips, features.extractors, cache, advance, config.seconds))
     systems = [features.systems[name] for name in inputs.systems]
     real = features.systems.get(REFERENCE)
     recipe = inputs.manifest.get("recipe", {})
@@ -88,7 +88,16 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
     numbers = Numbers(systems, features.metrics, plan, features.stamp)
     with tracked("metrics", numbers.count) as advance:
         summaries, comparisons = numbers.summaries(advance), numbers.comparisons(advance)
-    warnings = [*left_out(given, inputs), *agreement(splits), *numbers.warnings(), *dict.fromkeys(numbers.failures)]
+    if not summaries:
+        titles = ", ".join(metric.name for metric in features.metrics)
+        raise DataError(f"no clip has a value of {titles}: give clips, captions or a reference that they apply to")
+    warnings = [
+        *left_out(given, inputs),
+        *features.cut(),
+        *agreement(splits),
+        *numbers.warnings(),
+        *dict.fromkeys(numbers.failures),
+    ]
     return Evaluation(
         inputs, list(features.systems.values()), summaries, comparisons, warnings, splits, features.sources
     )
@@ -153,6 +162,8 @@ def with_weights(config: EvalConfig, inputs: EvalInputs) -> EvalConfig:
             "no weights are named: --weights published takes LAION-CLAP, PANNs and VGGish (--fetch downloads them), "
             "--weights nano takes nano's (--clap nano-judge --tagger nano-tagger), which know 26 classes of sound only"
         )
+    if config.seconds < 1:
+        raise RecipeError(f"seconds must be at least 1, not {config.seconds:g}: networks need that much of a clip")
     if config.scorers and not inputs.prompts:
         raise RecipeError("a scorer needs captions: give --captions CSV with the columns clip and caption")
     if config.reconstruction and not inputs.paired:
@@ -184,6 +195,7 @@ class Features:
         self.classes = extract.scorers.tagger(tagger).classes if tagger else ()
         self.claps = self._name_stamps(scorers)
         self.metrics = self._allowed_metrics()
+        self.limit = f"at most {config.seconds:g} s of a clip" if self.extractors else ""
 
     def add(self, name: str, columns: dict[str, dict[str, Any]]) -> None:
         """Adds the extracted columns of a system: events get their names, CLAPs' rows become scores with captions."""
@@ -195,6 +207,13 @@ class Features:
         for column in extract.RECONSTRUCTION if name == REFERENCE else ():  # originals with themselves: meaningless
             columns.pop(column, None)
         self.columns[name] |= columns
+
+    def cut(self) -> list[str]:
+        """A warning with the number of clips of each side that are longer than what is measured of them."""
+        counts = {name: int(sum(columns.get("cut", {}).values())) for name, columns in self.columns.items()}
+        parts = [f"{count} of {name}" for name, count in counts.items() if count]
+        text = f"only the first {self.config.seconds:g} s are measured (--seconds) of"
+        return [f"{text} {', '.join(parts)}"] if parts else []
 
     @property
     def systems(self) -> dict[str, SystemFeatures]:
@@ -209,7 +228,14 @@ class Features:
             clips = "one clip a prompt" if noises == 1 else f"{noises} clips a prompt and their mean"
             sampling = f"steps {steps}, guidance {guidance:g}, seed {recipe['seed']}, {clips}"
         versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
-        parts = (self.stamps[metric.feature], metric.stamp, sampling, f"protocol {self.config.protocol}", versions)
+        parts = (
+            self.stamps[metric.feature],
+            metric.stamp,
+            sampling,
+            f"protocol {self.config.protocol}",
+            self.limit,
+            versions,
+        )
         return "; ".join(part for part in parts if part)
 
     def _allowed_metrics(self) -> list[Metric]:
@@ -253,7 +279,7 @@ class Features:
     def _extractors(self, scorers: Sequence[Any], tagger: str | None) -> list[extract.Extractor]:
         """The extractors of all weights that are named and of the metrics of audio."""
         config, inputs, loading = self.config, self.inputs, of_protocol(self.config.protocol)
-        extractors = [] if "silent" in self.stamps else [extract.file_extractor()]
+        extractors = [] if "silent" in self.stamps else [extract.file_extractor(config.seconds)]
         if config.panns:
             extractors.append(extract.panns_extractor(config.panns, loading, config.fetch))
             self.sources["classifier"] = "PANNs"
@@ -268,10 +294,11 @@ class Features:
             one = extract.text_scorer_extractor(scorer, inputs.prompts) if of_text else extract.clap_extractor(scorer)
             extractors.append(one)
         if config.reconstruction:
-            extractors.append(extract.reconstruction_extractor(inputs.reference, loading))
+            extractors.append(extract.reconstruction_extractor(inputs.reference, loading, config.seconds))
         for row in _named_metrics(config) or all_metrics():
             if row.feature == "audio" and (row.default or config.metrics):
-                extractors.append(extract.audio_metric_extractor(row, inputs.prompts, inputs.reference))
+                of_audio = extract.audio_metric_extractor(row, inputs.prompts, inputs.reference, config.seconds)
+                extractors.append(of_audio)
         return extractors
 
     def _name_stamps(self, scorers: Sequence[Any]) -> dict[str, Any]:

@@ -131,16 +131,17 @@ def load_features(run: Run, name: str) -> SystemFeatures:
 # -- extractors
 
 
-def file_extractor() -> Extractor:
-    """Silence and clipping of the file as it is, without any network."""
+def file_extractor(seconds: float) -> Extractor:
+    """Silence and clipping of the file as it is, without any network, and whether it reaches the `seconds` measured."""
 
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         return {
             "silent": [np.array(float(is_silent(samples))) for samples, _ in clips],
             "clipped": [np.array(float(is_clipped(samples))) for samples, _ in clips],
+            "cut": [np.array(float(len(samples) >= round(seconds * rate))) for samples, rate in clips],
         }
 
-    return Extractor("file", FILE_DESCRIPTION, extract, ("silent", "clipped"))
+    return Extractor("file", FILE_DESCRIPTION, extract, ("silent", "clipped", "cut"))
 
 
 FILE_DESCRIPTION = f"silent: peak below {SILENT:g}; clipped: {HIT} samples in a row at {CLIPPED:g}"
@@ -232,14 +233,16 @@ def text_scorer_extractor(scorer: Any, prompts: Mapping[str, Prompt]) -> Extract
     return Extractor(f"score {scorer.name}", description, extract, (f"score {scorer.name}",), cached=False)
 
 
-def audio_metric_extractor(metric: Metric, prompts: Mapping[str, Prompt], real: Mapping[str, AudioRef]) -> Extractor:
+def audio_metric_extractor(
+    metric: Metric, prompts: Mapping[str, Prompt], real: Mapping[str, AudioRef], seconds: float | None = None
+) -> Extractor:
     """A metric that is computed from the clips themselves: its value for each, NaN where it does not apply."""
 
     def value(key: str, clip: Decoded) -> float:
         prompt = prompts.get(key)
         if len((prompt and prompt.scene) or ()) < metric.scene or (metric.reference and key not in real):
             return np.nan
-        reference = mono_clip(real[key].samples()) if metric.reference else None
+        reference = mono_clip(real[key].samples(seconds)) if metric.reference else None
         return float(metric.value(mono_clip(clip), reference, prompt))
 
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
@@ -249,12 +252,14 @@ def audio_metric_extractor(metric: Metric, prompts: Mapping[str, Prompt], real: 
     return Extractor(name, "the clip itself, mean of channels", extract, (name,), cached=False)
 
 
-def reconstruction_extractor(real: Mapping[str, AudioRef], loading: Loading) -> Extractor:
+def reconstruction_extractor(real: Mapping[str, AudioRef], loading: Loading, seconds: float | None = None) -> Extractor:
     """PSNR, SSIM and LSD of each clip against its original; NaN for those that are silent or too short."""
 
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
-        pairs = zip(keys, clips, strict=True)
-        rows = [reconstruction_values(clip, real[key].samples(), loading) if key in real else {} for key, clip in pairs]
+        rows = [
+            reconstruction_values(clip, real[key].samples(seconds), loading) if key in real else {}
+            for key, clip in zip(keys, clips, strict=True)
+        ]
         return {column: [row.get(column, np.nan) for row in rows] for column in RECONSTRUCTION}
 
     return Extractor("reconstruction", loading.description, extract, RECONSTRUCTION, cached=False)
@@ -288,8 +293,10 @@ def extract_columns(
     extractors: Sequence[Extractor],
     cache: ArrayCache | None,
     advance: Advance,
+    seconds: float | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """All extractors' columns of a system's clips; each clip is decoded at most once, and only where no cache helps.
+    """All extractors' columns of the first `seconds` of a system's clips; each clip is decoded at most once, and only
+    where no cache helps.
 
     Raises AudioError naming a clip that cannot be decoded.
     """
@@ -301,11 +308,15 @@ def extract_columns(
         decoded: dict[str, Decoded] = {}
         for extractor in extractors:
             store = cache if extractor.cached else None
-            names = {key: f"{extractor.key}/{hashes[key]}" for key in part} if store else {}
+            names = {key: f"{extractor.key}/{seconds}/{hashes[key]}" for key in part} if store else {}
             cached = store.get(list(names.values())) if store else {}
-            rows = {key: cached[name] for key, name in names.items() if name in cached}
+            rows = {
+                key: cached[name]
+                for key, name in names.items()
+                if set(extractor.columns) <= cached.get(name, {}).keys()
+            }
             fresh = [key for key in part if key not in rows]
-            decoded |= {key: clips[key].samples() for key in fresh if key not in decoded}
+            decoded |= {key: clips[key].samples(seconds) for key in fresh if key not in decoded}
             extracted = extractor.extract(fresh, [decoded[key] for key in fresh]) if fresh else {}
             rows |= {key: {name: cells[n] for name, cells in extracted.items()} for n, key in enumerate(fresh)}
             if store and fresh:

@@ -133,8 +133,8 @@ def run_outcome(run: Path) -> str | None:
 def _plain_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
-    interval = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
-    return f"{row['value']:.3f}{interval}"
+    interval = "" if row["low"] is None else f" [{row['low']:z.3f}, {row['high']:z.3f}]"
+    return f"{row['value']:z.3f}{interval}"
 
 
 # -- comparisons of two systems

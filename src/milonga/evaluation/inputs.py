@@ -47,11 +47,11 @@ class AudioRef:
         """SHA-256 of the encoded audio."""
         return file_hash(self.source) if isinstance(self.source, Path) else hashlib.sha256(self.source()).hexdigest()
 
-    def samples(self) -> tuple[np.ndarray, int]:
-        """Samples (samples, channels) and rate. Raises AudioError naming the clip."""
+    def samples(self, seconds: float | None = None) -> tuple[np.ndarray, int]:
+        """Samples (samples, channels), at most the first `seconds`, and rate. Raises AudioError naming the clip."""
         if isinstance(self.source, Path):
-            return read_channels(self.source, str(self.source))
-        return read_channels(self.source(), f"clip {self.id}")
+            return read_channels(self.source, str(self.source), seconds)
+        return read_channels(self.source(), f"clip {self.id}", seconds)
 
     def encoded(self) -> bytes:
         """The encoded audio's bytes."""

@@ -63,7 +63,7 @@ class Metric:
       `binary` values are 0 or 1: their mean gets Wilson's interval.
     - `kind="set"`: `value(rows, reference) -> float` of `Rows`, of at least `least` clips; `draws(rows, reference,
       own, real) -> (R,)` is its value in each bootstrap draw, given the places of the clips drawn (R, N) and (R, N');
-      without `draws`, each draw is computed by `value`. `most` bounds the draws.
+      without `draws`, each draw is computed by `value`. `most` bounds the draws; no interval begins below `floor`.
     - shown by `title`, `unit` ("%" for shares), `digits`, `higher` (is better) and `meaning`; both texts may name the
       feature's source, as in "{classifier}". `stamp` is its part of the protocol, `detail(rows)` what it adds to it.
     - `headline` metrics are in the table that `milonga run` prints; metrics that are not `default` need asking for.
@@ -83,6 +83,7 @@ class Metric:
     reference: bool = False
     draws: Callable[[Rows, Any, np.ndarray, np.ndarray], np.ndarray] | None = None
     least: int = 2
+    floor: float = -math.inf
     most: int = 500
     stamp: str = ""
     detail: Callable[[Rows], str] | None = None
@@ -108,7 +109,7 @@ class Metric:
         """A value for a table: shares in per cent, the rest with this metric's decimals; an en dash if undefined."""
         if not math.isfinite(number):
             return "–"
-        text = f"{100 * number:.1f} %" if self.unit == "%" else f"{number:.{self.digits}f}"
+        text = f"{100 * number:z.1f} %" if self.unit == "%" else f"{number:z.{self.digits}f}"
         return text.replace("-", MINUS)
 
     def format_change(self, number: float) -> str:
@@ -122,7 +123,11 @@ class Metric:
         """`[low, high]` in the metric's unit; empty where there is no interval."""
         if not (math.isfinite(low) and math.isfinite(high)):
             return ""
-        scale, digits, sign = 100 if self.unit == "%" else 1, 1 if self.unit == "%" else self.digits, "+" * signed
+        scale, digits, sign = (
+            100 if self.unit == "%" else 1,
+            1 if self.unit == "%" else self.digits,
+            "+" if signed else "z",
+        )
         return f"[{scale * low:{sign}.{digits}f}, {scale * high:{sign}.{digits}f}]".replace("-", MINUS)
 
 
@@ -197,7 +202,7 @@ def _set(name: str, title: str, needs: str, meaning: str, **more: Any) -> Metric
 
 _FRECHET: dict[str, Any] = {
     "value": lambda rows, real: metrics.frechet_distance(rows.values, real.values),
-    "draws": _frechet_draws, "caution": _small_frechet,
+    "draws": _frechet_draws, "caution": _small_frechet, "floor": 0.0,
 }  # fmt: skip
 _INFINITY: dict[str, Any] = {
     "value": lambda rows, real: distances.frechet_infinity(rows.values, real.values, rows.clip, rows.seed),
@@ -235,7 +240,8 @@ BUILT_IN = (
            reference=True, meaning="the AudioLDM toolkit's sum over independent classes, by {classifier}",
            stamp="no divergence: (1−p) left out", default=False),
     _set("is", "IS", "logits", "inception score on {classifier} classes: each clip certain, the set diverse",
-         reference=False, higher=True, least=IS_SPLITS, caution=_small_inception, detail=_inception_deviation,
+         reference=False, higher=True, least=IS_SPLITS, floor=1.0, caution=_small_inception,
+         detail=_inception_deviation,
          value=lambda rows, real: metrics.inception_score(rows.values, IS_SPLITS)[0],
          draws=_inception_draws,
          stamp=f"mean of {IS_SPLITS} splits, order by RandomState(2020)"),
@@ -333,10 +339,10 @@ def caption_means(values: np.ndarray, keys: Sequence[str], prompts: Mapping[str,
 
 
 def clip_interval(metric: Metric, values: np.ndarray, seed: int, resamples: int) -> statistics.Interval | None:
-    """The mean of a clip metric over the measured captions with its 95 % interval; None for fewer than two."""
+    """The mean of a clip metric over the measured captions with its 95 % interval; none for one, None for none."""
     measured = values[np.isfinite(values)]
     if len(measured) < 2:
-        return None
+        return statistics.Interval(float(measured[0]), np.nan, np.nan, 1) if len(measured) else None
     shares = metric.binary and np.isin(measured, (0.0, 1.0)).all()  # several clips a caption have graded means
     return statistics.proportion(measured) if shares else statistics.bootstrap(measured, seed, resamples)
 

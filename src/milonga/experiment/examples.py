@@ -19,6 +19,7 @@ from milonga.core.ids import content_id, file_hash
 from milonga.core.protocols import Embedder
 from milonga.core.records import Candidate, Clip, Label, Pair, Prompt, Request
 from milonga.core.store import Run, complete, write_json
+from milonga.data.recordings import fingerprint
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
 from milonga.experiment.registry import Context
 from milonga.preference.build import needed
@@ -57,13 +58,15 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
 
 
 def hashes(recipe: Recipe) -> dict[str, Any]:
-    """The hash of every folder that a recipe's systems learn from, where the recipe names it.
+    """The hash of the contents of all data that a recipe's systems learn from, where the recipe names it.
 
     Raises RecipeError for what is no folder or file.
     """
     pairs = [one for one in recipe.train.pairs if one != OWN and recipe.trains_on("pairs")]
     labels = [one for one in recipe.label.sources if one != TAGGER and recipe.trains_on("rewards", "labels")]
     hashes_of: dict[str, Any] = {"train": {"pairs": {one: _hash("train.pairs", one) for one in pairs}}}
+    if recipe.train.clips is not None and recipe.train.systems:
+        hashes_of["train"]["clips"] = {recipe.train.clips: fingerprint(recipe.train.clips)}
     return hashes_of | {"label": {"sources": {one: _hash("label.sources", one) for one in labels}}}
 
 
@@ -165,7 +168,8 @@ def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int 
     losers = unpack_latents([packed[pair.rejected_id] for pair in pairs], shape)
     real = prior_clips(denoiser, prior) if prior else None
     conditioning = denoiser.encode_text([pair.prompt for pair in pairs])
-    return PairExamples(winners, losers, conditioning, real, groups=[pair.strategy for pair in pairs])
+    texts, strategies = ([getattr(pair, name) for pair in pairs] for name in ("prompt", "strategy"))
+    return PairExamples(winners, losers, conditioning, real, groups=strategies, captions=texts)
 
 
 def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":

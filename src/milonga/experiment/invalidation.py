@@ -72,6 +72,7 @@ SYSTEMS = "train.systems."
 CLIPS = ("evaluate", "refused/evaluate", "features")
 POOLS = ("search/clips", "refused/search/clips", "search/features", "search/seconds")
 SEARCH, POOL = "evaluate.search", "evaluate.pool"
+CLIP_SOURCES = "train.clips."  # before a source: the hash of its contents
 # Keys that only decide after how many iterations to stop: the iterations that were done stand.
 ENDS = {"online.iterations", "online.patience", "online.min_gain"}
 
@@ -128,9 +129,16 @@ def first_stage(keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> st
 def check_change(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> str | None:
     """The stage to begin again from after these keys changed, None for nothing to do again.
 
-    Raises StoreError, naming the keys, when that would throw away clips that were generated.
+    Raises StoreError, naming the keys, when that would throw away clips that were generated, or a training on clips
+    whose files or captions were changed.
     """
     stage = first_stage(keys, rules)
+    source = next((key.removeprefix(CLIP_SOURCES) for key in keys if key.startswith(CLIP_SOURCES)), None)
+    if source and any(run.path.glob("checkpoints/*/*")):
+        raise StoreError(
+            f"{run.path} holds a training on other contents of {source}: restore them, choose another --out, or delete "
+            f"{run.path / 'checkpoints'} to train again"
+        )
     shards = len(run.stage("generate").names())
     if stage in ("prompts", "plan", "generate") and shards:
         blamed = ", ".join(key for key in keys if _stage_of(key, rules) in ("prompts", "plan", "generate"))

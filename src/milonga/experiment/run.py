@@ -15,6 +15,7 @@ from milonga.core.store import Run, read_manifest
 from milonga.engines.local import engine_named as engine_named
 from milonga.experiment.examples import hashes, label, reward
 from milonga.experiment.invalidation import (
+    CLIP_SOURCES,
     OUTPUTS,
     STAGES,
     changed_keys,
@@ -163,8 +164,10 @@ def _changes(before: dict[str, Any], earlier: Recipe | None, after: dict[str, An
     time is gone (None), the recipe is compared as it was stored, so that this key differs and is named.
     """
     old = before["recipe"] if earlier is None else earlier.model_dump(mode="json")
-    keys = changed_keys(old, after["recipe"])
-    return sorted({*keys, *changed_keys(before["fingerprints"], after["fingerprints"])})
+    keys, prints = changed_keys(old, after["recipe"]), (before["fingerprints"], after["fingerprints"])
+    # Clips that only one of them names are another recipe's, or the manifest is older than their hash.
+    first, second = ({f"{CLIP_SOURCES}{name}" for name in one.get("train", {}).get("clips", {})} for one in prints)
+    return sorted({*keys, *changed_keys(*prints)} - (first ^ second))
 
 
 def _earlier(recipe: dict[str, Any]) -> Recipe | None:

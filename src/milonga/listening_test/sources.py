@@ -8,7 +8,7 @@ from secrets import randbits
 from milonga.core.audio import from_flac, read_audio
 from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id
-from milonga.core.records import Prompt, Request
+from milonga.core.records import Clip, Prompt, Request
 from milonga.core.store import Run
 from milonga.data.captions import audio_files, clip_captions
 from milonga.data.pairs import evaluation_requests
@@ -18,6 +18,7 @@ from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.records import KINDS, Kind
 
 REFERENCE = "reference"
+LONGEST = 300.0  # seconds
 Sources = dict[str, dict[str, Source]]
 
 
@@ -57,10 +58,20 @@ def from_folders(path: Path, captions: Path, systems: Sequence[str]) -> tuple[li
     files = {system: audio_files(path / system) for system in _select(systems, available)}
     prompts = read_captions(captions, set().union(*files.values()))
     sources: Sources = {
-        system: {prompt.id: Source(read_audio(clips[key])) for key, prompt in prompts.items() if key in clips}
+        system: {prompt.id: Source(_short_clip(clips[key])) for key, prompt in prompts.items() if key in clips}
         for system, clips in files.items()
     }
     return list(prompts.values()), sources
+
+
+def _short_clip(file: Path) -> Clip:
+    """A clip that people can listen to. Raises DataError for one longer than LONGEST, of which no more is in memory."""
+    clip = read_audio(file, seconds=LONGEST)
+    if clip.mean is not None:  # what a clip that was cut carries
+        raise DataError(
+            f"{file}: a clip of a listening test has at most {LONGEST:g} s; cut it to what people shall rate"
+        )
+    return clip
 
 
 def read_captions(path: Path, known: Collection[str] = ()) -> dict[str, Prompt]:

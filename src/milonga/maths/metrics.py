@@ -36,15 +36,16 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 def kl_softmax(reference_logits: np.ndarray, generated_logits: np.ndarray) -> np.ndarray:
     """KL(reference ‖ generated) per clip, in nats, shape (N,), from class logits (N, K).
 
-    Row i is the same clip in both. p = softmax(reference), q = softmax(generated) + 1e-6. The
-    published figure is the mean of these. Raises DataError for logits that are not finite or do not match.
+    Row i is the same clip in both. p = softmax(reference), q = softmax(generated) + 1e-6; where that takes the
+    divergence below zero (by 1e-6 K at most), it is zero. The published figure is the mean of these. Raises DataError
+    for logits that are not finite or do not match.
     """
     reference, generated = _rows(reference_logits, "logits"), _rows(generated_logits, "logits")
     if reference.shape != generated.shape:
         raise DataError(f"reference logits {reference.shape} and generated logits {generated.shape} differ in shape")
     log_p = log_softmax(reference)
     log_q = np.log(np.exp(log_softmax(generated)) + KL_FLOOR)
-    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0.0)
 
 
 def kl_sigmoid(reference_logits: np.ndarray, generated_logits: np.ndarray) -> np.ndarray:

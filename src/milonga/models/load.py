@@ -7,7 +7,8 @@
 import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
 from milonga.core.store import Run, read_manifest
-from milonga.core.weights import SHIPPED, weights_of
+from milonga.core.weights import SHIPPED, WRAPPER, read_weights, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from milonga.models.tango import TangoPipeline
 
 NETWORKS = ("text_encoder", "unet", "vae", "vocoder")
+# A network's weights: of one variant (fp16) or none, in one file or in parts.
+NETWORK_FILE = re.compile(r"(?:\w+_)?model(?:\.(?P<variant>\w+))??(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
 CUSTOM = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)@(.+)")  # package.module:Class@FOLDER
 
 
@@ -351,12 +354,48 @@ def _or_checkpoint_error(place: Path, loader: Callable[[], Any]) -> Any:
 
 
 def _network(kind: Any, folder: Path, dtype: Any) -> Any:
-    """A network of class `kind`; ValueError where tensors are missing, which the libraries fill with random numbers, or
-    not finite."""
-    network, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    """A network of class `kind`, from weights of a variant (`model.fp16.safetensors`) where there are no others, and
+    without `module.` before all names. ValueError where files are missing, or tensors, which the libraries fill with
+    random numbers, or are not finite.
+    """
+    names = sorted(file.name for file in folder.glob("*"))
+    weights = [match for name in names if (match := NETWORK_FILE.fullmatch(name))]
+    if "config.json" not in names or not weights:
+        lacking = "weights (.safetensors or .bin)" if "config.json" in names else "config.json"
+        raise ValueError(f"it has no {lacking}" if names else "there is no such folder")
+    variant = None if any(match["variant"] is None for match in weights) else weights[0]["variant"]
+    with _quiet():  # they would list all keys that do not fit, thirty kilobytes of them
+        network, info = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, variant=variant, output_loading_info=True
+        )
+        unexpected = info["unexpected_keys"]
+        if unexpected and all(key.startswith(WRAPPER) for key in unexpected):
+            tensors = {key: value.to(dtype) for key, value in read_weights(folder / weights[0][0]).items()}
+            missing = network.load_state_dict(tensors, strict=False, assign=True).missing_keys
+            tied = getattr(network, "_tied_weights_keys", None) or ()  # T5's embedding, of which files hold one name
+            if tied:
+                network.tie_weights()
+            info["missing_keys"] = set(missing) - set(tied)
     if info["missing_keys"]:
         raise ValueError(f"its weights lack {min(info['missing_keys'])}")
     damaged = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
     if damaged:
         raise ValueError(f"{damaged[0]} has NaN or infinite values")
     return network.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings on loading."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = diffusers_logging, transformers_logging
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)

@@ -319,6 +319,8 @@ def _repeated(prompt: str | Sequence[str], count: int) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
     if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
         raise DataError("the prompt is empty: describe a sound, for example 'a dog barks'")
+    if any("\ud800" <= letter <= "\udfff" for text in prompts for letter in text):
+        raise DataError("a prompt holds half a character (a lone surrogate): decode it as UTF-8")
     if count < 1:
         raise RecipeError(f"num_waveforms_per_prompt must be at least 1, not {count}")
     return [text for text in prompts for _ in range(count)]

@@ -132,6 +132,16 @@ non-commercial and under the same licence. Recordings and captions used in train
 (AudioCaps' clips are from YouTube; Audio-alpaca's card says Apache-2.0), and so have people's ratings."""
 
 
+ADAPTER = """The folder `adapter` holds the LoRA adapter, which the U-Net here has already. On the base's own U-Net it
+is loaded by
+
+```python
+unet.load_lora_adapter("FOLDER/adapter", prefix=None, weight_name="pytorch_lora_weights.safetensors")
+```
+
+With another `prefix` diffusers finds no weights in it, and only warns."""
+
+
 def model_card(
     run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any], provenance: Sequence[tuple[str, str]]
 ) -> str:
@@ -139,14 +149,14 @@ def model_card(
 
     `system` is its table of the recipe, `recipe` the whole recipe's, `provenance` (what, value) lines of the manifest.
     """
-    name = system["name"]
+    name, settings = system["name"], recipe["train"] | system["settings"]
     base = recipe["models"]["model"]
     parts = [
         _model_head(f"{run.name}: {name}", system["phases"]),
         f"# {run.name}: {name}",
         f"A text-to-audio latent diffusion model: {code(base)}, whose U-Net was aligned to preferences by Milonga. "
         f"It was trained on {DATA[system['data']]}.",
-        _load(base),
+        _load(base) + (f"\n\n{ADAPTER}" if settings.get("lora_rank") else ""),
         f"## Results\n\n{_results(run, name)}",
         f"## Training\n\n{_phases(system)}\n\n{_settings(recipe['train'])}",
         f"## Data\n\n{_data(run, system, recipe)}",
@@ -239,7 +249,9 @@ def _data(run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any]
         lines.append(f"- pairs: {', '.join(map(code, recipe['train']['pairs']))} (`run`: the run's own)")
     if recipe["train"]["clips"] is not None:
         lines.append(f"- real clips: {code(recipe['train']['clips'])}")
-    lines += [f"- left out, because they could not be used: {count}" for count in run.left_out]
+    for count, reasons in run.left_out.items():
+        listed = "\n".join(f"  - {plain(reason)}" for reason in reasons)
+        lines.append(f"- left out, because they could not be used: {plain(count)}\n{listed}")
     if system["data"] in ("rewards", "labels"):
         lines.append(f"- labels: {', '.join(map(code, recipe['label']['sources']))} (`tagger`: the run's tagger's)")
     if system["data"] == "rewards":

@@ -90,6 +90,7 @@ def run_content(run: RunMaterial, systems: list[str]) -> dict[str, Any]:
         "refusals": tables.refused_by(run),
         "figure2": tables.figure2(run),
         "training": curves,
+        "left_out": run.left_out,
         "rounds": tables.round_tables(run.rounds),
         "reward": tables.reward_sentence(run.reward),
         "searches": tables.search_curves(run.searches),

@@ -55,8 +55,8 @@ class RunMaterial:
     """A run as its report shows it; what the run does not hold yet is empty.
 
     `training` is by system, a row per step. `rounds` are of the systems that were trained in rounds, the base first;
-    `reward` is the reward model's report, `searches` are the curves of best of N. `left_out` counts what could not
-    be used of each data set (`left_out_of`).
+    `reward` is the reward model's report, `searches` are the curves of best of N. `left_out` is what could not be
+    used of each data set (`left_out_of`).
     """
 
     evaluation: EvaluationView
@@ -69,7 +69,7 @@ class RunMaterial:
     rounds: dict[str, list[Round]]
     reward: RewardReport | None
     searches: list[SearchPoint] = field(default_factory=list)
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ def read_material(path: Path) -> RunMaterial:
         rounds={file.stem: read_rows(file, Round) for file in sorted((path / "metrics" / "rounds").glob("*.json"))},
         reward=next(iter(read_rows(path / "metrics" / "reward.json", RewardReport)), None),
         searches=read_rows(path / "metrics" / "search.json", SearchPoint),
-        left_out=tuple(left_out_of(path)),
+        left_out=left_out_of(path),
     )
 
 

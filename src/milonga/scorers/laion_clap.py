@@ -100,7 +100,7 @@ class LaionClap(ClapScorer):
         hashes = [_hash(clip) for clip in clips]
         keys = [f"{self.identity}/{self.windows.kind}:{self.windows.seed}/{digest}" for digest in hashes]
         cached = self.cache.get(keys) if self.cache else {}
-        rows = {key: entry["clap"] for key, entry in cached.items()}
+        rows = {key: entry["clap"] for key, entry in cached.items() if "clap" in entry}
         missing = {key: place for place, key in enumerate(keys) if key not in rows}
         computed = self._mean_rows([(clips[place], hashes[place]) for place in missing.values()])
         new = dict(zip(missing, computed, strict=True))

@@ -142,7 +142,7 @@ def training_plan(
 ) -> dict[str, Any]:
     """All that decides the numbers of a training, as flat JSON values, with the hash of the starting weights."""
     facts: dict[str, Any] = {"seed": seed, "examples": len(examples), "prior clips": examples.num_prior}
-    facts |= {"data": fingerprint(examples), "prediction": denoiser.process.prediction}
+    facts |= {"data contents": fingerprint(examples), "prediction": denoiser.process.prediction}
     facts |= {f"settings.{name}": value for name, value in settings.model_dump(exclude=UNPLANNED).items()}
     for number, phase in enumerate(phases):
         facts |= {f"phases.{number}.{name}": value for name, value in phase.model_dump().items()}
@@ -152,7 +152,7 @@ def training_plan(
 def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Writes a plan into a new training's folder; StoreError, naming what differs, when it holds another one's.
 
-    The data of a training that is older than their fingerprint may differ.
+    The data of a training that is older than the hash of their contents may differ.
     """
     path = folder / "plan.json"
     if not path.exists():
@@ -164,7 +164,7 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     known = {f"{phase}.{name}": value for phase in phases for name, value in Phase(loss="sft").model_dump().items()}
     known |= {f"settings.{name}": value for name, value in Settings().model_dump(exclude=UNPLANNED).items()}
     stored = known | stored
-    for name in sorted((stored.keys() | plan.keys()) - ({"data"} - stored.keys())):
+    for name in sorted((stored.keys() | plan.keys()) - {"data"} - ({"data contents"} - stored.keys())):
         if stored.get(name) != json.loads(json.dumps(plan.get(name))):
             raise StoreError(
                 f"{folder} holds a training with {name} = {stored.get(name)}, not {plan.get(name)}: "
