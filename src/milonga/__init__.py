@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from milonga.core.protocols import Engine
     from milonga.core.store import Run
     from milonga.data.pairs import read_pairs
-    from milonga.experiment.recipe import Recipe
+    from milonga.experiment.recipe import Online, Recipe
+    from milonga.experiment.run import align_online
     from milonga.models.tango import TangoPipeline
     from milonga.preference.build import build_pairs
     from milonga.preference.candidates import best_of
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AlignConfig",
     "AlignTrainer",
+    "Online",
     "Recipe",
     "Strategy",
     "TangoPipeline",
     "Threshold",
     "TrainerCallback",
     "__version__",
+    "align_online",
     "best_of",
     "build_pairs",
     "evaluate",
@@ -99,11 +102,13 @@ def run(
 _HOMES = {
     "AlignConfig": "milonga.training.align",
     "AlignTrainer": "milonga.training.align",
+    "Online": "milonga.experiment.recipe",
     "Recipe": "milonga.experiment.recipe",
     "Strategy": "milonga.core.config",
     "TangoPipeline": "milonga.models.tango",
     "Threshold": "milonga.core.config",
     "TrainerCallback": "milonga.training.trainer",
+    "align_online": "milonga.experiment.run",
     "best_of": "milonga.preference.candidates",
     "build_pairs": "milonga.preference.build",
     "evaluate": "milonga.reports.leaderboard",

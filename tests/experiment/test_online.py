@@ -1,11 +1,17 @@
 """Online training on groups, on tiny untrained networks: fresh captions, guards, the reference, and what is refused."""
 
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from fake_parts import LoudScorer
 from tiny_parts import network_bytes, parts_folder
 
+import milonga
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Candidate, Prompt, Request, Round
 from milonga.core.store import Run, read_json
@@ -13,11 +19,14 @@ from milonga.data.captions import world_prompts
 from milonga.engines.local import LocalEngine
 from milonga.experiment import run as pipeline
 from milonga.experiment.invalidation import stages_of
-from milonga.experiment.judged import JudgedClips, hacking, loudness, told
+from milonga.experiment.judged import JudgedClips, hacking, loudness, progress_line
 from milonga.experiment.manifest import status
 from milonga.experiment.online import best_of, data_of, over, recipe_of
 from milonga.experiment.recipe import Recipe, parse_recipe
+from milonga.experiment.registry import Registry
 from milonga.reports.material import read_rows
+from milonga.scorers.clap import load_clap
+from milonga.scorers.tagger import load_tagger
 
 pytestmark = pytest.mark.xdist_group("online")  # its fixture is made once, not by every worker
 
@@ -153,7 +162,7 @@ def test_the_judge_may_score_every_second_policy_and_always_the_last(run: Run, f
     judged = [math.isfinite(row.judge) for row in rows(other)]
     assert judged == [True, False, True, True]
     assert rows(other)[2].judge == rows(run)[2].judge
-    assert told(rows(other)[1]).endswith("not judged")
+    assert progress_line(rows(other)[1]).endswith("not judged")
     assert best_of(rows(other)).number in (2, 3)
 
 
@@ -183,7 +192,7 @@ def test_signs_of_hacking_are_named_against_the_base() -> None:
     assert "clipped clips: 1.0% → 4.0%" in hacking(calm | {"clipped": 0.04}, base, False)
     assert "loudness: -20.0 → -25.0 dB" in hacking(calm | {"loudness": -25.0}, base, False)
     told_row = replace_round(base, number=1, gain=0.0, reward=0.3)
-    assert "signs of reward hacking: x" in told(told_row.model_copy(update={"alert": "x"}))
+    assert "signs of reward hacking: x" in progress_line(told_row.model_copy(update={"alert": "x"}))
 
 
 def test_loudness_is_of_the_whole_clip_and_silence_has_a_number() -> None:
@@ -233,3 +242,86 @@ def test_an_iteration_samples_as_online_says(folder: Path) -> None:
     assert own.train.systems[0].data == "groups"
     pairs = recipe(folder, 'train.systems=[{name="x", data="online", phases=[{loss="dpo", steps=1, beta=1.0}]}]')
     assert recipe_of(pairs, pairs.train.systems[0], 1).train.systems[0].data == "pairs"
+
+
+def test_groups_are_scored_from_mel_pictures_without_a_vocoder(run: Run, folder: Path, tmp_path: Path) -> None:
+    """Where a scorer reads other pictures, all clips pass the vocoder: their latents are the same."""
+    shards = iteration(run, 1).stage("generate")
+    tables = [shards.read_table(name, ["id", "audio", "latents"]) for name in shards.names()]
+    assert all(table["audio"].null_count == len(table) for table in tables)
+    other = recipe(folder, f'models.scorers=["{folder}/one", "loud"]', "online.iterations=1")
+    made = pipeline.run(other, tmp_path / "other", until="train", parts=Registry({"loud": LoudScorer("loud")}))
+    heard = iteration(made, 1).stage("generate")
+    latents = {}
+    for name in heard.names():
+        table = heard.read_table(name, ["id", "audio", "latents"])
+        assert table["audio"].null_count == 0
+        latents |= dict(zip(table["id"].to_pylist(), table["latents"].to_pylist(), strict=True))
+    for table in tables:
+        for clip, packed in zip(table["id"].to_pylist(), table["latents"].to_pylist(), strict=True):
+            assert latents[clip] == packed
+
+
+def test_python_aligns_as_a_recipe_does(run: Run, folder: Path, tmp_path: Path) -> None:
+    config = milonga.AlignConfig(
+        output_dir=tmp_path / "python", phases=[{"loss": "dgpo", "steps": 3, "beta": 10.0}], seed=5, batch_size=2,
+        learning_rate=1e-2, checkpoint_every=1, trust_region=0.01,
+    )  # fmt: skip
+    online = recipe(folder).online.model_copy(update={"sources": (), "iterations": 1})
+    names = {"model": str(folder / "tango"), "judge": str(folder / "judge"), "tagger": str(folder / "tagger")}
+    scorers = [str(folder / "one"), str(folder / "two")]
+    made = milonga.align_online("world:train:3:multi", config=config, online=online, scorers=scorers, **names)
+    planned = [iteration(one, 1).stage("plan").read_records(Request) for one in (run, Run(made.parent))]
+    assert planned[0] == planned[1]
+    assert milonga.load(str(made)).unet is not None
+
+
+def test_tangos_recipe_walks_through_every_stage(folder: Path, tmp_path: Path) -> None:
+    """With networks of the real classes, untrained and tiny, under the recipe's names."""
+    texts = [one.text for one in world_prompts("train", 6, multi=True)]
+    captions = {"captions:audiocaps-train.csv:64:multi": texts[:2], "captions:audiocaps-val.csv:100": texts[2:4]}
+    parts = captions | {
+        "tango-full-ft-audiocaps": milonga.load(str(folder / "tango")),
+        "laion-clap:630k-audioset-best.pt": load_clap(folder / "one", "one"),
+        "laion-clap:630k-best.pt": load_clap(folder / "judge", "judge"),
+        "nano-tagger": load_tagger(folder / "tagger", "tagger"),
+    }
+    small = (
+        "online.iterations=2",
+        "online.steps=2",
+        "online.clips=2",
+        "online.every=1",
+        "train.systems.0.phases.0.steps=2",
+    )
+    made = milonga.run("tango2-online", tmp_path / "run", changes=small, parts=parts)
+    assert (made.path / "checkpoints/aligned/model").is_dir()
+    assert len(rows(made)) == 3
+    assert "Online training" in (made.path / "report.html").read_text()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from milonga.experiment import run as pipeline
+from milonga.experiment.recipe import load_recipe
+pipeline.run(load_recipe(sys.argv[1]), Path(sys.argv[2]), until="train")
+"""
+
+
+@pytest.mark.slow  # four processes of some ten seconds; `test_rounds` cuts one process at its writes
+def test_a_killed_run_goes_on_to_the_same_bits(run: Run, folder: Path, tmp_path: Path) -> None:
+    """SIGKILL to real processes: while clips are made, in the middle of a training, and between two iterations."""
+    (tmp_path / "online.toml").write_text(RECIPE.format(folder=folder), encoding="utf-8")
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "online.toml"), str(out)]
+    for sign in ("01/generate/*.parquet", "01/checkpoints/policy/checkpoints/*", "02/score/*.parquet"):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not list((out / "rounds" / "aligned").glob(sign)):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "checkpoints").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert network_bytes(out / "checkpoints/aligned") == network_bytes(run.path / "checkpoints/aligned")
+    assert [progress_line(row) for row in rows(Run(out))] == [progress_line(row) for row in rows(run)]

@@ -1,6 +1,7 @@
 """CLAP scores: cosines that of one clip and one text alone, windows without chance, and folders that are broken."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_networks import MEL, WORDS
 
-from milonga.core.errors import CheckpointError
+from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Clip
+from milonga.maths.mel import log_mel
 from milonga.scorers.clap import ClapScorer, load_clap, save_clap, window
 
 
@@ -151,3 +153,19 @@ def test_a_broken_folder_is_told_in_one_line_that_names_it(folder: Path, how: st
 def test_a_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere holds no usable CLAP"):
         load_clap(tmp_path / "nowhere", "none")
+
+
+def test_a_mel_picture_scores_as_the_waveform_that_it_is_of() -> None:
+    scorer = small_networks.scorer(0)
+    waves = [np.random.default_rng(seed).uniform(-0.5, 0.5, 16000).astype(np.float32) for seed in range(3)]
+    clips = [Clip(wave, scorer.mel.rate) for wave in waves]
+    mels = [log_mel(torch.from_numpy(wave)[None], scorer.mel)[0].numpy() for wave in waves]
+    pictures = [
+        Clip(wave[:0], scorer.mel.rate, mel=mel, mel_config=scorer.mel) for wave, mel in zip(waves, mels, strict=True)
+    ]
+    mixed = [pictures[0], clips[1], pictures[2]]
+    texts = ["a dog", "rain", "a bell"]
+    assert scorer.score(mixed, texts) == pytest.approx(scorer.score(clips, texts), abs=1e-6)
+    assert pictures[0].seconds == pytest.approx(len(mels[0]) * scorer.mel.hop / scorer.mel.rate)
+    with pytest.raises(RecipeError, match="its own mel front end alone"):
+        scorer.score([replace(pictures[0], mel_config=replace(scorer.mel, hop=scorer.mel.hop // 2))], texts[:1])

@@ -373,8 +373,9 @@ def _mp3_frame(header: bytes) -> int:
 def clip_table(ids: Sequence[str], clips: Sequence[Clip], latents: Sequence[bytes | None]) -> "pyarrow.Table":
     """A table `id: string, audio: struct<bytes, path>, latents: binary` of clips that share one sampling rate.
 
-    The audio is FLAC of 24 bits; `latents` are raw float16 or None. The schema's metadata names the audio column as
-    `datasets` does. Raises DataError when the three differ in length or the clips in rate, AudioError for NaN in one.
+    The audio is FLAC of 24 bits, or null for a clip without a waveform; `latents` are raw float16 or None. The schema's
+    metadata names the audio column as `datasets` does. Raises DataError when the three differ in length or the clips in
+    rate, AudioError for NaN in one.
     """
     import pyarrow as pa
 
@@ -384,7 +385,8 @@ def clip_table(ids: Sequence[str], clips: Sequence[Clip], latents: Sequence[byte
     if len(rates) > 1:
         raise DataError(f"clips of one shard must share a sampling rate, not {sorted(rates)}")
     audio = [
-        {"bytes": flac_bytes(clip, TABLE_BITS), "path": f"{name}.flac"} for name, clip in zip(ids, clips, strict=True)
+        {"bytes": flac_bytes(clip, TABLE_BITS), "path": f"{name}.flac"} if clip.mel is None else None
+        for name, clip in zip(ids, clips, strict=True)
     ]
     schema = _schema(rates.pop() if rates else None)
     arrays = [pa.array(column, field.type) for column, field in zip((ids, audio, latents), schema, strict=True)]

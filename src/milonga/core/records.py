@@ -6,7 +6,7 @@ first, then the step that fills it.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -319,15 +319,19 @@ class Clip:
 
     A clip that a latent diffusion model made may carry its scaled latents, shape (C, T/r, F/r): training on them needs
     no VAE and loses nothing to a round trip through the vocoder. A clip that is the beginning of a longer one carries
-    the `mean` of the whole.
+    the `mean` of the whole. A clip that never passed a vocoder has no samples, but its log-mel picture `mel`, (frames,
+    bands), in the front end `mel_config`.
     """
 
     waveform: np.ndarray
     rate: int
     latents: np.ndarray | None = None
     mean: float | None = None
+    mel: np.ndarray | None = None
+    mel_config: Any = None
 
     @property
     def seconds(self) -> float:
         """The clip's length in seconds."""
-        return len(self.waveform) / self.rate
+        samples = len(self.waveform) if self.mel is None else len(self.mel) * self.mel_config.hop
+        return samples / self.rate

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from milonga.core.audio import clips_of
+from milonga.core.protocols import Embedder
 from milonga.core.records import Prompt, Record, Round
 from milonga.core.store import Run
 from milonga.evaluation.features import load_features
@@ -22,12 +23,15 @@ LOST_DIVERSITY, BROKEN_CLIPS, LOUDNESS_DRIFT = 0.2, 0.02, 3.0
 
 
 class JudgedClip(Record):
-    """A clip for the judge: what the scorers that give the rewards say of it, and its loudness (RMS, dB)."""
+    """A clip for the judge: what the scorers that give the rewards say of it, its loudness (RMS, dB), and the judge's
+    embedding of it (empty where the judge has none).
+    """
 
     id: str
     prompt_id: str
     scores: dict[str, float]
     loudness: float
+    embedding: tuple[float, ...]
 
 
 def store_scores(context: Context, name: str, prompts: Sequence[Prompt]) -> None:
@@ -42,9 +46,13 @@ def store_scores(context: Context, name: str, prompts: Sequence[Prompt]) -> None
         scorers = [context.parts.scorer(scorer) for scorer in context.recipe.models.scorers]
         texts = [known[prompt_of[clip]].text for clip in clips]
         scores = score_clips(list(clips.values()), texts, scorers, context.recipe.score.batch_size)
+        judge = context.parts.scorer(context.recipe.models.judge)
+        places = [()] * len(clips)
+        if isinstance(judge, Embedder):
+            places = [tuple(map(float, row)) for row in judge.embed_clips(list(clips.values()))]
         rows = [
-            JudgedClip(id=name, prompt_id=prompt_of[name], scores=row, loudness=loudness(clip.waveform))
-            for (name, clip), row in zip(clips.items(), scores, strict=True)
+            JudgedClip(id=clip, prompt_id=prompt_of[clip], scores=row, loudness=loudness(own.waveform), embedding=place)
+            for (clip, own), row, place in zip(clips.items(), scores, places, strict=True)
         ]
         context.run.stage(f"scores/{name}").write_records(shard, rows, JudgedClip)
         return len(rows)
@@ -91,11 +99,11 @@ class JudgedClips:
         return float(np.mean(gains)) if gains else math.nan
 
     def _diversity(self) -> float:
-        """1 − cosine of the tagger's embeddings of two clips of one caption: the mean; NaN for one clip a caption."""
-        clips: dict[str, list[np.ndarray]] = {}
-        for key, row in self.columns["embedding"].items():
-            clips.setdefault(self.prompts[key].id, []).append(row / max(float(np.linalg.norm(row)), 1e-12))
-        several = [np.stack(rows) for rows in clips.values() if len(rows) > 1]
+        """1 − cosine of the judge's embeddings of two clips of one caption: the mean; NaN for one clip a caption."""
+        clips: dict[str, list[tuple[float, ...]]] = {}
+        for row in self.rows:
+            clips.setdefault(row.prompt_id, []).append(row.embedding)
+        several = [np.array(rows) for rows in clips.values() if len(rows) > 1 and rows[0]]
         apart = [1 - (rows @ rows.T)[np.triu_indices(len(rows), 1)].mean() for rows in several]
         return float(np.mean(apart)) if apart else math.nan
 
@@ -115,17 +123,17 @@ def hacking(numbers: dict[str, Any], base: Round, judge_fell: bool) -> str:
     return "; ".join(signs)
 
 
-def told(row: Round) -> str:
+def progress_line(row: Round) -> str:
     """A row in one line for the terminal, with its alert in a second one."""
-    made = f"{row.system}: iteration {row.number}, {row.clips} clips, " + (
+    clips = f"{row.system}: iteration {row.number}, {row.clips} clips, " + (
         f"{row.groups} groups" if row.groups else f"{row.pairs} pairs"
     )
     if not math.isfinite(row.judge):
-        return made + ", not judged"
+        return clips + ", not judged"
     shares = ((row.exact, "exact match"), (row.order, "order"), (row.diversity, "diversity"))
     more = [f"{name} {value:.3f}" for value, name in shares if math.isfinite(value)]
     judged = f"judge {row.judge:.4f}, gain over the best {row.gain:+.4f} [{row.gain_low:+.4f}, {row.gain_high:+.4f}]"
-    line = ", ".join([made, judged, f"reward {row.reward:+.2f} sd", *more])
+    line = ", ".join([clips, judged, f"reward {row.reward:+.2f} sd", *more])
     return line + (f"\nmilonga: {row.system}: signs of reward hacking: {row.alert}" if row.alert else "")
 
 

@@ -29,7 +29,7 @@ from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.protocols import Model
 from milonga.core.records import Pair, Prompt, Round
 from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
-from milonga.experiment.judged import JudgedClips, hacking, store_scores, told
+from milonga.experiment.judged import JudgedClips, hacking, progress_line, store_scores
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, System
 from milonga.experiment.registry import Context, Registry
@@ -93,7 +93,7 @@ class OnlineTrainer:
                 break
             due = number % recipe.online.every == 0 or number == recipe.online.iterations
             rows.append(self._judge(number, prompts, rows) if due else self._row(number))
-            print(told(rows[-1]), file=sys.stderr, flush=True)
+            print(progress_line(rows[-1]), file=sys.stderr, flush=True)
             self._write(rows)
         self._write(rows)
         self._finish(rows)
@@ -144,10 +144,12 @@ class OnlineTrainer:
         self._describe(context)
         self._draw_prompts(context)
         builder = context.pair_builder()
-        builder.plan()
-        builder.generate()
-        builder.score()
         (policy,) = context.recipe.train.systems
+        builder.plan()
+        # Pairs are listened to (`milonga pairs`), groups are not: they need no vocoder where the scorers read mels.
+        if policy.data == "pairs" or not builder.generate_scored():
+            builder.generate()
+            builder.score()
         if policy.data == "pairs":
             builder.pair()
             if number > 1 and not context.run.stage("pair").read_records(Pair):
@@ -190,8 +192,8 @@ class OnlineTrainer:
         shards = {stage: Run(self.path(number)).stage(stage) for stage in ("prompts", "generate", "pair")}
         sizes = {stage: sum(map(own.rows, own.names())) for stage, own in shards.items()}
         groups = sizes["prompts"] if data_of(self.system) == "groups" else 0
-        made = {"clips": sizes["generate"], "pairs": sizes["pair"], "groups": groups}
-        return Round(system=self.system.name, number=number, **made, **judged)
+        counts = {"clips": sizes["generate"], "pairs": sizes["pair"], "groups": groups}
+        return Round(system=self.system.name, number=number, **counts, **judged)
 
     def _judge(self, number: int, prompts: Sequence[Prompt], before: Sequence[Round]) -> Round:
         """A row with the judge's numbers; the clips that it scored and their features stay in the folder."""
@@ -204,7 +206,8 @@ class OnlineTrainer:
         store_scores(context, system, prompts)
         own, base = JudgedClips(context.run, system, prompts), JudgedClips(Run(self.path(0)), "base", prompts)
         judge = bootstrap(own.by_caption("clap"), seed, recipe.evaluate.resamples)
-        numbers = own.means() | {"reward": own.reward(base), "judge": judge.value, "low": judge.low, "high": judge.high}
+        numbers: dict[str, Any] = own.means()
+        numbers |= {"reward": own.reward(base), "judge": judge.value, "low": judge.low, "high": judge.high}
         numbers |= {"n": judge.n, "gain": 0.0, "gain_low": 0.0, "gain_high": 0.0}
         if before:
             best = max((row for row in before if math.isfinite(row.judge)), key=lambda row: (row.judge, -row.number))

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from milonga.core.config import Settings
 from milonga.core.errors import RecipeError
 from milonga.core.protocols import Engine
+from milonga.core.records import Prompt
 from milonga.core.store import Run, read_manifest
 from milonga.engines.local import engine_named as engine_named
 from milonga.experiment.examples import hashes, label, reward
@@ -25,9 +27,14 @@ from milonga.experiment.invalidation import (
     stages_of,
 )
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
-from milonga.experiment.recipe import Recipe, stored_recipe
+from milonga.experiment.recipe import Models, Online, Prompts, Recipe, System, Train, stored_recipe
 from milonga.experiment.registry import DEFAULT, Context, Registry
 from milonga.experiment.stages import evaluate, prompts, report, train_system
+
+if TYPE_CHECKING:
+    from milonga.training.align import AlignConfig
+
+ALIGNED = "aligned"  # the system that `align_online` trains
 
 
 def run(
@@ -103,6 +110,50 @@ def steps_of(context: Context) -> dict[str, Callable[[], None]]:
         "evaluate": partial(evaluate, context),
         "report": partial(report, context),
     }
+
+
+def align_online(
+    captions: "str | Sequence[str | Prompt]",
+    *,
+    config: "AlignConfig",
+    online: Online,
+    model: Any = "nano",
+    scorers: Sequence[Any] = ("nano-clap-a", "nano-clap-b"),
+    judge: Any = "nano-judge",
+    tagger: Any = "nano-tagger",
+    engine: Engine | str = "local",
+) -> Path:
+    """Aligns a model by clips of its latest policy, as a recipe's system with `data = "online"`; gives its place.
+
+    `captions` are a source such as "world:train:360:multi", of which each iteration draws anew, or texts, of which each
+    takes `online.captions`. `config` has the phases, the trainer's settings, the seed and the folder, which is a run
+    folder that resumes. `milonga.load` reads the path that is returned, where the model is a name. Models, scorers,
+    judge and tagger are names or objects. Raises as `run` does.
+    """
+    named = {"model": model, "judge": judge, "tagger": tagger} | {f"scorer {n}": one for n, one in enumerate(scorers)}
+    objects = {role: part for role, part in named.items() if not isinstance(part, str | Path)}
+    names = {role: role if role in objects else str(part) for role, part in named.items()}
+    if isinstance(captions, str):
+        online = online.model_copy(update={"sources": (captions,)})
+    else:
+        objects["captions"] = list(captions)
+    settings = {name: getattr(config, name) for name in Settings.model_fields}
+    recipe = Recipe(
+        name=config.output_dir.name,
+        seed=config.seed,
+        models=Models(
+            model=names["model"], judge=names["judge"], tagger=names["tagger"],
+            scorers=tuple(name for role, name in names.items() if role.startswith("scorer")),
+        ),
+        prompts=Prompts(sources=("captions",) if "captions" in objects else ()),
+        online=online,
+        train=Train(
+            **settings, trackers=config.trackers, val_fraction=config.val_fraction,
+            systems=(System(name=ALIGNED, data="online", phases=config.phases),),
+        ),
+    )  # fmt: skip
+    where = engine_named(engine, recipe.workers) if isinstance(engine, str) else engine
+    return run(recipe, config.output_dir, until="train", engine=where, parts=Registry(objects)).path / ALIGNED
 
 
 def chosen(until: str | None = None, only: str | None = None) -> tuple[str, ...]:

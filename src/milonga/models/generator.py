@@ -17,6 +17,7 @@ import torch
 
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.records import Clip, Request
+from milonga.maths.mel import MelSettings
 from milonga.models.denoiser import Denoiser
 from milonga.models.editing import Canvas, decode, samples_per_row
 from milonga.models.schedulers import prepare_scheduler
@@ -83,6 +84,20 @@ class TangoModel:
         )
         waves, packed = self.pipeline.decode(latents, seconds).numpy(), latents.float().cpu().numpy()
         return [Clip(np.ascontiguousarray(wave), self.rate, row) for wave, row in zip(waves, packed, strict=True)]
+
+    @property
+    def mel_config(self) -> MelSettings:
+        """The front end of `generate_mels`."""
+        return self.pipeline.mel_config
+
+    def generate_mels(self, requests: Sequence[Request]) -> list[Clip]:
+        """As `generate`, without the vocoder: clips of no samples, with their latents and log-mel pictures."""
+        (steps, guidance), config = shared_sampling(requests), self.mel_config
+        words, seeds = [request.words for request in requests], [request.seed for request in requests]
+        latents = self.pipeline.sample(words, seeds, steps, guidance, self.seconds)
+        rows = zip(latents.float().cpu().numpy(), self.pipeline.decode_mels(latents, self.seconds).numpy(), strict=True)
+        silence = np.empty(0, dtype=np.float32)
+        return [Clip(silence, self.rate, packed, mel=mel, mel_config=config) for packed, mel in rows]
 
 
 class DenoiserModel:

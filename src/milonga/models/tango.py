@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderMode
 
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
+from milonga.maths.mel import MelSettings
 from milonga.models.schedulers import (
     check_guidance,
     model_input,
@@ -207,18 +208,36 @@ class TangoPipeline(DiffusionPipeline):
             raise RecipeError(f"latents must have the shape {shape}, not {tuple(given.shape)}")
         return given.to(self._execution_device, torch.float32)
 
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
-        """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`.
+    @property
+    def mel_config(self) -> MelSettings:
+        """The mel front end that the VAE and the vocoder were trained on."""
+        return MelSettings(rate=self.sampling_rate, hop=self.hop, bands=self.vocoder.config.model_in_dim)
+
+    def _mels(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Log-mel pictures (b, frames, bands) of scaled latents, part by part.
 
         A CPU decodes clip by clip: a batch's pictures and waveforms leave its cache, and take twice as long.
         """
         scaled = latents.to(self._execution_device, self.vae.dtype) / self.vae.config.scaling_factor
         parts = scaled.split(1 if scaled.device.type == "cpu" else len(scaled))
-        mels = [self.vae.decode(part).sample.squeeze(1).to(self.vocoder.dtype) for part in parts]
-        waves = torch.cat([self.vocoder(mel).reshape(len(mel), -1) for mel in mels])
+        return [self.vae.decode(part).sample.squeeze(1).to(self.vocoder.dtype) for part in parts]
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
+        """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`."""
+        waves = torch.cat([self.vocoder(mel).reshape(len(mel), -1) for mel in self._mels(latents)])
         length = self.config["seconds"] if seconds is None else seconds
         return waves[:, : round(length * self.sampling_rate)].float().cpu()
+
+    @torch.no_grad()
+    def decode_mels(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
+        """Log-mel pictures (B, frames, bands) in `mel_config`, float32 on the CPU, of scaled latents: no vocoder.
+
+        They are trimmed to the frames of a waveform of `seconds`.
+        """
+        length = self.config["seconds"] if seconds is None else seconds
+        frames = round(length * self.sampling_rate) // self.hop
+        return torch.cat(self._mels(latents))[:, :frames].float().cpu()
 
     @torch.no_grad()
     def __call__(

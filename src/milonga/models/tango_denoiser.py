@@ -82,8 +82,7 @@ class TangoDenoiser:
     @property
     def mel_config(self) -> MelSettings:
         """The mel front end that the VAE and the vocoder were trained on."""
-        pipe = self.pipe
-        return MelSettings(rate=pipe.sampling_rate, hop=pipe.hop, bands=pipe.vocoder.config.model_in_dim)
+        return self.pipe.mel_config
 
     @property
     def fsdp_blocks(self) -> Sequence[nn.Module]:

@@ -33,7 +33,7 @@ from milonga.core.store import (
 )
 from milonga.core.weights import RANKERS
 from milonga.data.pairs import RunPairs, kept_pairs
-from milonga.preference.candidates import generate_shard, score_clips
+from milonga.preference.candidates import generate_scored_shard, generate_shard, score_clips
 from milonga.preference.pair import pair
 from milonga.preference.plan import plan
 
@@ -99,6 +99,27 @@ class PairBuilder:
         with shards_left(self.run, "score", sizes) as (left, advance):
             for shard, _ in self.engine.run(work, left):
                 advance(sizes[shard])
+
+    def generate_scored(self) -> bool:
+        """Latents and scores of each request, from the log-mel picture that the model's autoencoder decodes.
+
+        There is no vocoder and no audio. False, with nothing done, where the model decodes no picture, a scorer reads
+        others, or clips have been generated already.
+        """
+        model, scorers = self.load_model(), self.load_scorers()
+        picture = getattr(model, "mel_config", None)
+        if picture is None or any(getattr(scorer, "mel", None) != picture for scorer in scorers):
+            return False
+        if complete(self.run.stage("generate")):
+            return complete(self.run.stage("score"))
+        planned = needed(self.run, "plan")
+        sizes = {shard: planned.rows(shard) for shard in planned.names()}
+        load = (self.load_model, self.load_scorers)
+        work = partial(generate_scored_shard, self.run, *load, self.generate_batch_size, self.score_batch_size)
+        with shards_left(self.run, "generate", sizes) as (left, advance):
+            for shard, _ in self.engine.run(work, left):
+                advance(sizes[shard])
+        return True
 
     def pair(self) -> None:
         """Winners and losers from the stored scores; the refused are stored with their reasons."""

@@ -15,7 +15,7 @@ from milonga.core.audio import clip_table, pack_latents, to_int16
 from milonga.core.errors import AudioError, DataError, RecipeError
 from milonga.core.ids import clip_seed
 from milonga.core.protocols import Model, Scorer, Tagger
-from milonga.core.records import Clip, Label, Prompt, Refusal, Request
+from milonga.core.records import Candidate, Clip, Label, Prompt, Refusal, Request
 from milonga.core.store import Run
 from milonga.core.weights import RANKERS, SHIPPED
 from milonga.maths.metrics import order_accuracy
@@ -69,6 +69,42 @@ def generate_shard(
         run.stage(f"refused/{stage}").write_records(shard, refusals, Refusal)
     ids, clips, latents = zip(*rows, strict=True) if rows else ((), (), ())
     run.stage(stage).write_table(shard, clip_table(ids, clips, latents))
+    return len(requests)
+
+
+def generate_scored_shard(
+    run: Run,
+    load_model: Callable[[], Model],
+    load_scorers: Callable[[], Sequence[Scorer]],
+    batch_size: int,
+    score_batch_size: int,
+    shard: str,
+) -> int:
+    """Generates one planned shard of clips without audio and scores their log-mel pictures; gives their number.
+
+    Latents that are not finite are refused. The scores are written first, so the shard of latents is there only when
+    all of it is.
+    """
+    run.check_visible()
+    requests, model = run.stage("plan").read_records(Request, [shard]), load_model()
+    pictures: list[tuple[Request, Clip]] = []
+    for batch in request_batches(requests, batch_size):
+        pictures += zip(batch, model.generate_mels(batch), strict=True)  # type: ignore[attr-defined]
+    finite = [(request, clip) for request, clip in pictures if clip.mel is not None and np.isfinite(clip.mel).all()]
+    known = {request.id for request, _ in finite}
+    refusals = [
+        Refusal(stage="generate", id=request.id, reason="its mel picture has NaN or infinite values")
+        for request, _ in pictures
+        if request.id not in known
+    ]
+    if refusals:
+        run.stage("refused/generate").write_records(shard, refusals, Refusal)
+    clips = [clip for _, clip in finite]
+    scores = score_clips(clips, [request.prompt for request, _ in finite], load_scorers(), score_batch_size)
+    candidates = [Candidate(request=request, scores=row) for (request, _), row in zip(finite, scores, strict=True)]
+    run.stage("score").write_records(shard, candidates, Candidate)
+    latents = [pack_latents(clip.latents) for clip in clips]
+    run.stage("generate").write_table(shard, clip_table([request.id for request, _ in finite], clips, latents))
     return len(requests)
 
 

@@ -220,3 +220,19 @@ def whiskers(
         body.append(f'<path class="curve c1" d="M{x} {top}V{bottom}M{x - 4:g} {top}h8M{x - 4:g} {bottom}h8"/>')
         body.append(f'<circle class="point" cx="{x}" cy="{y}" r="3.5"/>')
     return svg(body, label)
+
+
+def hacking_figure(system: str, rounds: Sequence[Round]) -> Markup | None:
+    """What the rewarding scorers gained by iteration (standard deviations), beside the relative change of diversity.
+
+    None where neither was measured.
+    """
+    rounds = [row for row in rounds if math.isfinite(row.reward)]
+    numbers = np.array([row.number for row in rounds], dtype=float)
+    base = rounds[0].diversity if rounds else math.nan
+    lines = [
+        Line("reward", "c1", numbers, np.array([row.reward for row in rounds]), noisy=False),
+        Line("diversity", "c2", numbers, np.array([row.diversity / base - 1 for row in rounds]), noisy=False),
+    ]
+    steps = int(numbers.max()) if len(numbers) else 0
+    return curves(lines, [], steps, f"{system}: reward and diversity by iteration") if steps > 1 else None

@@ -22,7 +22,7 @@ from milonga.evaluation.formatting import (
 )
 from milonga.evaluation.metrics import MINUS, Metric, get_metric, metrics_named
 from milonga.preference.pair import unfiltered
-from milonga.reports.figures import Line, curves, forest, histogram, rounds_figure, whiskers
+from milonga.reports.figures import Line, curves, forest, hacking_figure, histogram, rounds_figure, whiskers
 from milonga.reports.material import EvaluationView, RunMaterial
 
 COLOURS = 6  # how many systems the style sheet tells apart
@@ -224,9 +224,13 @@ def _column(rows: Sequence[dict], key: str) -> np.ndarray:
     return np.array([row[key] if isinstance(row.get(key), int | float) else math.nan for row in rows], dtype=float)
 
 
-def round_tables(systems: Mapping[str, Sequence[Round]]) -> list[tuple[str, list[dict[str, Any]], Markup]]:
-    """(system, rows, figure) of every system that was trained online."""
-    return [(name, _round_rows(rounds), rounds_figure(name, rounds)) for name, rounds in systems.items() if rounds]
+def round_tables(systems: Mapping[str, Sequence[Round]]) -> list[tuple[str, list[dict[str, Any]], Markup, Any]]:
+    """(system, rows, figure of the judge, figure of reward and diversity) of every system that was trained online."""
+    return [
+        (name, _round_rows(rounds), rounds_figure(name, rounds), hacking_figure(name, rounds))
+        for name, rounds in systems.items()
+        if rounds
+    ]
 
 
 def _round_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:

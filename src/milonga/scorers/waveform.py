@@ -30,10 +30,20 @@ SHORTEST = 2.0  # seconds, to which the published metrics pad a clip
 def mel_waveforms(clips: Sequence[Clip], settings: MelSettings) -> list[np.ndarray]:
     """The waveform of each clip that log-mels of `settings` are taken of, at their sampling rate.
 
-    Clips are resampled where their rate differs. Only those shorter than a window are padded, to one window.
+    Clips are resampled where their rate differs. Only those shorter than a window are padded, to one window. A clip
+    that is a log-mel picture of these settings already is given as it is, (frames, bands). RecipeError for a picture of
+    other settings.
     """
-    waves = [resample(clip, settings.rate).waveform for clip in clips]
-    return [fit(wave, max(len(wave), settings.fft)) for wave in waves]
+    inputs = []
+    for clip in clips:
+        if clip.mel is None:
+            wave = resample(clip, settings.rate).waveform
+            inputs.append(fit(wave, max(len(wave), settings.fft)))
+        elif clip.mel_config == settings:
+            inputs.append(clip.mel)
+        else:
+            raise RecipeError("a clip without a waveform can be scored in its own mel front end alone: decode it first")
+    return inputs
 
 
 def map_by_length(
@@ -44,16 +54,16 @@ def map_by_length(
 ) -> list[Row]:
     """The row of `network(waveforms)` that belongs to each of `waves`; waveforms are (B, samples), B at most `batch`.
 
-    With `mel` the network is given their log-mels (B, frames, bands). Only waveforms of one length share a batch:
-    padding would add silence to what a shorter one is scored by.
+    With `mel` the network is given their log-mels (B, frames, bands), or those pictures that are there instead of a
+    waveform. Only waveforms of one length share a batch: padding would add silence to what a shorter one is scored by.
     """
     rows: dict[int, Row] = {}
-    for length in dict.fromkeys(map(len, waves)):
-        places = [place for place, wave in enumerate(waves) if len(wave) == length]
+    for shape in dict.fromkeys(wave.shape for wave in waves):
+        places = [place for place, wave in enumerate(waves) if wave.shape == shape]
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             inputs = torch.from_numpy(np.stack([waves[place] for place in part]))
-            rows |= zip(part, network(log_mel(inputs, mel) if mel else inputs), strict=True)
+            rows |= zip(part, network(log_mel(inputs, mel) if mel and len(shape) == 1 else inputs), strict=True)
     return [rows[place] for place in range(len(waves))]
 
 
