@@ -24,8 +24,8 @@ from milonga.data.recordings import clip_entries
 LONG = "狗叫，" * 150
 
 
-def write(prompts: list[str], out: Path, steps: int = 4, guidance: float = 3.0, **options) -> list[Path]:
-    return list(generate_clips(NoiseModel(), prompts, out, steps, guidance, **options))
+def write(prompts: list[str], out: Path, steps: int = 4, guidance: float = 3.0, model=None, **options) -> list[Path]:
+    return list(generate_clips(model or NoiseModel(), prompts, out, steps, guidance, **options))
 
 
 def lines(out: Path) -> list[dict]:
@@ -114,6 +114,26 @@ def test_a_list_of_prompts_resumes_where_it_was_killed(tmp_path):
     assert len(log.read_text().splitlines()) == 24 + 1
     assert len(set(paths)) == len(lines(tmp_path)) == 40
     assert all(path.is_file() for path in paths)
+
+
+def test_a_list_with_negative_words_resumes_and_every_batch_is_given_them(tmp_path):
+    given_words: list[str] = []
+
+    class Killed(NoiseModel):
+        def generate(self, requests, negative=""):
+            given_words.append(negative)
+            if len(given_words) == 2:
+                raise KeyboardInterrupt
+            return super().generate(requests)
+
+    options = {"resume": True, "details": {"negative": "wind"}, "options": {"negative": "wind"}}
+    prompts = [f"sound {n}" for n in range(20)]
+    with pytest.raises(KeyboardInterrupt):
+        write(prompts, tmp_path, model=Killed(), **options)
+    assert len(lines(tmp_path)) == 8
+    assert len(write(prompts, tmp_path, model=Killed(), **options)) == len(lines(tmp_path)) == 20
+    assert given_words == ["wind"] * 4
+    assert {line["negative"] for line in lines(tmp_path)} == {"wind"}
 
 
 def test_a_manifest_that_is_something_else_is_left_alone(tmp_path):
