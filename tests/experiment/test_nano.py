@@ -1,6 +1,7 @@
 """`milonga nano train` in seconds: every task at full width for two steps, stopped, begun again, and loaded."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from milonga.core.errors import RecipeError
 from milonga.core.ids import file_hash
 from milonga.core.records import Clip, Prompt, Request
 from milonga.core.weights import SHIPPED
@@ -33,9 +36,10 @@ LOSSES = (
     (train_scorers, "words_loss"),
     (train_scorers, "audio_loss"),
     (train_scorers, "joint_loss"),
+    (train_scorers, "misses_loss"),
 )
 SHORT: dict[str, Any] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 1}
-FOLDERS = {"tango", "tagger", "clap-a", "clap-b", "clap-judge"}
+FOLDERS = {"tango", "tagger", "tagger-b", "clap-a", "clap-b", "clap-judge"}
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
@@ -47,20 +51,23 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
         (train_text, "TASK"),
         (train_codec, "VAE_TASK"),
         (train_codec, "VOCODER_TASK"),
-        (train_scorers, "TAGGER_TASK"),
     )
     for module, name in tasks:
         patch.setattr(module, name, replace(getattr(module, name), **SHORT))
     for module, name in (
         (train_codec, "VAE_CLIPS"), (train_codec, "VOCODER_CLIPS"), (train_unet, "CLIPS"),
-        (train_scorers, "TAGGER_CLIPS"),
+        (train_scorers, "MISSES_CLIPS"),
     ):  # fmt: skip
         patch.setattr(module, name, CLIPS)
     patch.setattr(train_unet, "EPOCHS", 1)
     patch.setattr(train_unet, "SETTINGS", train_unet.SETTINGS | {"batch_size": 3, "checkpoint_every": 1})
     thirds = [replace(one, first=2 * n, last=2 * n + 2) for n, one in enumerate(train_scorers.CLAPS)]
     patch.setattr(train_scorers, "CLAPS", tuple(thirds))
-    for name in ("text_task", "audio_task", "joint_task"):
+    taggers = [
+        replace(spec, first=first, last=CLIPS) for spec, first in zip(train_scorers.TAGGERS, (0, 2), strict=True)
+    ]
+    patch.setattr(train_scorers, "TAGGERS", tuple(taggers))
+    for name in ("tagger_task", "text_task", "audio_task", "joint_task", "misses_task"):
         patch.setattr(train_scorers, name, shorter(getattr(train_scorers, name)))
     say = train_text.sentences
     patch.setattr(train_text, "sentences", lambda seed, count: say(seed, 400))
@@ -135,16 +142,22 @@ def test_what_ships_loads_and_works_together(work: Path) -> None:
     assert np.isfinite(clip.waveform).all()
     assert latents is not None
     for name in ("clap-a", "clap-b", "clap-judge"):
-        assert np.abs(registry.scorer(str(work / "out" / name)).score([clip], [prompt.text])).max() <= 1
-    tagger = registry.tagger(str(work / "out" / "tagger"))
-    assert tagger.classes == CLASSES
-    assert tagger.features([clip])[1].shape == (1, len(CLASSES))
+        scorer = registry.scorer(str(work / "out" / name))
+        assert np.abs(scorer.embed_clips([clip]) @ scorer.embed_texts([prompt.text]).T).max() <= 1
+        assert np.isfinite(scorer.score([clip], [prompt.text])).all()
+        assert (scorer.head is None) == (name == "clap-judge")
+    for name in ("tagger", "tagger-b"):
+        tagger = registry.tagger(str(work / "out" / name))
+        assert tagger.classes == CLASSES
+        assert tagger.features([clip])[1].shape == (1, len(CLASSES))
+    events = registry.scorer(f"events:{work / 'out' / 'tagger-b'}")
+    assert 0 < events.score([clip], [prompt.text])[0] < 1
 
 
 def test_latents_are_brought_to_unit_variance_by_the_factor_that_ships(work: Path) -> None:
     with torch.no_grad():
         vae = pipeline(str(work / "out" / "tango")).vae
-        clips = corpus.load(work / "work" / "corpus", nano.SEED, 6).mels.float().unsqueeze(1)
+        clips = corpus.load(work / "work" / "corpus", nano.SEED, range(6)).mels.float().unsqueeze(1)
         latents = vae.encode(clips).latent_dist.sample() * vae.config.scaling_factor
     assert float(latents.std()) == pytest.approx(1.0, abs=0.1)
 
@@ -156,6 +169,19 @@ def test_what_is_learnt_is_not_learnt_again(work: Path, monkeypatch: pytest.Monk
     nano.make(work / "work", work / "again")
     assert files(work / "again") == files(work / "out")
     assert words(work / "again") == words(work / "out")
+
+
+@pytest.mark.usefixtures("_short")
+def test_scorers_alone_are_the_same_with_the_codec_that_is_there(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    shutil.copytree(work / "out" / "tango", tmp_path / "out" / "tango")
+    nano.make(tmp_path / "work", tmp_path / "out", ["tagger-b"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tango", "tagger-b"}
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"corpus", "codec", "tagger-b"}
+    rounded, exact = (load_file(folder / "out" / "tagger-b" / "model.safetensors") for folder in (tmp_path, work))
+    assert max(float((rounded[name].float() - exact[name].float()).abs().max()) for name in exact) < 0.05
+    with pytest.raises(RecipeError, match="'clap-c' is none of nano's networks: there are tango, tagger, tagger-b"):
+        nano.make(tmp_path / "work", tmp_path / "out", ["clap-c"])
 
 
 @pytest.mark.usefixtures("_short")

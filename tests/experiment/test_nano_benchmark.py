@@ -64,6 +64,9 @@ class Rank:
                 row[own[text]] = self.right
         return rows
 
+    def compare(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
+        return (audio * text).sum(axis=1)
+
 
 def test_a_tagger_is_asked_about_every_class_of_every_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "tagger", lambda name: Ear())
@@ -98,6 +101,26 @@ def test_a_clap_must_like_the_right_caption_strictly_better(right: float, wrong:
     assert found["rank against a wrong sound"].n == len(PROMPTS)
 
 
+class Dice:
+    """A tagger that hears each class in half of all clips, by a hash of the clip."""
+
+    name, classes = "dice", CLASSES
+
+    def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
+        draws = [np.random.default_rng(list(clip.waveform[:64].tobytes())).random(len(CLASSES)) for clip in clips]
+        return [
+            [
+                Event(label=label, onset=value, offset=3.0)
+                for label, value in zip(CLASSES, row, strict=True)
+                if value < 0.5
+            ]
+            for row in draws
+        ]
+
+    def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
+        return small_networks.tagger().features(clips)
+
+
 @pytest.fixture
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = small_networks.pipeline()
@@ -106,29 +129,42 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "load", lambda name: model)
     monkeypatch.setattr(registry, "sampling", lambda name: (2, 3.0))
     monkeypatch.setattr(registry, "scorer", lambda name: small_networks.scorer(name=name))
-    monkeypatch.setattr(registry, "tagger", lambda name: small_networks.tagger())
+    monkeypatch.setattr(registry, "tagger", lambda name: Dice())
 
 
 @pytest.mark.usefixtures("_tiny")
 def test_the_whole_benchmark_on_untrained_networks_has_every_answer_and_repeats() -> None:
-    found = nano_benchmark.benchmark(clips=6, captions=24)
+    found = nano_benchmark.benchmark(clips=6, captions=24, ranked=4)
     assert {
         "base presence on single events",
         "base clap",
         "base exact_match",
         "round trip keeps decisions",
+        "tagger-b recall",
+        "nano-events on generated clips: full_recall",
+        "rankers and events on generated clips: full_recall",
     } <= found.keys()
     assert {f"nano-{name} against a wrong sound" for name in ("clap-a", "clap-b", "judge")} <= found.keys()
     for name, interval in found.items():
         assert interval.low <= interval.value <= interval.high, name
         assert interval.n >= 2
     assert found["base clap"].n == 24
-    assert nano_benchmark.benchmark(clips=6, captions=24) == found
+    assert nano_benchmark.benchmark(clips=6, captions=24, ranked=4) == found
+
+
+def test_rankers_are_compared_within_captions_alone() -> None:
+    scores = np.array([[0.1, 0.2, 0.3, 0.2], [0.9, 0.8, 0.7, 0.6], [0.5, 0.5, 0.1, 0.2], [0.1, 0.2, 0.3, 0.4]])
+    right = np.array([[0, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
+    interval = nano_benchmark.within_captions(scores, right, 0)
+    assert interval is not None
+    assert interval.n == 2
+    assert interval.value == pytest.approx((3.5 + 0) / (4 + 3))
+    assert nano_benchmark.within_captions(scores[2:], right[2:], 0) is None
 
 
 def test_the_old_name_of_the_command_is_accepted_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        nano_benchmark, "benchmark", lambda clips, captions, seed: {"share": proportion(np.ones(clips))}
+        nano_benchmark, "benchmark", lambda clips, captions, seed, ranked: {"share": proportion(np.ones(clips))}
     )
     done, old = (CliRunner().invoke(app, ["nano", name, "--clips", "3"]) for name in ("benchmark", "exam"))
     assert done.exit_code == old.exit_code == 0

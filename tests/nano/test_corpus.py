@@ -24,7 +24,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    corpus.build(tmp_path, SEED, CLIPS, lambda count: None)
+    corpus.build(tmp_path, SEED, range(CLIPS), lambda count: None)
     return tmp_path
 
 
@@ -34,7 +34,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def test_shards_are_named_by_seed_and_first_clip_and_progress_is_told(tmp_path: Path) -> None:
     told: list[int] = []
-    corpus.build(tmp_path, SEED, CLIPS, told.append)
+    corpus.build(tmp_path, SEED, range(CLIPS), told.append)
     assert told == [3, 3, 1]
     assert sorted(everything(tmp_path)) == [f"3-{first:06d}.safetensors" for first in (0, 3, 6)]
 
@@ -45,7 +45,7 @@ def test_what_is_there_is_left_alone_and_what_is_missing_is_made_the_same(folder
     middle.unlink()
     stamp = first.stat().st_mtime_ns
     told: list[int] = []
-    corpus.build(folder, SEED, CLIPS, told.append)
+    corpus.build(folder, SEED, range(CLIPS), told.append)
     assert everything(folder) == before
     assert first.stat().st_mtime_ns == stamp
     assert told == [3, 3, 1]
@@ -61,16 +61,16 @@ def test_a_shard_that_was_cut_off_while_it_was_written_does_not_count(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", stopped)
         with pytest.raises(KeyboardInterrupt):
-            corpus.build(tmp_path, SEED, 3, lambda count: None)
+            corpus.build(tmp_path, SEED, range(3), lambda count: None)
     assert not list(tmp_path.glob("*.safetensors"))
-    corpus.build(tmp_path, SEED, 3, lambda count: None)
-    assert len(corpus.load(tmp_path, SEED, 3)) == 3
+    corpus.build(tmp_path, SEED, range(3), lambda count: None)
+    assert len(corpus.load(tmp_path, SEED, range(3))) == 3
     with pytest.raises(FileNotFoundError):
-        corpus.load(tmp_path, SEED, 4)
+        corpus.load(tmp_path, SEED, range(4))
 
 
 def test_a_loaded_corpus_is_the_clips_by_number_and_no_more(folder: Path) -> None:
-    loaded = corpus.load(folder, SEED, CLIPS)
+    loaded = corpus.load(folder, SEED, range(CLIPS))
     assert len(loaded) == CLIPS
     assert (loaded.mels.shape, loaded.mels.dtype) == ((CLIPS, corpus.FRAMES, 64), torch.float16)
     assert (loaded.truth.shape, loaded.truth.dtype) == ((CLIPS, corpus.TRUTH_FRAMES, len(CLASSES)), torch.uint8)
@@ -84,7 +84,7 @@ def test_a_loaded_corpus_is_the_clips_by_number_and_no_more(folder: Path) -> Non
 
 
 def test_a_part_is_a_slice_of_everything(folder: Path) -> None:
-    loaded = corpus.load(folder, SEED, CLIPS)
+    loaded = corpus.load(folder, SEED, range(CLIPS))
     part = loaded.part(2, 5)
     assert len(part) == len(part.mels) == len(part.truth) == len(part.counts) == 3
     assert part.scenes == loaded.scenes[2:5]
@@ -120,3 +120,12 @@ def test_frame_truth_of_a_rendered_clip_has_its_events_in_order() -> None:
             assert active[0] * step == pytest.approx(event.onset, abs=step)
             assert (active[-1] + 1) * step == pytest.approx(event.offset, abs=step)
             assert len(active) == active[-1] - active[0] + 1
+
+
+def test_only_the_shards_of_the_clips_asked_for_are_rendered(tmp_path: Path) -> None:
+    told: list[int] = []
+    corpus.build(tmp_path, SEED, range(4, 7), told.append)
+    assert told == [2, 1]
+    assert sorted(everything(tmp_path)) == [f"3-{first:06d}.safetensors" for first in (3, 6)]
+    loaded = corpus.load(tmp_path, SEED, range(4, 7))
+    assert loaded.scenes == [corpus.sounding(SEED, index).scene for index in (4, 5, 6)]

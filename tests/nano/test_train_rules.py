@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 from milonga.core.records import Scene
 from milonga.nano.build import unet as train_unet
 from milonga.nano.build.corpus import Corpus
-from milonga.nano.build.text import fit_tokenizer, hard_negatives, replaced, scene_target, sentences, swapped
-from milonga.nano.build.unet import LEFT_OUT, WRONG_ORDER, WRONG_SOUND, noisy_caption, without_one
+from milonga.nano.build.text import (
+    fit_tokenizer,
+    hard_negatives,
+    near_misses,
+    replaced,
+    scene_target,
+    sentences,
+    swapped,
+    without_one,
+)
+from milonga.nano.build.unet import LEFT_OUT, WRONG_ORDER, WRONG_SOUND, noisy_caption
+from milonga.nano.captions import caption
 from milonga.nano.world import CLASSES, draw_scene
 
 SEEDS = st.integers(0, 2**62)
@@ -67,6 +77,26 @@ def test_hard_negatives_are_two_wrong_scenes_one_of_them_of_the_order_where_ther
     assert scene not in found
     assert (found[0] == swapped(scene)) == (len(scene) > 1)
     assert set(labels(found[1])) != set(labels(scene))
+
+
+@given(SEEDS)
+def test_near_misses_differ_by_one_fault_and_have_captions(seed: int) -> None:
+    scene, rng = drawn(seed)
+    found = near_misses(scene, rng)
+    assert 2 <= len(found) <= 3
+    assert scene not in found
+    assert (found[0] == swapped(scene)) == (len(scene) > 1)
+    for wrong in found:
+        assert abs(len(labels(wrong)) - len(labels(scene))) <= 1
+        assert caption(wrong, None, rng)
+
+
+def test_near_misses_leave_out_add_replace_and_double() -> None:
+    rng, scene = np.random.default_rng(0), (("Dog",), ("Bell",))
+    found = [wrong for _ in range(60) for wrong in near_misses(scene, rng)[1:]]
+    counts = Counter((len(labels(wrong)), len(set(labels(wrong)))) for wrong in found)
+    assert counts.keys() == {(1, 1), (2, 2), (3, 2), (3, 3)}
+    assert {wrong.index(("Dog",)) for wrong in found if len(wrong) == 3} == {0, 1}
 
 
 @given(SEEDS)

@@ -9,7 +9,17 @@ from milonga.core.records import Clip, Prompt, Request, Scene
 from milonga.models.load import pipeline
 
 FOLDER = Path(__file__).parents[2] / "src" / "milonga" / "nano" / "weights"
-PARTS = ("tango/unet", "tango/vae", "tango/vocoder", "tango/text_encoder", "clap-a", "clap-b", "clap-judge", "tagger")
+PARTS = (
+    "tango/unet",
+    "tango/vae",
+    "tango/vocoder",
+    "tango/text_encoder",
+    "clap-a",
+    "clap-b",
+    "clap-judge",
+    "tagger",
+    "tagger-b",
+)
 CLAPS = ("nano-clap-a", "nano-clap-b", "nano-judge")
 
 pytestmark = pytest.mark.skipif(
@@ -78,18 +88,19 @@ def test_a_generated_clip_sounds_and_repeats_and_follows_its_words() -> None:
     assert not np.allclose(clips[0].waveform, clips[1].waveform, atol=0.01)
 
 
-def test_the_tagger_is_right_about_real_clips(real: list[tuple[Prompt, Clip]]) -> None:
+@pytest.mark.parametrize("name", ["nano-tagger", "nano-tagger-b"])
+def test_a_tagger_is_right_about_real_clips(name: str, real: list[tuple[Prompt, Clip]]) -> None:
     from milonga.experiment.registry import DEFAULT as registry
 
-    tagger = registry.tagger("nano-tagger")
+    tagger = registry.tagger(name)
     heard = [{event.label for event in events} for events in tagger.detect([clip for _, clip in real])]
     asked = [{label for group in prompt.scene or () for label in group} for prompt, _ in real]
     wrong = sum(len(a ^ b) for a, b in zip(heard, asked, strict=True))
     assert 1 - wrong / (len(real) * len(tagger.classes)) >= 0.98
 
 
-@pytest.mark.parametrize("name", CLAPS)
-def test_a_clap_tells_the_right_order_from_the_wrong_one(name: str, real: list[tuple[Prompt, Clip]]) -> None:
+@pytest.mark.parametrize("name", [*CLAPS, "nano-events"])
+def test_a_scorer_tells_the_right_order_from_the_wrong_one(name: str, real: list[tuple[Prompt, Clip]]) -> None:
     from milonga.experiment.registry import DEFAULT as registry
     from milonga.nano.captions import caption_in
 

@@ -15,11 +15,17 @@ nano = typer.Typer(no_args_is_help=True, help="Train and measure the weights tha
 def nano_train(
     out: Annotated[Path, typer.Option(help="Folder for the finished weights.")] = Path("nano-training/weights"),
     work: Annotated[Path, typer.Option(help="Work directory; re-run to resume.")] = Path("nano-training"),
+    only: Annotated[
+        str, typer.Option(help="Networks to train, separated by commas, such as tagger-b,clap-a.", show_default="all")
+    ] = "",
 ) -> None:
-    """Train all of nano's weights from scratch. Re-run the same command to resume."""
-    from milonga.experiment.nano_train import make
+    """Train nano's weights from scratch. Re-run the same command to resume.
 
-    typer.echo(make(work, out))
+    Scorers trained without the pipeline take VAE and vocoder from --out, or from the weights that ship.
+    """
+    from milonga.experiment.nano_train import NETWORKS, make
+
+    typer.echo(make(work, out, only.split(",") if only else NETWORKS))
 
 
 @nano.command("benchmark")
@@ -28,6 +34,9 @@ def nano_benchmark(
     clips: Annotated[int, typer.Option(help="Real clips for the scorers.", min=2)] = 1000,
     captions: Annotated[int, typer.Option(help="Held-out captions for the base model.", min=2)] = 400,
     seed: Annotated[int, typer.Option(help="Seed of the base model's clips.", min=0)] = 0,
+    ranked: Annotated[
+        int, typer.Option(help="Held-out captions whose eight clips rankers order; 0: none.", min=0)
+    ] = 160,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure nano's scorers on real clips and its base model on held-out captions, with 95 % intervals."""
@@ -36,7 +45,7 @@ def nano_benchmark(
 
     from milonga.experiment.nano_benchmark import benchmark
 
-    intervals = benchmark(clips, captions, seed)
+    intervals = benchmark(clips, captions, seed, ranked)
     if as_json:
         typer.echo(json.dumps({name: asdict(interval) for name, interval in intervals.items()}, indent=1))
         return
@@ -50,8 +59,9 @@ def nano_exam(
     clips: Annotated[int, typer.Option(min=2)] = 1000,
     captions: Annotated[int, typer.Option(min=2)] = 400,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    ranked: Annotated[int, typer.Option(min=0)] = 160,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """The old name of `benchmark`, accepted for one version."""
     typer.echo("milonga: `nano exam` is deprecated: use `nano benchmark`", err=True)
-    nano_benchmark(clips, captions, seed, as_json)
+    nano_benchmark(clips, captions, seed, ranked, as_json)

@@ -25,6 +25,7 @@ SHIPPED = {
     "nano-clap-b": "clap-b",
     "nano-judge": "clap-judge",
     "nano-tagger": "tagger",
+    "nano-tagger-b": "tagger-b",
 }
 RANKERS = ("nano-clap-a", "nano-clap-b")  # the scorers that rank nano's clips where none are named
 WEIGHTS = (".safetensors", ".bin")

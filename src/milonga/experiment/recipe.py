@@ -19,6 +19,7 @@ from milonga.core.overrides import apply_override, explain, modern_override, mod
 from milonga.core.records import Record
 from milonga.core.weights import RANKERS
 from milonga.perturbers.endpoint import Endpoint
+from milonga.scorers.load import tagger_of
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -280,6 +281,7 @@ class Recipe(Record):
     def _is_consistent(self) -> Self:
         scorers = set(self.models.scorers)
         _distinct("models.scorers", list(self.models.scorers))
+        _measures_alone(self.models)
         _distinct("train.systems", [system.name for system in self.train.systems])
         for where, strategies in (("plan", self.plan.strategies), ("online", self.online.strategies)):
             _distinct(f"{where}.strategies", [strategy.name for strategy in strategies])
@@ -387,6 +389,17 @@ def shipped_recipes() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     folders = (package / "recipes", package.parents[1] / "recipes")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+
+
+def _measures_alone(models: Models) -> None:
+    """ValueError where what measures would reward as well: the gain that it measured would be its own taste."""
+    for name in models.scorers:
+        if name == models.judge:
+            raise ValueError(f'models.scorers: "{name}" is the judge, which measures and must not reward; name another')
+        if tagger_of(name) == models.tagger:
+            raise ValueError(
+                f'models.scorers: "{name}" rewards by the tagger that measures; name another, such as nano-events'
+            )
 
 
 def _distinct(where: str, names: list[str]) -> None:

@@ -7,7 +7,7 @@ while b sings, then c" is read literally, although b may continue during c.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from milonga.core.records import Prompt, Scene
 from milonga.nano.vocabulary import FILLERS, KNOWN, lemmas
@@ -33,10 +33,8 @@ Segment = tuple[str, list[str]]
 
 def read_scene(text: str) -> Scene | None:
     """The scene of a caption, or None where a sound is unknown or the order is ambiguous."""
-    plain = re.sub(r"'s\b|['\".!]", "", text.lower()).strip()
-    match = _PREFIX.match(plain)
-    prefix = match[1] if match else ""
-    segments = _segments(plain[match.end() :] if match else plain)
+    plain, prefix, pieces = _pieces(text)
+    segments = _segments(pieces)
     # A horn beside a train is most likely the train's, which this world does not have.
     if segments is None or ("train" in plain and re.search(r"(?<!car )(?<!vehicle )\bhorn", plain)):
         return None
@@ -61,18 +59,45 @@ def read_captions(texts: Iterable[str], source: str) -> list[Prompt]:
     return list(first.values())
 
 
-def _segments(plain: str) -> list[Segment] | None:
-    """(preceding connective, content words) of each segment; None where a word is unknown."""
+def read_groups(text: str, labels_of: Callable[[str], Sequence[str]]) -> Scene | None:
+    """The scene of any caption whose sounds `labels_of` names in a segment's words; None where there is none.
+
+    Words that name no sound are passed over. Sounds whose order is ambiguous, and one that comes twice, are together
+    with all others: then only their presence is known.
+    """
+    plain, prefix, pieces = _pieces(text)
+    segments = [(sign, list(labels_of(words))) for sign, words in pieces]
+    groups = _in_order(segments, prefix, background="background" in plain) or [segments]
+    labels = [[label for _, labels in group for label in labels] for group in groups]
+    flat = [label for group in labels for label in group]
+    scene = tuple(tuple(dict.fromkeys(group)) for group in labels if group)
+    if sum(map(len, scene)) > len(set(flat)):
+        scene = (tuple(dict.fromkeys(flat)),)
+    return scene or None
+
+
+def _pieces(text: str) -> tuple[str, str, list[tuple[str, str]]]:
+    """A caption in plain words, the connective that it begins with, and its segments with the signs before each."""
+    plain = re.sub(r"'s\b|['\".!]", "", text.lower()).strip()
+    match = _PREFIX.match(plain)
+    rest = plain[match.end() :] if match else plain
     for pattern, sign in _REWRITE:
-        plain = re.sub(pattern, sign, plain)
+        rest = re.sub(pattern, sign, rest)
+    pieces: list[tuple[str, str]] = []
+    for signs, words in re.findall(r"([,+&<>\s]*)([^,+&<>]+)", rest):
+        if words.strip():
+            pieces.append((max(signs.replace(" ", "") or ",", key=_STRENGTH.index) if pieces else "", words))
+    return plain, match[1] if match else "", pieces
+
+
+def _segments(pieces: list[tuple[str, str]]) -> list[Segment] | None:
+    """(preceding connective, content words) of each segment; None where a word is unknown."""
     segments: list[Segment] = []
-    for signs, words in re.findall(r"([,+&<>\s]*)([^,+&<>]+)", plain):
-        if not words.strip():
-            continue
+    for strongest, words in pieces:
         content = [lemmas().get(word, "") for word in re.findall(r"[^\s-]+", words) if word not in FILLERS]
         if not all(content):
             return None
-        sign = max(signs.replace(" ", "") or ",", key=_STRENGTH.index) if segments else ""
+        sign = strongest if segments else ""
         if not content and sign in ("<", ">"):
             return None  # "barks and then is quiet"
         if content or not segments:

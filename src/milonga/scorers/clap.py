@@ -1,17 +1,21 @@
 """CLAP: how well a clip matches a text, by `transformers.ClapModel` (Wu et al. 2023), deterministic for any clip.
 
-Scores are cosines of unit-norm embeddings, without a temperature. A clip longer than the model's window is scored by
-its first window: the original crops at random, so its scores change from call to call.
+Scores are cosines of unit-norm embeddings, without a temperature. A CLAP may ship a head that reads events from an
+embedding of either kind; then a weighted term is added, how well what it reads from clip and text agrees. A clip longer
+than the model's window is scored by its first window: the original crops at random, so its scores change from call to
+call.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, ClapModel, PreTrainedTokenizerBase
 
 from milonga.core.errors import CheckpointError, brief
@@ -19,18 +23,45 @@ from milonga.core.records import Clip
 from milonga.maths.mel import MelSettings
 from milonga.scorers.waveform import map_by_length, mel_waveforms
 
+HEAD = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class ReadingHead:
+    """A linear reading of an embedding (D,): K answers' logits by `matrix` (K, D) and `bias` (K,), float32.
+
+    `weight` is that of the agreement of two readings beside the cosine.
+    """
+
+    matrix: np.ndarray
+    bias: np.ndarray
+    weight: float
+
+    def agreement(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """The mean log-likelihood, at most 0, shape (N,), of what is read from texts (N, D) under that from clips."""
+        heard, said = audio @ self.matrix.T + self.bias, text @ self.matrix.T + self.bias
+        asked = 1 / (1 + np.exp(-said))
+        return -(asked * np.logaddexp(0, -heard) + (1 - asked) * np.logaddexp(0, heard)).mean(axis=1)
+
 
 class ClapScorer:
-    """A `Scorer`: cosine similarity of clips and texts by one CLAP model."""
+    """A `Scorer`: cosine similarity of clips and texts by one CLAP model, and the agreement of its head's readings."""
 
     def __init__(
-        self, name: str, model: ClapModel, tokenizer: PreTrainedTokenizerBase, mel: MelSettings, frames: int
+        self,
+        name: str,
+        model: ClapModel,
+        tokenizer: PreTrainedTokenizerBase,
+        mel: MelSettings,
+        frames: int,
+        head: ReadingHead | None = None,
     ) -> None:
         self.name = name
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.mel = mel
         self.frames = frames
+        self.head = head
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -47,10 +78,15 @@ class ClapScorer:
         return torch.stack(rows).numpy()
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
-        """Cosine similarity of each clip with its text, shape (N,); each different text is encoded once."""
+        """The score of each clip with its text, shape (N,); each different text is encoded once."""
         unique = list(dict.fromkeys(texts))
         rows = self.embed_texts(unique)[[unique.index(text) for text in texts]]
-        return (self.embed_clips(clips) * rows).sum(axis=1)
+        return self.compare(self.embed_clips(clips), rows)
+
+    def compare(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """The scores, shape (N,), of embeddings of clips and texts, (N, D) each."""
+        cosines = (audio * text).sum(axis=1)
+        return cosines if self.head is None else cosines + self.head.weight * self.head.agreement(audio, text)
 
 
 def window(mels: torch.Tensor, frames: int) -> torch.Tensor:
@@ -82,12 +118,21 @@ def audio_features(model: ClapModel, mels: torch.Tensor) -> torch.Tensor:
 
 
 def save_clap(
-    folder: Path, model: ClapModel, tokenizer: PreTrainedTokenizerBase, mel: MelSettings, frames: int
+    folder: Path,
+    model: ClapModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mel: MelSettings,
+    frames: int,
+    head: ReadingHead | None = None,
 ) -> None:
-    """Writes a ClapModel in transformers' layout (float16), its tokenizer, and `front_end.json`."""
+    """Writes a ClapModel in transformers' layout (float16), its tokenizer, `front_end.json`, and its head's weights."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "front_end.json").write_text(json.dumps({"mel": mel.as_dict(), "frames": frames}, indent=1))
+    front: dict[str, Any] = {"mel": mel.as_dict(), "frames": frames}
+    if head is not None:
+        front["agreement"] = head.weight
+        save_file({"matrix": head.matrix.astype(np.float16), "bias": head.bias.astype(np.float16)}, folder / HEAD)
+    (folder / "front_end.json").write_text(json.dumps(front, indent=1))
 
 
 def networks(folder: Path) -> tuple[ClapModel, PreTrainedTokenizerBase]:
@@ -115,6 +160,10 @@ def load_clap(folder: Path, name: str) -> ClapScorer:
     try:
         front = json.loads((folder / "front_end.json").read_text())
         model, tokenizer = networks(folder)
-        return ClapScorer(name, model, tokenizer, MelSettings(**front["mel"]), front["frames"])
+        head = None
+        if "agreement" in front:
+            held = {key: value.astype(np.float32) for key, value in load_file(folder / HEAD).items()}
+            head = ReadingHead(held["matrix"], held["bias"], float(front["agreement"]))
+        return ClapScorer(name, model, tokenizer, MelSettings(**front["mel"]), front["frames"], head)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None

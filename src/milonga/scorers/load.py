@@ -1,8 +1,11 @@
-"""Scorers and taggers by name: those that ship, a folder, a repository of the Hub, or LAION's CLAP.
+"""Scorers and taggers by name: those that ship, a folder, a repository of the Hub, LAION's CLAP, or events by a tagger.
 
 LAION's is named `laion-clap:PATH[@WINDOWS]`, PATH being LAION's own `.pt`, or a folder or a repository (`user/name`) in
 transformers' layout. A `.pt` is converted once, to safetensors in the cache, under its hash: it is read as a file of
 tensors and never run.
+
+Events are named `events:TAGGER`: TAGGER is a tagger of nano's world by name or folder, or the file of Cnn14's weights
+at 16 kHz, for AudioSet's sounds.
 """
 
 import re
@@ -16,15 +19,18 @@ from milonga.core.cache import cache_folder, feature_cache, once
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository, is_offline
 from milonga.core.ids import content_id, file_hash
-from milonga.core.protocols import Tagger
 from milonga.core.store import atomic_dir
 from milonga.core.weights import WEIGHTS, fetch_model, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
+    from milonga.scorers.events import EventScorer
     from milonga.scorers.laion_clap import LaionClap
+    from milonga.scorers.tagger import EventTagger
 
 PREFIX = "laion-clap:"
+EVENTS = "events:"
+SHORT = {"nano-events": "events:nano-tagger-b"}
 TOKENIZER = "FacebookAI/roberta-base"
 WINDOWS = re.compile(r"@(first|mean|random:\d+)$")
 CLASS = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
@@ -32,11 +38,14 @@ CLASS = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 @once
 def scorer(name: str) -> Any:
-    """A CLAP by its name or folder, LAION's as `laion-clap:PATH[@WINDOWS]`, or a scorer class `package.module:Class`.
+    """A CLAP by its name or folder, LAION's as `laion-clap:PATH[@WINDOWS]`, events as `events:TAGGER`, or a class.
 
-    A class is called without arguments and gives an object with `name` and `score(clips, texts)`; embeddings are
-    optional. Raises RecipeError for a class that cannot be imported or is no scorer.
+    A class is named `package.module:Class`; it is called without arguments and gives an object with `name` and
+    `score(clips, texts)`, embeddings being optional. Raises RecipeError for a class that cannot be imported or is no
+    scorer, and for an unknown name; CheckpointError for weights that cannot be used.
     """
+    if tagger_of(name):
+        return event_scorer(name)
     if not name.startswith(PREFIX) and CLASS.fullmatch(name):
         return class_scorer(name)
     from transformers.utils import logging
@@ -47,6 +56,25 @@ def scorer(name: str) -> Any:
     if name.startswith(PREFIX):
         return laion_scorer(name)
     return load_clap(weights_of(name), name)
+
+
+def tagger_of(name: str) -> str:
+    """The tagger of an events scorer's name; "" for another scorer."""
+    name = SHORT.get(name, name)
+    return name.removeprefix(EVENTS) if name.startswith(EVENTS) else ""
+
+
+def event_scorer(name: str) -> "EventScorer":
+    """The scorer of events by the tagger in that name. Raises RecipeError or CheckpointError as its loading does."""
+    from milonga.nano.reader import read_scene
+    from milonga.scorers.audioset import KIN, AudioSetTagger, read_sounds
+    from milonga.scorers.events import EventScorer
+    from milonga.scorers.panns import load_panns
+
+    own = tagger_of(name)
+    if Path(own).suffix in (*WEIGHTS, ".pth"):
+        return EventScorer(name, AudioSetTagger(load_panns(Path(own))), read_sounds, KIN)
+    return EventScorer(name, tagger(own), read_scene)
 
 
 def class_scorer(name: str) -> Any:
@@ -62,7 +90,7 @@ def class_scorer(name: str) -> Any:
 
 
 @once
-def tagger(name: str) -> Tagger:
+def tagger(name: str) -> "EventTagger":
     """A tagger by its name or folder."""
     from milonga.scorers.tagger import load_tagger
 
@@ -74,6 +102,9 @@ def fingerprint(name: str) -> str:
 
     Of a scorer class it is that of its module's source. Raises CheckpointError when there are no weights.
     """
+    if own := tagger_of(name):
+        path = Path(own)
+        return content_id(EVENTS, file_hash(path) if path.is_file() else weights_fingerprint(own))
     if not name.startswith(PREFIX) and CLASS.fullmatch(name):
         origin = getattr(find_spec(name.partition(":")[0]), "origin", None)
         if origin is None or not Path(origin).is_file():

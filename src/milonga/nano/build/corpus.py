@@ -116,13 +116,14 @@ def write_shard(path: Path, seed: int, first: int) -> None:
     write_bytes(path, save({"mels": mels, "truth": truth}, metadata={"scenes": scenes}))
 
 
-def shard_paths(folder: Path, seed: int, clips: int) -> list[tuple[Path, int]]:
-    """Each shard's path and the number of its first clip, for a corpus of at least `clips` clips."""
-    return [(folder / f"{seed}-{first:06d}.safetensors", first) for first in range(0, clips, SHARD)]
+def shard_paths(folder: Path, seed: int, clips: range) -> list[tuple[Path, int]]:
+    """The path of each shard that holds some of `clips`, and the number of its first clip."""
+    firsts = range(clips.start - clips.start % SHARD, clips.stop, SHARD)
+    return [(folder / f"{seed}-{first:06d}.safetensors", first) for first in firsts]
 
 
-def build(folder: Path, seed: int, clips: int, done: Callable[[int], None]) -> None:
-    """Renders the missing shards of a corpus; `done(n)` is called after each with its number of clips.
+def build(folder: Path, seed: int, clips: range, done: Callable[[int], None]) -> None:
+    """Renders the missing shards of some clips; `done(n)` is called after each with its number of clips.
 
     Several processes may work on one folder: each skips what another has finished.
     """
@@ -130,7 +131,7 @@ def build(folder: Path, seed: int, clips: int, done: Callable[[int], None]) -> N
     for path, first in shard_paths(folder, seed, clips):
         if not path.exists():
             write_shard(path, seed, first)
-        done(min(SHARD, clips - first))
+        done(len(range(max(first, clips.start), min(first + SHARD, clips.stop))))
 
 
 def read_shard(path: Path) -> tuple[torch.Tensor, torch.Tensor, list[tuple[Scene, dict[str, int]]]]:
@@ -141,8 +142,8 @@ def read_shard(path: Path) -> tuple[torch.Tensor, torch.Tensor, list[tuple[Scene
         return file.get_tensor("mels"), file.get_tensor("truth"), rows
 
 
-def load(folder: Path, seed: int, clips: int) -> Corpus:
-    """A rendered corpus as one `Corpus` of exactly `clips` clips.
+def load(folder: Path, seed: int, clips: range) -> Corpus:
+    """The rendered clips of these numbers as one `Corpus`.
 
     Raises FileNotFoundError for a shard that `build` has not rendered.
     """
@@ -154,4 +155,5 @@ def load(folder: Path, seed: int, clips: int) -> Corpus:
         [scene for scene, _ in rows],
         [counts for _, counts in rows],
     )
-    return corpus.part(0, clips)
+    offset = clips.start % SHARD
+    return corpus.part(offset, offset + len(clips))

@@ -1,19 +1,21 @@
-"""Training of nano's scorers: its tagger, and its three CLAPs in three tasks each (§4.1.2: two rank, one judges).
+"""Training of nano's scorers: its two taggers (one measures, one rewards), and its three CLAPs (§4.1.2: two rank, one
+judges).
 
-The tagger learns by frame-level binary cross-entropy on scenes, half of which went through the codec. For the CLAPs:
+A tagger learns by frame-level binary cross-entropy on scenes, half of which went through the codec. For the CLAPs:
 
 First the audio tower alone, with a linear head that must predict which sounds there are, first and last. Then the text
 tower alone, with the loss of the T5 encoder (`text.py`) through the same head, frozen, so that both towers use the same
 directions. Then both, on clips of which half went through the codec, with a symmetric contrastive loss (Radford et al.
 2021) in which each clip meets two misleading captions: its own sounds in another order, and its scene with one sound
-replaced. With that loss from the start, or with the text first, these CLAPs did not learn order. The three differ in
-seed, in the clips they learn from, and the judge in its width: it shares nothing with the two that rank.
+replaced. With that loss from the start, or with the text first, these CLAPs did not learn order. The two that rank then
+meet the faults of generated clips: also one sound left out, added or doubled. The three differ in seed, in the clips
+they learn from, and the judge in its width: it shares nothing with the two that rank.
 """
 
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,16 +24,16 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy
 from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
 
+from milonga.core.records import Scene
 from milonga.nano.build.corpus import Corpus, Loss, TrainTask, step_rng
-from milonga.nano.build.text import hard_negatives, head_loss, text_loss
+from milonga.nano.build.text import hard_negatives, head_loss, near_misses, text_loss
 from milonga.nano.captions import caption_in
 from milonga.nano.world import CLASSES
 
+Negatives = Callable[[Scene, np.random.Generator], list[Scene]]
 Features = Callable[[ClapModel, Tensor], Tensor]
 TextFeatures = Callable[[ClapModel, PreTrainedTokenizerFast, list[str]], Tensor]
-TAGGER = {"channels": [8, 24, 48, 96], "pools": [[2, 2], [2, 2], [1, 2], [1, 2]]}
-TAGGER_TASK = TrainTask("tagger", steps=2300, batch_size=24, lr=2e-3, ema=0.99)
-TAGGER_CLIPS = 30000
+TAGGER_POOLS = [[2, 2], [2, 2], [1, 2], [1, 2]]
 QUIETEST = -11.5129  # ln 1e-5, the floor of the mel front end
 
 
@@ -55,12 +57,37 @@ def mix_coded(clean: Corpus, coded: Corpus, rng: np.random.Generator, batch: int
     return clean.at(rng.integers(0, len(clean), batch - half)).and_(coded.at(rng.integers(0, len(coded), half)))
 
 
-def tagger_loss(network: nn.Module, clean: Corpus, coded: Corpus, seed: int) -> Loss:
+@dataclass(frozen=True)
+class TaggerSpec:
+    """One tagger: its seed, the slice of the corpus it learns from, its channels and its steps."""
+
+    name: str
+    seed: int
+    first: int
+    last: int
+    channels: tuple[int, ...]
+    steps: int
+
+
+# The second shares no clip with the first, nor with a CLAP: what rewards must not err as what measures does.
+TAGGERS = (
+    TaggerSpec("tagger", seed=1, first=0, last=30000, channels=(8, 24, 48, 96), steps=2300),
+    TaggerSpec("tagger-b", seed=2, first=36000, last=42000, channels=(8, 16, 32, 64), steps=1200),
+)
+
+
+def tagger_task(spec: TaggerSpec) -> TrainTask:
+    """The training of a tagger."""
+    return TrainTask(spec.name, steps=spec.steps, batch_size=24, lr=2e-3, ema=0.99)
+
+
+def tagger_loss(network: nn.Module, clean: Corpus, coded: Corpus, spec: TaggerSpec) -> Loss:
     """The loss of a step for `network` (mels (B, 256, 64) → logits (B, 64, classes)) on clips as in `mix_coded`."""
+    task = tagger_task(spec)
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = step_rng(seed, TAGGER_TASK.name, step)
-        clips = mix_coded(clean, coded, rng, TAGGER_TASK.batch_size)
+        rng = step_rng(spec.seed, task.name, step)
+        clips = mix_coded(clean, coded, rng, task.batch_size)
         logits = network(augment(clips.mels.float(), rng))
         return {"loss": binary_cross_entropy_with_logits(logits, clips.truth.float())}
 
@@ -69,18 +96,22 @@ def tagger_loss(network: nn.Module, clean: Corpus, coded: Corpus, seed: int) -> 
 
 @dataclass(frozen=True)
 class ClapSpec:
-    """One CLAP: its seed, the slice of the corpus it learns from, and its width."""
+    """One CLAP: its seed, the slice of the corpus it learns from, its width, and whether it ranks: those that do also
+    learn from near misses, on the first `MISSES_CLIPS` of their slice, and ship their head."""
 
     name: str
     seed: int
     first: int
     last: int
     width: int
+    ranks: bool = False
 
 
+MISSES_CLIPS = 6000
+AGREEMENT = 0.5  # weight of the heads' agreement in the scores of those that rank
 CLAPS = (
-    ClapSpec("clap-a", seed=11, first=0, last=12000, width=64),
-    ClapSpec("clap-b", seed=12, first=12000, last=24000, width=64),
+    ClapSpec("clap-a", seed=11, first=0, last=12000, width=64, ranks=True),
+    ClapSpec("clap-b", seed=12, first=12000, last=24000, width=64, ranks=True),
     ClapSpec("clap-judge", seed=13, first=24000, last=36000, width=72),
 )
 
@@ -98,6 +129,11 @@ def text_task(spec: ClapSpec) -> TrainTask:
 def joint_task(spec: ClapSpec) -> TrainTask:
     """The third task of a CLAP: both towers."""
     return TrainTask(spec.name, steps=400, batch_size=48, lr=1e-3, warmup_steps=60)
+
+
+def misses_task(spec: ClapSpec) -> TrainTask:
+    """The fourth task of a CLAP that ranks: both towers again, against near misses."""
+    return TrainTask(f"{spec.name}-misses", steps=300, batch_size=48, lr=5e-4, warmup_steps=30)
 
 
 def new_clap(spec: ClapSpec, vocabulary: int, pad: int) -> ClapModel:
@@ -159,8 +195,8 @@ def sinusoids(places: int, width: int) -> Tensor:
 
 
 class ClapWithHead(nn.Module):
-    """A CLAP with the head that only its training needs: one for both towers, so that they use the same directions
-    before they are compared.
+    """A CLAP with the head that reads events: one for both towers, so that they use the same directions before they are
+    compared. Those that rank ship it.
     """
 
     def __init__(self, clap: ClapModel) -> None:
@@ -205,15 +241,15 @@ def words_loss(network: ClapWithHead, data: ClapData) -> Loss:
     return text_loss(text_task(data.spec), embed, head, data.spec.seed)
 
 
-def joint_loss(network: ClapWithHead, data: ClapData) -> Loss:
-    """The loss of the third task: the head's on both towers, and the contrastive one between clips and captions."""
-    task = joint_task(data.spec)
+def joint_loss(network: ClapWithHead, data: ClapData, task: TrainTask, wrong: Negatives = hard_negatives) -> Loss:
+    """The loss of the last tasks: the head's on both towers, and the contrastive one between clips and captions, in
+    which each clip meets the captions of its `wrong` scenes."""
     right = torch.arange(task.batch_size)
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = step_rng(data.spec.seed, task.name, step)
         clips = mix_coded(data.clean, data.coded, rng, task.batch_size)
-        others = [wrong for scene in clips.scenes for wrong in hard_negatives(scene, rng)]
+        others = [other for scene in clips.scenes for other in wrong(scene, rng)]
         texts = [caption_in("train", *pair, rng) for pair in zip(clips.scenes, clips.counts, strict=True)]
         texts += [caption_in("train", other, {}, rng) for other in others]
         audio = data.embed_audio(network.clap, augment(clips.mels.float(), rng))
@@ -228,3 +264,10 @@ def joint_loss(network: ClapWithHead, data: ClapData) -> Loss:
         return {"loss": total, "accuracy": accuracy, "audio": audio_term, "text": text_term}
 
     return loss
+
+
+def misses_loss(network: ClapWithHead, data: ClapData) -> Loss:
+    """The loss of the fourth task: the third's, against near misses, on the first clips of the slice."""
+    stride = len(data.clean) // len(data.coded)
+    clean, coded = data.clean.part(0, MISSES_CLIPS), data.coded.part(0, MISSES_CLIPS // stride)
+    return joint_loss(network, replace(data, clean=clean, coded=coded), misses_task(data.spec), near_misses)

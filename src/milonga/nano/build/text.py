@@ -84,10 +84,36 @@ def replaced(scene: Scene, rng: np.random.Generator) -> Scene:
     return tuple(tuple(str(new) if label == gone else label for label in group) for group in scene)
 
 
+def without_one(scene: Scene, place: int) -> Scene:
+    """The scene with the sound at `place` (counted through all groups) left out."""
+    places = iter(range(sum(len(group) for group in scene)))
+    groups = [tuple(label for label in group if next(places) != place) for group in scene]
+    return tuple(group for group in groups if group)
+
+
 def hard_negatives(scene: Scene, rng: np.random.Generator) -> list[Scene]:
     """A wrong order (where there is one) and a wrong sound: what must be told apart from `scene`."""
     other = swapped(scene)
     return [*([other] if other is not None else [replaced(scene, rng)]), replaced(scene, rng)]
+
+
+def near_misses(scene: Scene, rng: np.random.Generator) -> list[Scene]:
+    """Up to three scenes that differ from `scene` by one fault of the kinds that generated clips have.
+
+    The wrong order is one of them where there is an order; the others are drawn among a sound replaced, left out,
+    added (before, after or beside the last) and doubled (it sounds again at the end). All have one to three sounds.
+    """
+    flat = [label for group in scene for label in group]
+    wrong = [replaced(scene, rng)]
+    if len(flat) > 1:
+        wrong.append(without_one(scene, int(rng.integers(len(flat)))))
+    if len(flat) < 3:
+        new = str(rng.choice([label for label in CLASSES if label not in flat]))
+        beside = (*scene[:-1], (*scene[-1], new))
+        added = [((new,), *scene), (*scene, (new,)), beside]
+        wrong += [added[rng.integers(len(added))], (*scene, (flat[rng.integers(len(flat))],))]
+    order = [scene[::-1]] if len(scene) > 1 else []
+    return order + [wrong[place] for place in rng.permutation(len(wrong))[: 3 - len(order)]]
 
 
 def scene_target(scene: Scene) -> Tensor:

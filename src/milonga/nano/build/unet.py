@@ -9,9 +9,8 @@ says how they were chosen. Captions are dropped for guidance, which the released
 from typing import Any
 
 from milonga.core.ids import derive_seed
-from milonga.core.records import Scene
 from milonga.nano.build.corpus import Corpus, step_rng
-from milonga.nano.build.text import replaced, swapped
+from milonga.nano.build.text import replaced, swapped, without_one
 from milonga.nano.captions import caption_in
 
 UNET: dict[str, Any] = {
@@ -50,13 +49,6 @@ SETTINGS: dict[str, Any] = {
 }
 # The shares of wrong captions: another order (of sequences), a sound left out (of two or more), another sound.
 WRONG_ORDER, LEFT_OUT, WRONG_SOUND = 0.2, 0.06, 0.03
-
-
-def without_one(scene: Scene, place: int) -> Scene:
-    """The scene with the sound at `place` (counted through all groups) left out."""
-    places = iter(range(sum(len(group) for group in scene)))
-    groups = [tuple(label for label in group if next(places) != place) for group in scene]
-    return tuple(group for group in groups if group)
 
 
 def noisy_caption(corpus: Corpus, seed: int, index: int, epoch: int) -> str:
