@@ -222,7 +222,7 @@ def test_captions_of_the_judge_and_of_the_evaluation_are_never_drawn(folder: Pat
 
 def test_what_cannot_be_is_refused_in_one_line(folder: Path) -> None:
     for changes, message in (
-        ((f'models.judge="{folder}/one"',), "gives the rewards, so it cannot judge"),
+        ((f'models.judge="{folder}/one"',), "is the judge, which measures and must not reward"),
         (("online.prompts=[]",), "online.prompts is missing"),
         (("online.clips=0",), "plan.strategies is missing"),
         (("online.sources=[]",), "prompts.sources is missing"),

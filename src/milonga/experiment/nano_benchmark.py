@@ -14,6 +14,7 @@ from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
 from milonga.core.progress import tracked
 from milonga.core.records import Clip, Prompt, Request
+from milonga.core.weights import RANKERS
 from milonga.data.captions import world_prompts
 from milonga.evaluation.features import extract_features, system_features
 from milonga.evaluation.metrics import all_metrics, clip_interval, clip_values, get_metric
@@ -27,7 +28,6 @@ from milonga.preference.candidates import generate_clips
 from milonga.scorers.clap import ClapScorer
 
 Intervals = dict[str, Interval]
-RANKERS = ("nano-clap-a", "nano-clap-b", "nano-events")
 EACH = 8  # clips of a caption among which rankers choose
 RESAMPLES = 2000
 Item = TypeVar("Item")
@@ -113,7 +113,8 @@ def measure_rankers(prompts: Sequence[Prompt], seed: int) -> Intervals:
     tagger = registry.tagger("nano-tagger")
     heard = [events for part in _batches("tagger", clips) for events in tagger.detect(part)]
     scores = {
-        name: registry.scorer(name).score(clips, [owner.text for owner in owners]).reshape(-1, EACH) for name in RANKERS
+        name: registry.scorer(name).score(clips, [owner.text for owner in owners]).reshape(-1, EACH)
+        for name in (*RANKERS, "nano-events")
     }
     scores["rankers and events"] = np.mean(list(scores.values()), axis=0)
     intervals = {}

@@ -318,8 +318,6 @@ class Recipe(Record):
             raise ValueError(
                 "online.prompts is missing: name held-out captions on which the judge decides whether to continue"
             )
-        if online and self.models.judge in self.models.scorers:
-            raise ValueError(f"models.judge: {self.models.judge} gives the rewards, so it cannot judge what they teach")
 
 
 def _fits(where: str, pairing: Pairing, scorers: set[str]) -> None:
