@@ -14,6 +14,7 @@ from milonga.core.store import Run
 from milonga.evaluation.features import ClipFeatures
 from milonga.evaluation.formatting import run_outcome
 from milonga.experiment import run as pipeline
+from milonga.experiment.invalidation import clear_changed
 from milonga.experiment.manifest import status
 from milonga.experiment.recipe import parse_recipe
 from milonga.maths.statistics import mean_z_scores
@@ -21,6 +22,8 @@ from milonga.reports.material import read_rows
 
 pytestmark = pytest.mark.xdist_group("search")  # its fixture is made once, not by every worker
 
+TWO = ("base", "tuned")
+KINDS = ("clips", "features", "seconds", "scores")
 RECIPE = """
 name = "tiny"
 seed = 5
@@ -123,6 +126,38 @@ def test_running_again_changes_nothing_and_another_search_keeps_the_pool(run: Ru
     pipeline.run(parse_recipe(changed.replace("pool = 6", "pool = 4"), "x"), copy.path)
     assert len(clips(copy, "search/clips/base")) == 6 * 4
     assert all(path.stat().st_mtime_ns == stamps[path] for path in stays if "features" in path.parts[-3:])
+
+
+@pytest.mark.parametrize(
+    ("keys", "gone"),
+    [
+        (["evaluate.search"], {"evaluate/best", "features/best", "search/scores/base", "search/scores/tuned"}),
+        (
+            ["evaluate.pool", "evaluate.search"],
+            {"evaluate/best", "features/best", *(f"search/{kind}/{name}" for kind in KINDS for name in TWO)},
+        ),
+        (
+            ["train.systems.tuned.phases"],
+            {"evaluate/tuned", "features/tuned", "evaluate/best", "features/best", "search/scores/base"}
+            | {f"search/{kind}/tuned" for kind in KINDS},
+        ),
+        (
+            ["models.scorers"],
+            {"evaluate/tuned", "features/tuned", "evaluate/best", "features/best", "search/scores/base"}
+            | {f"search/{kind}/tuned" for kind in KINDS},
+        ),
+    ],
+)
+def test_a_change_clears_what_depends_on_it_and_no_more(keys, gone, tmp_path):
+    folders = {f"{kind}/{name}" for kind in ("evaluate", "features") for name in (*TWO, "best")}
+    folders |= {f"search/{kind}/{name}" for kind in KINDS for name in TWO}
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "search.json").write_text("[]")
+    clear_changed(Run(tmp_path), keys, searches={"best"})
+    assert {folder for folder in folders if not (tmp_path / folder).exists()} == gone
+    assert not (tmp_path / "metrics" / "search.json").exists()
 
 
 @pytest.mark.parametrize("kind", ["clips", "features", "scores"])
