@@ -216,7 +216,10 @@ def read_samples(path: Path) -> tuple[np.ndarray, int, str, str]:
     if not os.path.isfile(path):
         raise AudioError(f"{path}: no such audio file")
     samples, rate, _ = _read(Path(path), str(path), None, "float64")
-    own = soundfile.info(path)
+    try:
+        own = soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: its format is not known by its name ({error}): rename it, or convert it") from error
     suffix = {"WAV": ".wav", "WAVEX": ".wav", "RF64": ".wav", "FLAC": ".flac"}.get(own.format)
     if suffix and (own.subtype in BITS or own.subtype in ("FLOAT", "DOUBLE")):
         return samples, rate, suffix, own.subtype
