@@ -20,14 +20,25 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))  # the raters
 PACKAGES = ("tuxpaint-stamps-default", "sonic-pi-samples")
+STEPS = "10"  # of a clip: the model's own 200 take twenty times as long and show nothing more
 STAMPS, SAMPLES = "usr/share/tuxpaint/stamps", "usr/share/sonic-pi/samples"
 COUNT, HELD_OUT = 193, 5
 BEGIN, END = "<!-- recordings:begin -->", "<!-- recordings:end -->"
+
+
+class Cost(NamedTuple):
+    """What a command cost: wall-clock and CPU seconds, peak memory in MB; and what it wrote."""
+
+    wall: float
+    cpu: float
+    memory: float
+    text: str
 
 
 def unpack(folder: Path, debs: Path | None) -> Path:
@@ -90,8 +101,8 @@ def pair_up(folder: Path, made: Path, system: str) -> None:
         csv.writer(table).writerows([("clip", "caption"), *rows])
 
 
-def milonga(folder: Path, *words: str) -> tuple[float, float, str]:
-    """Runs a command in a folder; its seconds, its peak memory in MB, and what it wrote."""
+def milonga(folder: Path, *words: str) -> Cost:
+    """Runs a command in a folder; what it cost, and what it wrote."""
     began, log = time.perf_counter(), folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen([sys.executable, "-m", "milonga", *words], cwd=folder, stdout=file, stderr=file)
@@ -99,10 +110,10 @@ def milonga(folder: Path, *words: str) -> tuple[float, float, str]:
     text = log.read_text()
     if status or "Traceback" in text:
         raise SystemExit(f"milonga {' '.join(words)}: exit {os.waitstatus_to_exitcode(status)}\n{text}")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024, text
+    return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text)
 
 
-def listened(folder: Path) -> tuple[float, float, str]:
+def listened(folder: Path) -> Cost:
     """Serves the listening test and lets two raters hear and judge every clip, over HTTP."""
     from small_test import Rater
 
@@ -116,14 +127,15 @@ def listened(folder: Path) -> tuple[float, float, str]:
     assert process.stdout is not None
     link = process.stdout.readline().strip()
     base, test, judged = link.partition("/admin/")[0], read_test(folder / "test"), 0
-    _, _, text = milonga(folder, "listen", "links", "test", "-n", "2")
-    for number, token in enumerate(re.findall(r"/r/(\S+)", text), 1):
+    links = milonga(folder, "listen", "links", "test", "-n", "2").text
+    for number, token in enumerate(re.findall(r"/r/(\S+)", links), 1):
         rater = Rater(base, token, number, test)
         rater.session()
         judged += len(rater.given)
     process.terminate()
     _, _, usage = os.wait4(process.pid, 0)
-    return time.perf_counter() - began, usage.ru_maxrss / 1024, f"{judged} judgements of two raters over HTTP"
+    cpu, text = usage.ru_utime + usage.ru_stime, f"{judged} judgements of two raters over HTTP"
+    return Cost(time.perf_counter() - began, cpu, usage.ru_maxrss / 1024, text)
 
 
 def measured(folder: Path, debs: Path | None, epochs: int) -> list[str]:
@@ -139,12 +151,13 @@ def measured(folder: Path, debs: Path | None, epochs: int) -> list[str]:
     phases = f"train.systems.0.phases.0.epochs={epochs}"
     train = ("train", "finetune", "--set", 'train.clips="clips:train.csv"', "--set", phases, "--out", "run")
     folders = ("base=systems/base", "finetuned=systems/finetuned", "--reference", "real", "--captions", "captions.csv")
-    steps = [
+    steps, tuned = ("--steps", STEPS), ("run/finetuned", "--out", "made-finetuned")
+    jobs = [
         ("fine-tuned", train),
-        ("made by the base", ("generate", "--prompts", "held-out.csv", "--out", "made-base")),
+        ("made by the base", ("generate", "--prompts", "held-out.csv", *steps, "--out", "made-base")),
         (
             "made by it",
-            ("generate", "--prompts", "held-out.csv", "--model", "run/finetuned", "--out", "made-finetuned"),
+            ("generate", "--prompts", "held-out.csv", *steps, "--model", *tuned),
         ),
         ("evaluated", ("evaluate", *folders, "--weights", "nano", "--no-cache", "--out", "leaderboard")),
         (
@@ -155,26 +168,30 @@ def measured(folder: Path, debs: Path | None, epochs: int) -> list[str]:
         ("its results", ("listen", "results", "test")),
         ("its judgements", ("listen", "export", "test", "judgements.csv")),
         ("exported", ("export", "run", "exported", "--system", "finetuned")),
-        ("the export used", ("generate", "A dog", "--model", "exported", "--out", "used")),
+        ("the export used", ("generate", "A dog", *steps, "--model", "exported", "--out", "used")),
     ]
-    table = []
-    for name, words in steps:
-        wall, memory, text = milonga(folder, *words) if words else listened(folder)
+    table, stored = [], folder / "costs.json"
+    costs = json.loads(stored.read_text()) if stored.is_file() else {}  # a script that was stopped goes on where it was
+    for name, words in jobs:
+        if name not in costs:
+            costs[name] = milonga(folder, *words) if words else listened(folder)
+            if name.startswith("made by"):
+                pair_up(folder, folder / words[-1], words[-1].removeprefix("made-"))
+            if name == "made by it":  # the real clips are a system of the listening test
+                (folder / "systems" / "reference").symlink_to(folder / "real")
+            stored.write_text(json.dumps(costs))
+        wall, cpu, memory, text = costs[name]
         if "left out" in text:
             raise SystemExit(f"a recording was left out: {text}")
-        shown = f"`milonga {' '.join(words).replace('|', '')}`" if words else f"`milonga listen serve test`: {text}"
-        table.append(f"| {name} | {shown} | {wall:.0f} s | {memory:,.0f} MB |")
-        if name.startswith("made by"):
-            pair_up(folder, folder / words[-1], words[-1].removeprefix("made-"))
-        if name == "made by it":  # the real clips are a system of the listening test
-            (folder / "systems" / "reference").symlink_to(folder / "real")
+        shown = f"`milonga {' '.join(words)}`" if words else f"`milonga listen serve test`: {text}"
+        table.append(f"| {name} | {shown} | {wall:.0f} s | {cpu:.0f} s | {memory:,.0f} MB |")
     return [
         f"{COUNT} recordings, {sum(seconds):.0f} s in all, {min(seconds):.2f} to {max(seconds):.1f} s each: "
         f"{', '.join(parts)} channels. {COUNT - len(list((folder / 'real').iterdir()))} are trained on; no recording "
         "was left out.",
         "",
-        "| what | command | time | peak memory |",
-        "|---|---|--:|--:|",
+        "| what | command | wall | CPU | peak memory |",
+        "|---|---|--:|--:|--:|",
         *table,
     ]
 

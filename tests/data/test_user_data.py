@@ -2,6 +2,7 @@
 without a report."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -481,3 +482,19 @@ def test_the_commands_refuse_it_too(tmp_path):
         done = subprocess.run([*main, *words], capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert "t.csv, line 2: 3 cells where the header names 2; put a text that holds a comma" in done.stderr
+
+
+C_LOCALE = """
+from milonga.data.captions import audio_files
+from milonga.data.recordings import clip_entries, decoded
+print(ascii([entry.captions for entry in decoded(clip_entries("clips:clips"))]), ascii(sorted(audio_files(Path("clips")))))
+"""
+
+
+def test_names_of_any_script_are_found_in_a_locale_that_is_not_utf_8(tmp_path):
+    wav(tmp_path / "clips" / "café 狗.wav")
+    (tmp_path / "clips" / "metadata.csv").write_text("file_name,caption\ncafé 狗.wav,狗叫\n", encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-c", "from pathlib import Path" + C_LOCALE]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | locale, capture_output=True, text=True)
+    assert done.stdout.strip() == ascii([("狗叫",)]) + " " + ascii(["café 狗"]), done.stderr

@@ -1,6 +1,7 @@
 """`milonga listen`: from a real run or folders of audio files, through its doors, to pairs that training takes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_from_folders_paired_by_name(folders, tmp_path):
     assert len(test.prompts) == 7 - 3  # one clip is missing, three prompts are for checks and the example
     assert all(one.text.startswith("a dog, then") for one in test.prompts)
     assert len(list((tmp_path / "test" / "playback").iterdir())) == 7 * 3 + 3
+
+
+def test_recordings_of_mixed_rates_are_one_system(folders, tmp_path):
+    shutil.copytree(folders, tmp_path / "mixed")
+    for number, rate in enumerate((5000, 11127, 44100)):
+        tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)).astype(np.float32)
+        write_audio(tmp_path / "mixed" / "clips" / "reference" / f"clip{number}.wav", Clip(tone, rate))
+    done = made(tmp_path / "mixed", tmp_path / "test")
+    assert done.exit_code == 0, done.output
+    stored = Run(tmp_path / "test").stage("generate")
+    clips = [
+        clip for name in stored.names() for clip in clips_of(stored.read_table(name)).values() if clip.rate == 44100
+    ]
+    assert len(clips) == 7  # those of the reference, at the highest of their rates; the systems' stay at 8 kHz
+    tones = [clip for clip in clips if clip.seconds == pytest.approx(1.0, abs=0.001)]
+    assert len(tones) == 3
+    for clip in tones:
+        assert np.argmax(np.abs(np.fft.rfft(clip.waveform))) == pytest.approx(440, abs=1)
 
 
 def test_links_results_and_table_through_the_doors(folders, tmp_path):

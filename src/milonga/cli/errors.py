@@ -1,5 +1,6 @@
 """Error handling that every command shares: failures are one line on stderr, with a matching exit status."""
 
+import errno
 import functools
 import traceback
 import warnings
@@ -12,6 +13,7 @@ import typer
 from milonga.core.errors import MilongaError, MilongaWarning
 
 P = ParamSpec("P")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
 debug = {"on": False}
 
 
@@ -31,6 +33,9 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
         except typer.Exit:
             raise
         except Exception as error:  # users get one line; --debug prints the traceback
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                place = error.filename or "the disk"
+                raise _failed(f"{place}: {error.strerror}; make room, or choose another place") from error
             raise _failed(f"{type(error).__name__}: {error} (use --debug for the traceback)") from error
 
     return guarded

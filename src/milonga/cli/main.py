@@ -3,6 +3,7 @@
 Exit status: 0 done; 1 a failure, reported in one line; 2 wrong usage; 130 interrupted and resumable.
 """
 
+import io
 import signal
 import sys
 from pathlib import Path
@@ -319,6 +320,10 @@ def main() -> None:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     _debug["on"] = "--debug" in arguments[:end]
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # in a locale that is not UTF-8 a − or a caption must not stop a result
+        sys.stdout.reconfigure(errors="backslashreplace")
     app([word for place, word in enumerate(arguments) if word != "--debug" or place > end], prog_name="milonga")
 
 

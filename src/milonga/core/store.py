@@ -108,8 +108,8 @@ def _cannot_write(path: Path, error: Exception) -> StoreError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    """Writes UTF-8 text as `write_bytes` does; of a file's name that is no text the bytes stand as `\\udcXX`."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -279,9 +279,9 @@ def _take_lock(file: Any, path: Path) -> None:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         raise StoreError(f"{path} is in use by process {holder}: wait for it, or choose another --out") from error
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {os.uname().nodename}")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, and says nothing about its holder
+        file.truncate(0)
+        os.write(file.fileno(), f"{os.getpid()} on {os.uname().nodename}".encode())
 
 
 def _broken(file: Path) -> StoreError:

@@ -1,5 +1,6 @@
 """Captions: of a table's row, of the clips in a folder, and of the sources that a recipe names."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -123,6 +124,14 @@ def clip_key(name: str) -> str:
     return stem.strip() if dot and f".{suffix.lower()}" in SOUND_SUFFIXES else base
 
 
+def utf8_name(name: str) -> str:
+    """A file's name read as UTF-8 whatever the locale, as tables and other machines have it.
+
+    Raises UnicodeDecodeError where its bytes are no UTF-8.
+    """
+    return os.fsencode(name).decode()
+
+
 def audio_files(folder: Path) -> dict[str, Path]:
     """Audio files by `clip_key`, hidden ones left out.
 
@@ -132,10 +141,11 @@ def audio_files(folder: Path) -> dict[str, Path]:
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() not in SOUND_SUFFIXES or file.name.startswith("."):
             continue
-        if any("\udc80" <= letter <= "\udcff" for letter in file.name):
-            shown = file.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            raise DataError(f"{folder}: the name of {shown} is not UTF-8; rename that file")
-        key = clip_key(file.name)
+        try:
+            key = clip_key(utf8_name(file.name))
+        except UnicodeDecodeError:
+            shown = os.fsencode(file.name).decode(errors="backslashreplace")
+            raise DataError(f"{folder}: the name of {shown} is not UTF-8; rename that file") from None
         if key in files:
             raise DataError(f"{folder}: {file.name} and {files[key].name} are one clip: remove one of them")
         files[key] = file

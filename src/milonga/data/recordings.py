@@ -6,6 +6,7 @@ pyarrow and soundfile alone: `datasets` would ask for torchcodec. Departure from
 broken is left out and reported with its reason, where the original puts another in its place.
 """
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -33,6 +34,7 @@ from milonga.data.captions import (
     clip_names,
     loaded,
     metadata_of,
+    utf8_name,
 )
 from milonga.data.tables import PATH_COLUMNS, TABLE_SUFFIXES, Row, read_rows
 
@@ -283,7 +285,10 @@ class FileFinder:
                     return place
         if self._spelled is None:
             files = [file for file in self.folder.rglob("*") if file.suffix.lower() in SOUND_SUFFIXES]
-            self._spelled = {_plain(str(file.relative_to(self.folder))): file for file in sorted(files)}
+            self._spelled = {}
+            for file in sorted(files):
+                with contextlib.suppress(UnicodeDecodeError):  # no table names such a file
+                    self._spelled[_plain(utf8_name(str(file.relative_to(self.folder))))] = file
         for name in names:
             for suffix in ("", *SOUND_SUFFIXES):
                 if (plain := _plain(f"{name.strip()}{suffix}")) in self._spelled:

@@ -31,7 +31,10 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path, self._local = path, threading.local()
         if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # private: it holds everyone's tokens
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # private: it holds everyone's tokens
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error.strerror}; make room or choose another place") from error
         with self._work(writes=True) as work:
             for statement in filter(str.strip, [ADMIN, *self.schema.split(";")]):
                 work.execute(statement)
@@ -61,7 +64,9 @@ class Database:
                 work.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreError(f"{self._path}: {error}; is the disk full, or is this not a database?") from error
+            raise StoreError(
+                f"{self._path}: {error}; is the disk full or read-only, or is this not a database?"
+            ) from error
 
     def _connection(self) -> sqlite3.Connection:
         """This thread's connection."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from milonga.core.audio import clip_table, flac_bytes
+from milonga.core.audio import clip_table, flac_bytes, resample
 from milonga.core.errors import DataError, StoreError
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Prompt
@@ -103,10 +103,8 @@ def make_test(folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapp
         for number, (system, clips) in enumerate(sources.items()):
             ids = [content_id(system, prompt.id) for prompt in picked]
             own = [clips[prompt.id] for prompt in picked]
-            try:
-                table = clip_table(ids, [source.clip for source in own], [source.latents for source in own])
-            except DataError as error:
-                raise DataError(f"{system}: {error}") from error
+            rate = max(source.clip.rate for source in own)  # one for a shard: recordings of mixed rates lose nothing
+            table = clip_table(ids, [resample(source.clip, rate) for source in own], [source.latents for source in own])
             Run(part).stage("generate").write_table(f"{number:05d}-of-{len(sources):05d}", table)
         test = Test(
             title=plan.title,
