@@ -147,7 +147,7 @@ def test_a_disk_that_refuses_is_one_clear_line(command: str, disk: Path) -> None
 
 @pytest.mark.slow  # each command does all of its work: a minute together
 @pytest.mark.parametrize("where", ["home", "cache"])
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in (*ENDLESS, "evaluate")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ENDLESS])
 def test_a_home_or_cache_that_cannot_be_written_is_a_warning_at_most(command, where, place, tmp_path, monkeypatch):
     for name in ("run", "test"):
         shutil.copytree(place / name, tmp_path / name)

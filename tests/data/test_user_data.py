@@ -485,9 +485,11 @@ def test_the_commands_refuse_it_too(tmp_path):
 
 
 C_LOCALE = """
+from pathlib import Path
 from milonga.data.captions import audio_files
 from milonga.data.recordings import clip_entries, decoded
-print(ascii([entry.captions for entry in decoded(clip_entries("clips:clips"))]), ascii(sorted(audio_files(Path("clips")))))
+captions = [entry.captions for entry in decoded(clip_entries("clips:clips"))]
+print(ascii(captions), ascii(sorted(audio_files(Path("clips")))))
 """
 
 
@@ -495,6 +497,6 @@ def test_names_of_any_script_are_found_in_a_locale_that_is_not_utf_8(tmp_path):
     wav(tmp_path / "clips" / "café 狗.wav")
     (tmp_path / "clips" / "metadata.csv").write_text("file_name,caption\ncafé 狗.wav,狗叫\n", encoding="utf-8")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    words = [sys.executable, "-c", "from pathlib import Path" + C_LOCALE]
+    words = [sys.executable, "-c", C_LOCALE]
     done = subprocess.run(words, cwd=tmp_path, env=os.environ | locale, capture_output=True, text=True)
     assert done.stdout.strip() == ascii([("狗叫",)]) + " " + ascii(["café 狗"]), done.stderr
