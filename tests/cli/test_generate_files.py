@@ -330,14 +330,14 @@ def test_a_search_over_a_list_resumes_prompt_by_prompt(tmp_path):
 
 def test_the_command_saves_the_best_by_named_scorers(tmp_path):
     words = ["generate", "a dog barks", "--steps", "1", "--best-of", "3", "--out", str(tmp_path)]
-    done = CliRunner().invoke(app, [*words, "--keep-all", "--by", "nano-clap-a,nano-clap-b"])
+    done = CliRunner().invoke(app, [*words, "--keep-all", "--by", "nano-clap-a, nano-clap-b,nano-events"])
     assert done.exit_code == 0, done.output
     rows = lines(tmp_path)
     assert [row["rank"] for row in rows] == [1, 2, 3]
     assert [Path(line).name for line in done.stdout.splitlines()] == [row["file_name"] for row in rows]
     assert rows[0]["by"].startswith("nano-clap-a@")
-    assert {"score nano-clap-a", "score nano-clap-b"} <= set(rows[0])
-    again = CliRunner().invoke(app, words)  # nano's own scorers are these two: the same file again
+    assert {"score nano-clap-a", "score nano-clap-b", "score nano-events"} <= set(rows[0])
+    again = CliRunner().invoke(app, words)  # nano's own scorers are these three: the same file again
     assert again.stdout == done.stdout.splitlines(keepends=True)[0], again.output
     assert len(lines(tmp_path)) == 3
 

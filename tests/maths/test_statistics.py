@@ -383,4 +383,5 @@ def test_rounding_decides_no_rank_and_an_unscored_clip_leaves_no_trace():
     assert mean_z_scores(with_gap)[[0, 2]].tolist() == [-1.0, 1.0]
     assert np.isnan(mean_z_scores(with_gap)[1])
     assert np.isnan(mean_z_scores(np.full((2, 1), NAN))).all()
+    assert mean_z_scores(np.array([[1.0, NAN], [3.0, NAN]])).tolist() == [-1.0, 1.0]  # a scorer without an opinion
     assert mean_z_scores(np.array([[4.0]])).tolist() == [0.0]

@@ -7,6 +7,7 @@ from fake_parts import LoudScorer, NoiseModel
 import milonga
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Clip
+from milonga.core.weights import SELECTORS
 from milonga.preference.candidates import rank_clips, search_scorers
 
 
@@ -27,7 +28,7 @@ def test_clips_come_back_best_first_and_are_those_of_the_seed():
 def test_nano_needs_no_names_and_a_pipeline_brings_its_sampling():
     pipe = milonga.load("nano")
     by_name = milonga.best_of("a dog barks", n=2, steps=1, guidance=1.0)
-    by_object = milonga.best_of("a dog barks", pipe, n=2, scorers=["nano-clap-a", "nano-clap-b"], steps=1, guidance=1.0)
+    by_object = milonga.best_of("a dog barks", pipe, n=2, scorers=list(SELECTORS), steps=1, guidance=1.0)
     assert [row.number for row in by_name] == [row.number for row in by_object]
     again = pipe("a dog barks", seeds=0, num_waveforms_per_prompt=2, num_inference_steps=1, guidance_scale=1.0).audios
     for row in by_name:
@@ -37,7 +38,7 @@ def test_nano_needs_no_names_and_a_pipeline_brings_its_sampling():
 
 
 def test_nano_scorers_are_for_nano_alone(tmp_path):
-    assert search_scorers("nano", ()) == ("nano-clap-a", "nano-clap-b")
+    assert search_scorers("nano", ()) == ("nano-clap-a", "nano-clap-b", "nano-events")
     for model in ("someone/foreign", "my.module:Class@folder", NoiseModel()):
         with pytest.raises(RecipeError, match="name the scorers that choose among clips of"):
             search_scorers(model, ())

@@ -133,21 +133,21 @@ def studio(
         typer.Option(
             metavar="SCORER[,SCORER...]",
             help="Scorers that rank a prompt's takes, so that the best can be shown first.",
-            show_default="nano's two CLAPs, for nano only",
+            show_default="nano's two CLAPs and nano-events, for nano only",
         ),
     ] = None,
 ) -> None:
     """Type a prompt in the browser, hear variations, keep or discard them. Decisions become preference data."""
     import contextlib
 
-    from milonga.core.weights import RANKERS
+    from milonga.core.weights import SELECTORS
     from milonga.scorers.load import scorer
     from milonga.studio.server import serve as serve_studio
     from milonga.studio.studio import Studio
 
     names = [name.strip() for name in (by or "").split(",") if name.strip()]
     if by is None and set(systems or ("nano",)) == {"nano"}:
-        names = RANKERS
+        names = SELECTORS
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the normal way to stop the server
         page = Studio(out, studio_systems(systems or ("nano",)), [scorer(name) for name in names])
         serve_studio(page, host, port, lambda link: show_page(link, no_open))

@@ -81,7 +81,7 @@ def generate(
         typer.Option(
             metavar="SCORER[,SCORER...]",
             help="Scorers that choose the best: their scores are z-scored within the prompt and averaged.",
-            show_default="nano's two CLAPs, for nano only",
+            show_default="nano's two CLAPs and nano-events, for nano only",
         ),
     ] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="With --best-of: save all N clips, ranked.")] = False,

@@ -27,7 +27,9 @@ SHIPPED = {
     "nano-tagger": "tagger",
     "nano-tagger-b": "tagger-b",
 }
-RANKERS = ("nano-clap-a", "nano-clap-b")  # the scorers that rank nano's clips where none are named
+# The scorers that rank nano's clips where none are named, in pairs and in a search.
+RANKERS = ("nano-clap-a", "nano-clap-b")
+SELECTORS = (*RANKERS, "nano-events")
 WEIGHTS = (".safetensors", ".bin")
 POINTER = b"version https://git-lfs"
 WRAPPER = "module."  # DataParallel's and DistributedDataParallel's prefix

@@ -131,10 +131,14 @@ def paired(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 10_000) -> 
 def mean_z_scores(scores: np.ndarray) -> np.ndarray:
     """What best of N ranks by, shape (N,): each scorer's numbers (N, S) in standard deviations among the N clips, mean.
 
-    A scorer that is indifferent to the clips (all alike but for rounding) adds 0. A clip that some scorer could not
-    score is NaN, and leaves no trace in the others' numbers.
+    A scorer that is indifferent to the clips (all alike but for rounding) adds 0, and one that can score none of them,
+    such as one that does not understand the caption, is left out. A clip that another scorer could not score is NaN,
+    and leaves no trace in the others' numbers.
     """
     scores = np.asarray(scores, dtype=np.float64)
+    scores = scores[:, np.isfinite(scores).any(axis=0)]
+    if not scores.size:
+        return np.full(len(scores), np.nan)
     scored = np.isfinite(scores).all(axis=1)
     result = np.full(len(scores), np.nan)
     if scored.any():

@@ -17,7 +17,7 @@ from milonga.core.ids import clip_seed
 from milonga.core.protocols import Model, Scorer, Tagger
 from milonga.core.records import Candidate, Clip, Label, Prompt, Refusal, Request
 from milonga.core.store import Run
-from milonga.core.weights import RANKERS, SHIPPED
+from milonga.core.weights import SELECTORS, SHIPPED
 from milonga.maths.metrics import order_accuracy
 from milonga.maths.statistics import mean_z_scores
 
@@ -191,10 +191,11 @@ def best_of(
 ) -> list[RankedClip]:
     """`n` clips of a prompt, best first: each scorer's scores are z-scored within the prompt and averaged.
 
-    `model` and `scorers` are names or objects, as in `build_pairs`. Without scorers nano's clips are ranked by its two
-    CLAPs; any other model needs them, because nano's know its 26 sounds only. `steps` and `guidance` are the model's
-    own unless given. The result does not depend on `batch_size`. Raises DataError for an empty prompt, RecipeError for
-    numbers that make no sense, an unknown name, or scorers or sampling that must be named.
+    `model` and `scorers` are names or objects, as in `build_pairs`. Without scorers nano's clips are ranked by its
+    two CLAPs and its events; any other model needs them, because nano's know its 26 sounds only. `steps` and
+    `guidance` are the model's own unless given. The result does not depend on `batch_size`. Raises DataError for an
+    empty prompt, RecipeError for numbers that make no sense, an unknown name, or scorers or sampling that must be
+    named.
     """
     from milonga.models.load import as_model, sampling
     from milonga.scorers.load import scorer as load_scorer
@@ -234,7 +235,7 @@ def search_scorers(model: Any, scorers: Sequence[Any]) -> Sequence[Any]:
     own = run_system(model) if isinstance(model, str) else None
     base = own.model if own else model
     if isinstance(base, str) and base in SHIPPED:
-        return RANKERS
+        return SELECTORS
     name = base if isinstance(base, str) else getattr(base, "name", type(base).__name__)
     raise RecipeError(
         f"name the scorers that choose among clips of {name} (--by or scorers=), such as laion-clap:FILE.pt: "
