@@ -9,7 +9,9 @@ from pathlib import Path
 
 import fake_parts
 import pytest
+import test_online
 from fake_parts import RECIPE, FakeParts, NoiseModel
+from tiny_parts import network_bytes, parts_folder
 from two_nodes import two_nodes
 
 from milonga.core.config import Workers
@@ -108,3 +110,14 @@ def test_a_killed_driver_goes_on_and_does_no_finished_shard_again(tmp_path, clus
     whole = pipeline.run(FAKE, tmp_path / "whole", until="pair", parts=FakeParts(NoiseModel()))
     assert shards(out) == shards(whole.path)
     assert not list(out.rglob("*.part"))
+
+
+def test_online_training_is_the_same_by_any_engine(tmp_path, cluster, capsys):
+    """The cluster makes and scores the clips of each policy; training waits for them, and says so."""
+    folder = parts_folder(tmp_path / "tiny")
+    online = parse_recipe(test_online.RECIPE.format(folder=folder), "online.toml", ["online.iterations=1"])
+    for name, engine in (("local", LocalEngine(2)), ("ray", RayEngine(Workers(cpus=1)))):
+        pipeline.run(online, tmp_path / name, until="train", engine=engine)
+    assert "engine ray makes the clips, and training waits for them: staleness 0" in capsys.readouterr().err
+    assert shards(tmp_path / "ray") == shards(tmp_path / "local")
+    assert network_bytes(tmp_path / "ray/checkpoints/aligned") == network_bytes(tmp_path / "local/checkpoints/aligned")
