@@ -44,7 +44,7 @@ __all__ = [
 
 
 def load(
-    name: str = "nano",
+    name: str | Path = "nano",
     *,
     revision: str | None = None,
     scheduler: str | None = None,
@@ -66,7 +66,7 @@ def load(
     """
     from milonga.models.load import load_public
 
-    return load_public(name, revision, scheduler, dtype, device, tokenizer)
+    return load_public(str(name), revision, scheduler, dtype, device, tokenizer)
 
 
 def run(

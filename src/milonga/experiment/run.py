@@ -27,7 +27,7 @@ from milonga.experiment.invalidation import (
     stages_of,
 )
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
-from milonga.experiment.recipe import Models, Online, Prompts, Recipe, System, Train, stored_recipe
+from milonga.experiment.recipe import Evaluate, Models, Online, Prompts, Recipe, System, Train, stored_recipe
 from milonga.experiment.registry import DEFAULT, Context, Registry
 from milonga.experiment.stages import evaluate, prompts, report, train_system
 
@@ -128,7 +128,8 @@ def align_online(
     `captions` are a source such as "world:train:360:multi", of which each iteration draws anew, or texts, of which each
     takes `online.captions`. `config` has the phases, the trainer's settings, the seed and the folder, which is a run
     folder that resumes. `milonga.load` reads the path that is returned, where the model is a name. Models, scorers,
-    judge and tagger are names or objects. Raises as `run` does.
+    judge and tagger are names or objects. The judge's clips have the steps and guidance of `online`, by the model's own
+    scheduler. Raises as `run` does.
     """
     named = {"model": model, "judge": judge, "tagger": tagger} | {f"scorer {n}": one for n, one in enumerate(scorers)}
     objects = {role: part for role, part in named.items() if not isinstance(part, str | Path)}
@@ -147,6 +148,7 @@ def align_online(
         ),
         prompts=Prompts(sources=("captions",) if "captions" in objects else ()),
         online=online,
+        evaluate=Evaluate(steps=online.steps, guidance=online.guidance),
         train=Train(
             **settings, trackers=config.trackers, val_fraction=config.val_fraction,
             systems=(System(name=ALIGNED, data="online", phases=config.phases),),
