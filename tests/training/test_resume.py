@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_training as tiny
 import torch
+from full_disk import small_disk
 from safetensors.torch import load_file
 
 from milonga.core.errors import StoreError
@@ -115,6 +116,22 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert resumed == [4]
     assert "step-00000006" in caplog.text
     assert rows(tmp_path) == rows(uninterrupted)[:4]
+
+
+@pytest.mark.parametrize("kilobytes", [0, 4, 8, 16, 100, 700, 1200])
+def test_a_full_disk_is_an_error_in_one_line_and_with_room_the_weights_are_the_same(
+    kilobytes: int, tmp_path: Path, uninterrupted: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 4 * 2**20) as disk:
+        room = os.statvfs(disk)
+        with (disk / "other").open("wb") as other:
+            other.write(bytes(room.f_bavail * room.f_frsize - kilobytes * 1024))
+        with pytest.raises(StoreError, match=r"cannot write .*: No space left on device.*; make room or choose"):
+            run(disk / "run")
+        assert not list(disk.rglob("*.part"))
+        (disk / "other").unlink()
+        run(disk / "run")
+        assert_same(disk / "run", uninterrupted)
 
 
 def stop_at(step: int):

@@ -52,7 +52,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # on a read-only disk there is nothing to remove, and that is an error too
             part.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
     except Exception as error:
         # safetensors and torch tell of a full disk by errors of their own.
         if isinstance(error, OSError) or re.search("No space left|PytorchStreamWriter failed", str(error)):
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -102,7 +102,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _cannot_write(path: Path, error: Exception) -> StoreError:
+def cannot_write(path: Path, error: Exception) -> StoreError:
+    """The error of a disk that refuses a file, in one line."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
     return StoreError(f"cannot write {path}: {reason}; make room or choose another place")
 
@@ -263,7 +264,7 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("a+")
         except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error) from error
         with lock as file:
             _take_lock(file, self.path)
             for part in [path for path in self.path.rglob(f"*{PART}") if _UNFINISHED.fullmatch(path.name)]:

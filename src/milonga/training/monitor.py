@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from milonga.core.config import Phase, Settings
+from milonga.core.store import cannot_write
 from milonga.maths.losses import LOSSES, Errors, deltas, implicit_accuracy, preference_margin
 
 Row = dict[str, Any]
@@ -40,20 +41,26 @@ class TrainingLog:
 
         Without `writes` (on all ranks but the main one) nothing is opened or written.
         """
-        self._file = None
+        self._file, self._path = None, path
         if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("ab", buffering=0)
+            except OSError as error:
+                raise cannot_write(path, error) from error
             present = path.stat().st_size
             if present < size:
                 log.warning("%s is shorter than its checkpoint says: the log has a gap", path)
             self._file.truncate(min(size, present))
 
     def write(self, row: Row) -> None:
-        """Appends one row, which survives a crash of this process."""
-        if self._file is not None:
-            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+        """Appends one row, which survives a crash of this process; StoreError where the disk refuses."""
+        left = json.dumps(row, allow_nan=False).encode() + b"\n" if self._file is not None else b""
+        try:
+            while left and self._file is not None:  # a disk that becomes full may take a part
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def flush(self) -> int | None:
         """Puts all rows on disk; returns their bytes, which a checkpoint has to remember (None: nothing is written)."""
