@@ -199,6 +199,19 @@ def test_a_cached_entry_without_its_columns_is_extracted_again(tmp_path: Path) -
     assert len(next(iter(store.get([f"{part.key}/9/{clips['a'].hash()}"]).values()))) == 2
 
 
+def test_a_cache_that_cannot_be_written_costs_a_warning(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["evaluate", str(root / "near"), str(root / "real"), "--weights", "nano", "--resamples", "100"]
+    usual = CliRunner().invoke(app, arguments)
+    monkeypatch.delenv("MILONGA_CACHE")
+    monkeypatch.setenv("HOME", "/proc/nohome")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout) == (0, usual.stdout)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("milonga: ")]
+    assert len(lines) == 1
+    assert re.search(r"/proc/nohome/\.cache/milonga/features\.sqlite cannot be used \(.*\), so features are", lines[0])
+
+
 def test_one_clip_has_values_without_intervals(root: Path, tmp_path: Path) -> None:
     for name in ("near", "real"):
         (tmp_path / name).mkdir()
