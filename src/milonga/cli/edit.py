@@ -16,7 +16,7 @@ from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed, content_id, file_hash
 from milonga.core.progress import tracked
 
-VARIATION = 0.4  # strength of a variation: events stay, details change
+VARIATION = 0.4  # strength of a variation: on nano nine of ten events stay, even under other words
 
 
 @handle_errors
