@@ -15,6 +15,7 @@ from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.generator import LENGTHS, BaselineModel, baseline_class, load_baseline
 
 pytest.importorskip("torchsde", reason="Stable Audio's sampler needs torchsde: pip install 'milonga[baselines]'")
+pytestmark = pytest.mark.filterwarnings("ignore:Should have t:UserWarning:torchsde")  # rounding of its own times
 
 # What each takes where it is told nothing, the rate of its sound, and the samples of a clip of its own length.
 KNOWN = {

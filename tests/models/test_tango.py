@@ -130,7 +130,7 @@ def test_the_duration_is_trimmed_and_the_latents_rounded_up_to_the_stride(pipeli
     assert stride == 0.064
     assert pipeline.latent_shape(2 * stride) == (4, 2, 16)
     assert pipeline.latent_shape(2 * stride + 1 / 16000) == (4, 3, 16)
-    for seconds, rows in ((0.1, 2), (SECONDS, 8), (0.7, 11), (1e-3, 1)):
+    for seconds, rows in ((0.1, 2), (SECONDS, 8), (0.4, 7), (1e-3, 1)):
         assert pipeline("a dog barks", audio_length_in_s=seconds).audios.shape == (1, round(seconds * 16000))
         latents = pipeline("a dog barks", audio_length_in_s=seconds, output_type="latent").audios
         assert latents.shape == (1, 4, rows, 16)
