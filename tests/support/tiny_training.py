@@ -1,8 +1,8 @@
-"""A training small enough to run anywhere: a U-Net of some 50,000 parameters on random pairs.
+"""A training small enough to run anywhere: a U-Net of one level on random pairs.
 
-Run as a program (`python tiny_training.py FOLDER KILL_AT WHERE [VARIANT]`) it trains in FOLDER and kills itself with
-SIGKILL: after step KILL_AT ("step"), while the checkpoint of that step lies beside its place ("checkpoint"), or while
-the table of the reference's errors has KILL_AT shards ("table").
+Run as a program (`python tiny_training.py FOLDER VARIANT WHERE:N...`) it trains in FOLDER once for each WHERE:N, in a
+process of its own that kills itself with SIGKILL: after step N ("step"), while the checkpoint of that step lies beside
+its place ("checkpoint"), or while the table of the reference's errors has N shards ("table").
 """
 
 import os
@@ -45,17 +45,19 @@ VARIANTS = {
 }
 
 
-def model(seed: int = 0) -> TangoDenoiser:
-    """A tiny v-prediction U-Net whose weights depend on `seed`."""
+def model(seed: int = 0, levels: int = 1) -> TangoDenoiser:
+    """A tiny v-prediction U-Net of one level, or of two, whose weights depend on `seed`."""
+    small = levels == 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=8,
             in_channels=2,
             out_channels=2,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D",) if small else ("CrossAttnDownBlock2D", "DownBlock2D"),
+            mid_block_type="UNetMidBlock2D" if small else "UNetMidBlock2DCrossAttn",
+            up_block_types=("CrossAttnUpBlock2D",) if small else ("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(8,) if small else (8, 16),
             layers_per_block=1,
             cross_attention_dim=8,
             attention_head_dim=2,
@@ -82,7 +84,19 @@ def pairs(count: int = PAIRS, seed: int = 0, prior: bool = True) -> PairExamples
     return PairExamples(posterior, loser - 0.5, captions, real)
 
 
-def main(folder: Path, kill_at: int, where: str, variant: str = "plain") -> None:
+def main(folder: Path, variant: str, *kills: str) -> None:
+    """Trains in `folder` once for each of `kills`; raises when one of these processes was not killed."""
+    for kill in kills:
+        where, _, count = kill.partition(":")
+        process = os.fork()  # a child has loaded torch already, which takes longer than its training
+        if process == 0:
+            train_until_killed(folder, variant, where, int(count))
+            os._exit(0)
+        status = os.waitpid(process, 0)[1]
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, kill
+
+
+def train_until_killed(folder: Path, variant: str, where: str, kill_at: int) -> None:
     """Trains in `folder` until this process kills itself."""
 
     def on_step(row: dict) -> None:
@@ -106,8 +120,8 @@ def main(folder: Path, kill_at: int, where: str, variant: str = "plain") -> None
                 os.kill(os.getpid(), signal.SIGKILL)
 
         reference.CachedReference._write = die_filling
-    train(model(), pairs(), PHASES, VARIANTS[variant], 7, folder, on_step, val=pairs(5, 1))
+    train(model(), pairs(), PHASES, VARIANTS[variant], 7, folder, on_step, val=pairs(3, 1, prior=False))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

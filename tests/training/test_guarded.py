@@ -38,7 +38,7 @@ def train_step(model, settings: Settings) -> TrainStep:
 
 def stepped(loss: str, settings: Settings) -> tuple[float, float, StepOutput]:
     """What a plain step down the gradient does to the winner's error and to the loser's, on the same noise."""
-    model = tiny.model()
+    model = tiny.model(levels=2)
     one = train_step(model, settings)
     found = one.run(Step(0, 1, Phase(loss=loss, epochs=1, beta=BETA), 0, (0,), True, True), BETA, 0.0)
     noisy = one.noisy_batch(0, [0], losers=True)

@@ -116,7 +116,7 @@ def run(folder: Path, settings: Settings, epochs: int = 30, until: int | None = 
             raise KeyboardInterrupt
 
     phases = [Phase(loss="dpo", epochs=epochs, beta=300.0)]
-    train(tiny.model(), same(), phases, settings, 3, folder, on_step, **more)
+    train(tiny.model(levels=2), same(), phases, settings, 3, folder, on_step, **more)
     return rows
 
 
