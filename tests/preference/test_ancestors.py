@@ -1,8 +1,6 @@
 """Defects of the released trainer and its kin that must not come back, each named by what it broke."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,21 +73,6 @@ def test_there_is_one_beta_and_a_rate_that_ends_at_zero_whatever_is_accumulated(
     rates = [learning_rate(step, settings) for step in steps(PHASES, 16, settings, 3, 0)]
     assert len(rates) == total
     assert rates[-2] - rates[-1] == pytest.approx(rates[-1])  # one more of these steps down is zero
-
-
-def test_training_asks_for_no_vae_no_text_encoder_and_no_tracker() -> None:
-    code = (
-        "import sys, tempfile, pathlib; sys.path.insert(0, sys.argv[1]); import tiny_training as tiny;"
-        "from milonga.training.trainer import train; from milonga.core.config import Phase, Settings;"
-        "train(tiny.model(), tiny.pairs(4, prior=False), [Phase(loss='sft', epochs=1)], Settings(), 1,"
-        "pathlib.Path(tempfile.mkdtemp()));"
-        "held = {name.partition('.')[0] for name in sys.modules};"
-        "print(sorted(held & {'wandb', 'trackio', 'torchaudio'}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parents[1] / "support")], capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_nothing_drops_out_while_training_so_policy_and_reference_agree_before_the_first_step(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Trains in every process of a group, several trainings one after the other: `torchrun two_ranks.py FOLDER`.
 
-Each leaves what it trains as usual, and what every rank believed of each step in `FOLDER/NAME/rank-R.jsonl`.
+Each leaves what it trains as usual, and what every rank believed of each step in `FOLDER/NAME/rank-R.jsonl`. The names
+of all imported packages are left in `FOLDER/packages.json`.
 """
 
 import json
@@ -16,8 +17,8 @@ from milonga.training import trainer
 from milonga.training.schedule import Step, learning_rate
 
 PAIRS, SEED = 7, 3  # an odd number: the last step of an epoch cannot be shared evenly
-PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=2, beta=100.0))
-GUARDED = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=2, beta=100.0))
+PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=100.0))
+GUARDED = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=1, beta=100.0))
 PLAIN = Settings(
     batch_size=2,
     gradient_accumulation_steps=2,
@@ -28,8 +29,7 @@ PLAIN = Settings(
     caption_dropout=0.2,
 )
 TRAININGS = {
-    "plain": PLAIN,
-    "resumed": PLAIN.model_copy(update={"checkpoint_every": 2}),
+    "plain": PLAIN.model_copy(update={"checkpoint_every": 2}),
     "cached": PLAIN.model_copy(update={"reference": "cached", "noise_samples_per_pair": 2}),
     "fsdp": PLAIN.model_copy(update={"fsdp": True, "checkpoint_every": 2}),
     "released": PLAIN.model_copy(update={"released_ranks": 2}),
@@ -48,6 +48,8 @@ def main(folder: Path) -> None:
             if settings.checkpoint_every == 2:
                 stop(folder / name, settings)
             run(folder / name, settings)
+    if rank == 0:
+        (folder / "packages.json").write_text(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 
 
 def run(folder: Path, settings: Settings) -> list[dict]:
