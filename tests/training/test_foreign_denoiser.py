@@ -237,6 +237,7 @@ def test_it_is_resumed_bit_for_bit(changes: dict, tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow  # a new process takes 10 s; test_resume.py kills one that trains a U-Net
 def test_killed_by_the_system_it_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     AlignTrainer(TinyFlow(), examples(), config(tmp_path / "whole")).train()
     program = [sys.executable, __file__, str(tmp_path / "cut"), "5"]
