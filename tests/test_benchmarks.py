@@ -21,7 +21,7 @@ def alignment(monkeypatch):
 def test_tables_of_runs_go_between_the_pages_markers(alignment, tmp_path, monkeypatch):
     from synthetic_run import make_run
 
-    runs = [make_run(tmp_path / name) for name in ("one", "two")]
+    runs = [make_run(tmp_path / name, prompts=6) for name in ("one", "two")]
     page = tmp_path / "page.md"
     kept = "<!-- sweeps:begin -->\nkept\n<!-- sweeps:end -->"
     page.write_text(f"before\n<!-- results:begin -->\nold\n<!-- results:end -->\n{kept}\nafter\n")
@@ -46,7 +46,7 @@ def test_a_single_run_has_one_table_of_gains_between_markers_of_their_own(alignm
 
     page = tmp_path / "page.md"
     page.write_text("<!-- sweeps:begin --><!-- sweeps:end -->")
-    run = make_run(tmp_path / "one")
+    run = make_run(tmp_path / "one", prompts=6)
     monkeypatch.setattr(sys, "argv", ["alignment.py", str(run), "--write", str(page), "--part", "sweeps"])
     alignment.main()
     assert "mean of runs" not in page.read_text()

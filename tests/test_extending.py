@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_networks
 
 import milonga
 from milonga.core.audio import write_audio
@@ -37,8 +38,8 @@ def page(monkeypatch):
 def test_a_loss_trains(page, tmp_path):
     pairs = milonga.build_pairs(
         ["a dog barks", "a bell rings"],
-        model="nano",
-        scorers=["nano-clap-a"],
+        model=small_networks.pipeline(),
+        scorers=[page["Loudness"]()],
         strategies=[milonga.Strategy.perturbed(1, steps=2)],
         thresholds=[],
         out=tmp_path / "pairs",
@@ -50,7 +51,7 @@ def test_a_loss_trains(page, tmp_path):
         def on_step(self, row):
             rows.append(row)
 
-    milonga.AlignTrainer(model="nano", train_dataset=pairs, config=config, callbacks=[Rows()]).train()
+    milonga.AlignTrainer(small_networks.pipeline(), train_dataset=pairs, config=config, callbacks=[Rows()]).train()
     assert rows
     assert rows[0]["loss"] == pytest.approx(1.0, abs=1e-3)  # policy and reference agree before the first step
 
@@ -75,7 +76,7 @@ def test_a_scorer_is_named_by_module_and_class(page, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "my_scorers", raising=False)
     pairs = milonga.build_pairs(
         ["a dog barks"],
-        model="nano",
+        model=small_networks.pipeline(),
         scorers=["my_scorers:Loudness"],
         strategies=[milonga.Strategy.same_prompt(steps=[2, 3])],
         thresholds=[],
@@ -88,7 +89,7 @@ def test_a_scorer_is_named_by_module_and_class(page, tmp_path, monkeypatch):
 def test_a_strategy_is_a_value(page, tmp_path):
     pairs = milonga.build_pairs(
         ["a dog barks"],
-        model="nano",
+        model=small_networks.pipeline(),
         scorers=[page["Loudness"]()],
         strategies=[page["strong_guidance"]],
         thresholds=[],
