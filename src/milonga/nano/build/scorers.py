@@ -108,7 +108,7 @@ class ClapSpec:
 
 
 MISSES_CLIPS = 6000
-AGREEMENT = 0.5  # weight of the heads' agreement in the scores of those that rank
+AGREEMENT = 1.0  # weight of the heads' agreement in the scores of those that rank, chosen on captions of `train`
 CLAPS = (
     ClapSpec("clap-a", seed=11, first=0, last=12000, width=64, ranks=True),
     ClapSpec("clap-b", seed=12, first=12000, last=24000, width=64, ranks=True),
