@@ -55,7 +55,7 @@ def test_a_name_that_is_none_lists_those_there_are(name: str) -> None:
 def test_a_part_is_a_shipped_name_or_a_folder(tmp_path: Path) -> None:
     assert folder_of(str(tmp_path)) == tmp_path
     found = {folder_of(name) for name in SHIPPED}
-    assert len(found) == 5
+    assert len(found) == 6
     assert {folder.parent.name for folder in found} == {"weights"}
 
 
