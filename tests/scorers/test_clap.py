@@ -1,5 +1,6 @@
 """CLAP scores: cosines that of one clip and one text alone, windows without chance, and folders that are broken."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from small_networks import MEL, WORDS
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Clip
 from milonga.maths.mel import log_mel
-from milonga.scorers.clap import ClapScorer, load_clap, save_clap, window
+from milonga.scorers.clap import ClapScorer, ReadingHead, load_clap, save_clap, window
 
 
 def noise(seed: int, samples: int = 16384, gain: float = 0.1) -> Clip:
@@ -169,3 +170,19 @@ def test_a_mel_picture_scores_as_the_waveform_that_it_is_of() -> None:
     assert pictures[0].seconds == pytest.approx(len(mels[0]) * scorer.mel.hop / scorer.mel.rate)
     with pytest.raises(RecipeError, match="its own mel front end alone"):
         scorer.score([replace(pictures[0], mel_config=replace(scorer.mel, hop=scorer.mel.hop // 2))], texts[:1])
+
+
+def test_the_agreement_of_two_readings_is_added_and_ships_with_the_weights(scorer: ClapScorer, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    head = ReadingHead(rng.standard_normal((6, 16)).astype(np.float16), np.zeros(6, dtype=np.float16), 0.5)
+    save_clap(tmp_path / "clap", copy.deepcopy(scorer.model), scorer.tokenizer, scorer.mel, scorer.frames, head)
+    loaded = load_clap(tmp_path / "clap", "clap")
+    audio, text = np.eye(16, dtype=np.float32)[:3], np.eye(16, dtype=np.float32)[[0, 1, 5]]
+    probabilities = [
+        1 / (1 + np.exp(-rows.astype(np.float64) @ head.matrix.T.astype(np.float64))) for rows in (audio, text)
+    ]
+    clips, wanted = probabilities
+    expected = (wanted * np.log(clips) + (1 - wanted) * np.log(1 - clips)).mean(axis=1)
+    np.testing.assert_allclose(loaded.compare(audio, text), (audio * text).sum(axis=1) + 0.5 * expected, rtol=1e-4)
+    assert scorer.head is None
+    np.testing.assert_allclose(scorer.compare(audio, text), (audio * text).sum(axis=1))

@@ -111,7 +111,7 @@ def measure_rankers(prompts: Sequence[Prompt], seed: int) -> Intervals:
     clips = _generated([(prompt, number) for prompt in prompts for number in range(EACH)], seed)
     owners = [prompt for prompt in prompts for _ in range(EACH)]
     tagger = registry.tagger("nano-tagger")
-    heard = [events for part in _batches("tagger", clips) for events in tagger.detect(part)]
+    detected = [events for part in _batches("tagger", clips) for events in tagger.detect(part)]
     scores = {
         name: registry.scorer(name).score(clips, [owner.text for owner in owners]).reshape(-1, EACH)
         for name in (*RANKERS, "nano-events")
@@ -120,7 +120,7 @@ def measure_rankers(prompts: Sequence[Prompt], seed: int) -> Intervals:
     intervals = {}
     for rule in ("exact_match", "full_recall", "extra_events", "order_accuracy"):
         metric = get_metric(rule)
-        values = np.array([metric.value(events, None, owner) for events, owner in zip(heard, owners, strict=True)])
+        values = np.array([metric.value(events, None, owner) for events, owner in zip(detected, owners, strict=True)])
         right = (values == 0 if rule == "extra_events" else values == 1).reshape(-1, EACH)
         if metric.scene > 1:
             right = right[[len(prompt.scene or ()) > 1 for prompt in prompts]]

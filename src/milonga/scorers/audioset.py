@@ -121,21 +121,21 @@ def read_sounds(text: str) -> Scene | None:
 
 
 def sounds_in(words: str) -> list[str]:
-    """The sounds that a phrase names, in the order of the table; one that is found takes its words away.
+    """The sounds that a phrase names, in the order of the table; a sound takes its words from the others.
 
     A man, a woman or a child is a voice where the phrase says that they speak, or nothing else of them: a man who
     sneezes is a sneeze.
     """
-    found = []
+    names = []
     for name, pattern in _WORDS.items():
         rest = pattern.sub(" ", words)
         if rest != words:
-            found.append(name)
+            names.append(name)
             words = rest
-    speakers = [name for name in found if name.endswith(" speaking")]
-    others = [name for name in found if name not in speakers]
+    speakers = [name for name in names if name.endswith(" speaking")]
+    others = [name for name in names if name not in speakers]
     if "Speech" in others and speakers:
-        return [name for name in found if name != "Speech"]
+        return [name for name in names if name != "Speech"]
     return others or speakers
 
 

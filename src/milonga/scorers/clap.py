@@ -39,9 +39,9 @@ class ReadingHead:
 
     def agreement(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
         """The mean log-likelihood, at most 0, shape (N,), of what is read from texts (N, D) under that from clips."""
-        heard, said = audio @ self.matrix.T + self.bias, text @ self.matrix.T + self.bias
-        asked = 1 / (1 + np.exp(-said))
-        return -(asked * np.logaddexp(0, -heard) + (1 - asked) * np.logaddexp(0, heard)).mean(axis=1)
+        logits, wanted = audio @ self.matrix.T + self.bias, text @ self.matrix.T + self.bias
+        yes = 1 / (1 + np.exp(-wanted))
+        return -(yes * np.logaddexp(0, -logits) + (1 - yes) * np.logaddexp(0, logits)).mean(axis=1)
 
 
 class ClapScorer:
