@@ -86,7 +86,7 @@ def page(rows: dict[str, list[tuple[str, str]]], titles: dict[str, str]) -> Iter
     """The lines of the table."""
     for name, cases in rows.items():
         read = sum("read right" in told for _, told in cases)
-        yield from ("", f"## {titles[name]}: {len(cases)} cases, {read} read, {len(cases) - read} refused", "")
+        yield from ("", f"### {titles[name]}: {len(cases)} cases, {read} read, {len(cases) - read} refused", "")
         yield from ("| case | outcome |", "|---|---|")
         yield from (f"| {case} | {told} |" for case, told in cases)
 

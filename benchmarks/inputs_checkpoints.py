@@ -192,8 +192,8 @@ def in_diffusers() -> list[Case]:
         ("a page for a U-Net", replace(UNET, html), UNUSABLE),
         ("a git-lfs pointer for a U-Net", replace(UNET, pointer), UNUSABLE),
         ("one of two parts missing", half_of_the_parts, UNUSABLE),
-        ("only half precision", in_half, UNUSABLE),
-        ("names of a wrapper (module.)", tensors(prefixed), UNUSABLE),
+        ("only half precision", in_half, None),
+        ("names of a wrapper (module.)", tensors(prefixed), None),
         ("a missing tensor", tensors(without(key)), f"lack {key}"),
         ("a tensor of another shape", tensors(changed(key, lambda value: value[:-1])), UNUSABLE),
         ("a tensor with NaN", tensors(changed(key, lambda value: value * np.nan)), "NaN|not finite"),
@@ -247,8 +247,8 @@ def exchanged(at: Path) -> None:
 
 
 def fault(value: np.ndarray, wanted: np.ndarray) -> str:
-    """What is wrong with the clip of a loaded model."""
-    return "" if np.array_equal(value, wanted) else "another clip than that of the whole checkpoint"
+    """What is wrong with the clip of a loaded model; half precision may round, other weights differ by 1e-2."""
+    return "" if np.abs(value - wanted).max() < 1e-3 else "another clip than that of the whole checkpoint"
 
 
 def group() -> Group:

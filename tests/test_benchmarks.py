@@ -56,3 +56,29 @@ def test_a_single_run_has_one_table_of_gains_between_markers_of_their_own(alignm
 def test_a_page_without_markers_is_told(alignment):
     with pytest.raises(DataError, match="lacks <!-- results:begin"):
         alignment.written("nothing", "tables", "results")
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [
+        ("tables", 40),
+        ("pairs", 16),
+        # ten seconds and more each
+        pytest.param("audio", 44, marks=pytest.mark.slow),
+        pytest.param("checkpoints", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_every_case_of_what_users_hand_in_is_read_right_or_refused(kind, least, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    rows, faults = importlib.import_module("inputs").run([kind])
+    assert faults == []
+    assert len(rows[kind]) >= least
+
+
+def test_a_case_with_another_outcome_is_a_fault(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    inputs, cases = importlib.import_module("inputs"), importlib.import_module("inputs_cases")
+    group = importlib.import_module("inputs_tables").group()
+    case = next(case for case in group.cases if case.name == "a missing cell")
+    wrong = cases.Case(case.name, lambda folder: case.make(folder) and {"a": "a dog barks"})
+    assert len(inputs.judged(wrong, group, tmp_path)[1]) == len(group.readers)

@@ -101,6 +101,18 @@ def test_an_mp3_of_one_bitrate_without_an_index_is_read_whole(seconds, tmp_path)
         from_flac(data[: len(data) // 2 - 100])
 
 
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 2**31), st.sampled_from([{}, {"subtype": "OPUS"}]))
+def test_a_damaged_ogg_is_refused_wherever_the_damage_is(tmp_path_factory, place, how):
+    """The decoder passes over a page with a wrong checksum, and the clip would be shorter by it without a word."""
+    path = written(tmp_path_factory.mktemp("ogg") / "x.ogg", np.tile(NOISE, 8), **how)
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=r"x\.ogg: (the audio is (damaged|cut off)|cannot be read)"):
+        read_audio(path)
+
+
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.ogg", "x.mp3"])
 def test_what_is_not_used_of_a_long_file_is_not_decoded(name, tmp_path, monkeypatch):
     path, blocks, plain = written(tmp_path / name, np.tile(NOISE, 3)), [], soundfile.SoundFile.read

@@ -7,6 +7,7 @@ so a run's audio loads and plays anywhere.
 import json
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +33,7 @@ STREAMED = 0x7FFF0000  # a WAV's length from here on is what programs write that
 BLOCK = 2**20  # frames that are read at once of a long file
 CUT_OFF = re.compile(r": (\d+) \(should be (\d+)\)")  # libsndfile's note on a size that the file does not reach
 UNKNOWN = 2**62  # a size from here on is what programs write that do not know it yet
-OGG_PAGES = 2**17  # bytes at a file's end that surely hold a page
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # each byte with its bits in the other order
 MP3_ENDS = 5 * 1152  # samples of an MP3 that decoders leave out: its index, an encoder's delay and padding
 MP3_BITRATES = (
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # kbit/s of MPEG 2 and 2.5
@@ -287,17 +288,16 @@ def _read(
 
 def _check_length(file: BinaryIO, name: str) -> int:
     """Raises AudioError for a file that libsndfile reads although it is cut off: a WAV or AIFF that holds less than its
-    header promises, an Ogg whose last page is incomplete or does not end the stream, an MP3 with half a frame.
+    header promises, an Ogg whose last page is incomplete or does not end the stream, an MP3 with half a frame. Of an
+    Ogg each page's checksum must be right, because the decoder passes over a damaged page without a word.
 
     Of an MP3 it gives the least number of samples to expect: without an index libsndfile guesses it from the bitrate.
     """
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - OGG_PAGES))
-    tail = file.read()
     file.seek(0)
     head = file.read(12)
-    if head[:4] == b"OggS" and not _ends_ogg(tail):
-        raise AudioError(f"{name}: the audio is cut off: its last Ogg page does not end the stream; {AGAIN}")
+    if head[:4] == b"OggS":
+        _check_ogg(file, name)
     samples = _mp3_samples(file, size)
     if samples is None:
         raise AudioError(f"{name}: the audio is cut off: it ends before its last MP3 frame does; {AGAIN}")
@@ -334,12 +334,25 @@ def _recognisable(source: Path | bytes, data: BinaryIO) -> str | BinaryIO:
     return str(source) if isinstance(source, Path) and source.suffix.lower() == ".mp3" else BytesIO(ID3 + data.read())
 
 
-def _ends_ogg(tail: bytes) -> bool:
-    """Whether the last page in the end of an Ogg file is complete and ends its stream (RFC 3533, section 6)."""
-    page = tail[tail.rfind(b"OggS") :]
-    segments = page[27 : 27 + page[26]] if len(page) > 27 else b""
-    complete = len(page) > 27 and len(page) >= 27 + page[26] + sum(segments)
-    return complete and bool(page[5] & 4)
+def _check_ogg(file: BinaryIO, name: str) -> None:
+    """Raises AudioError unless all pages of an Ogg are complete and as written, and the last one ends its stream
+    (RFC 3533, section 6)."""
+    file.seek(0)
+    flags = 0
+    while (header := file.read(27))[:4] == b"OggS":
+        lengths = file.read(header[26]) if len(header) == 27 else b""
+        page = lengths + file.read(sum(lengths))
+        if len(header) < 27 or len(page) < header[26] + sum(lengths):
+            flags = 0
+            break
+        # Ogg's CRC takes the bits of a byte in the other order than zlib's, and neither begins nor ends with ones.
+        mirrored = (header[:22] + bytes(4) + header[26:] + page).translate(MIRRORED)
+        checksum = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
+        if int(f"{checksum:032b}"[::-1], 2) != int.from_bytes(header[22:26], "little"):
+            raise AudioError(f"{name}: the audio is damaged: an Ogg page has a wrong checksum; {AGAIN}")
+        flags = header[5]
+    if not flags & 4:
+        raise AudioError(f"{name}: the audio is cut off: its last Ogg page does not end the stream; {AGAIN}")
 
 
 def _mp3_samples(file: BinaryIO, size: int) -> int | None:
