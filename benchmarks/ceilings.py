@@ -70,10 +70,12 @@ def main() -> None:
     print("| clips | " + " | ".join(f"{metric.title} {metric.arrow}" for metric in metrics) + " |")
     print("|---" * (len(metrics) + 1) + "|")
     for system in systems:
-        rows = [(metric, cells.get((system.name, metric.name))) for metric in metrics]
-        print(f"| {system.name} | " + " | ".join(
-            f"{metric.format_value(row.value)} {metric.format_interval(row.low, row.high)}" if row else "" for metric, row in rows
-        ) + " |")  # fmt: skip
+        values = [system.name]
+        for metric in metrics:
+            row = cells.get((system.name, metric.name))
+            interval = metric.format_interval(row.low, row.high) if row else ""
+            values.append(f"{metric.format_value(row.value)} {interval}" if row else "")
+        print(f"| {' | '.join(values)} |")
 
 
 if __name__ == "__main__":
