@@ -1,7 +1,7 @@
 """A run from its recipe to its report: each stage does what is missing in the run folder, and nothing twice."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -78,21 +78,25 @@ def train(recipe: Recipe, out: Path | None = None, parts: Registry | None = None
     ranks.wait()
     with folder.lock() if ranks.is_main else nullcontext():
         context = Context(recipe, folder, parts or DEFAULT, engine_named("local", recipe.workers))
-        steps_of(context)["train"]()
+        for training in pending_trainings(context):
+            training()
     return [folder.path / system.name for system in recipe.train.systems]
 
 
-def train_systems(context: Context) -> None:
-    """Each system of the recipe from the base, by its phases; a finished one is left alone, a begun one resumed."""
+def pending_trainings(context: Context) -> Iterator[Callable[[], None]]:
+    """The training of each system that is not finished, from the base by its phases; a begun one resumes."""
     from milonga.experiment.online import OnlineTrainer
 
     for system in context.recipe.train.systems:
-        if (context.run.path / "checkpoints" / system.name / "model").exists():
-            continue
-        if system.data == "online":
-            OnlineTrainer(context, system).train()
-        else:
-            train_system(context, system)
+        if not (context.run.path / "checkpoints" / system.name / "model").exists():
+            online = system.data == "online"
+            yield OnlineTrainer(context, system).train if online else partial(train_system, context, system)
+
+
+def train_systems(context: Context) -> None:
+    """Trains every system of the recipe that is not finished, one after the other."""
+    for training in pending_trainings(context):
+        training()
 
 
 def steps_of(context: Context) -> dict[str, Callable[[], None]]:
