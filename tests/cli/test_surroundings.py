@@ -43,7 +43,7 @@ COMMANDS = {
     "listen results": ["listen", "results", "TEST"],
     "listen export": ["listen", "export", "TEST", "OUT/ratings.csv"],
     "nano train": ["nano", "train", "--work", "OUT/work", "--out", "OUT/weights"],
-    "nano benchmark": ["nano", "benchmark", "--clips", "8", "--captions", "2"],
+    "nano benchmark": ["nano", "benchmark", "--clips", "8", "--captions", "2", "--ranked", "2"],
 }  # fmt: skip
 READ_ONLY = ("status", "pairs", "nano benchmark")  # commands that write nothing but caches
 ENDLESS = ("nano train",)  # where nothing stops it, it takes hours
