@@ -159,7 +159,7 @@ def measure_base(prompts: Sequence[Prompt], seed: int) -> Intervals:
     columns, known = system_features("base", rows).columns, {prompt.id: prompt for prompt in prompts}
     single = [prompt.id for prompt in prompts if prompt.scene and sum(map(len, prompt.scene)) == 1]
     recalls = clip_values(get_metric("event_recall"), columns["events"], known, single)
-    intervals = {"base presence on single events": _share(recalls == 1.0)}
+    intervals = {"base presence on single events": _share(recalls == 1.0)} if single else {}
     for row in all_metrics():
         if row.feature in ("clap", "events"):
             interval = clip_interval(row, clip_values(row, columns[row.feature], known, list(known)), seed, RESAMPLES)
