@@ -146,8 +146,9 @@ class OnlineTrainer:
         builder = context.pair_builder()
         (policy,) = context.recipe.train.systems
         builder.plan()
-        # Pairs are listened to (`milonga pairs`), groups are not: they need no vocoder where the scorers read mels.
-        if policy.data == "pairs" or not builder.generate_scored():
+        # Pairs are listened to (`milonga pairs`), so they need the vocoder; groups may do without.
+        mels = context.recipe.online.score_mels and policy.data != "pairs"
+        if not (mels and builder.generate_scored()):
             builder.generate()
             builder.score()
         if policy.data == "pairs":

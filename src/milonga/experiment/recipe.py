@@ -158,9 +158,10 @@ class Online(Record):
 
     An iteration draws captions anew: of `sources`, or `captions` of the run's own (0: all). Of each it generates
     `clips` clips by the latest policy (`steps`, `guidance`, `scheduler`); with 0 clips, those of `strategies` or of
-    `[plan]`. Losses of groups train on all of them, losses of pairs on what `pair` keeps. The `reference` is the policy
-    of the iteration before or the base. Every `every` iterations the judge scores the policy on `prompts`, `noises`
-    clips each; it stops after `patience` judgements in a row that gain no more than `min_gain` over the best.
+    `[plan]`. With `score_mels` groups are scored without a vocoder. Losses of groups train on all of them, losses of
+    pairs on what `pair` keeps. The `reference` is the policy of the iteration before or the base. Every `every`
+    iterations the judge scores the policy on `prompts`, `noises` clips each; it stops after `patience` judgements in a
+    row that gain no more than `min_gain` over the best.
     """
 
     iterations: Count = 4
@@ -170,6 +171,7 @@ class Online(Record):
     steps: Count = 8
     guidance: float = Field(default=3.0, ge=0.0, allow_inf_nan=False)
     scheduler: Scheduler | None = None
+    score_mels: bool = False
     strategies: tuple[Strategy, ...] = ()
     pair: Pairing | None = None
     reference: Literal["previous", "base"] = "previous"
