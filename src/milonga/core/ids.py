@@ -17,7 +17,7 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 def content_id(*parts: Any) -> str:
     """The first 16 hex digits of the SHA-256 of `parts` written as canonical JSON."""
     text = _CANONICAL.encode(parts)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]  # a file's name may be no text
 
 
 def derive_seed(seed: int, *parts: Any) -> int:
