@@ -87,7 +87,7 @@ def test_a_finished_training_is_not_taken_for_another(parts: Path, pairs: PairDa
         AlignTrainer(model, pairs, config(folder, learning_rate=2e-3)).train()
     examples, _ = AlignTrainer(model, pairs, config(tmp_path / "other")).examples()
     turned = PairExamples(examples.losers, examples.winners, examples.conditioning)  # type: ignore[attr-defined]
-    with pytest.raises(StoreError, match=r"data = \w+, not \w+"):
+    with pytest.raises(StoreError, match=r"data contents = \w+, not \w+"):
         AlignTrainer(model, turned, config(folder)).train()
     AlignTrainer(model, turned, config(folder)).train(resume_from_checkpoint=False)
     assert (folder / "training" / "model" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns != weights

@@ -207,7 +207,8 @@ def check_tensors(
             raise CheckpointError(f"{path}: {key} has shape {tuple(value.shape)}, not {tuple(own.shape)}")
         if value.dtype not in (floats if own.is_floating_point() else (own.dtype,)):
             raise CheckpointError(f"{path}: {key} is {value.dtype}, not {own.dtype}")
-        if not torch.isfinite(value).all():
+        used = value.float() if value.dtype == torch.float64 else value  # a double may be too large for what is used
+        if not torch.isfinite(used).all():
             raise CheckpointError(f"{path}: {key} has NaN or infinite values")
 
 
