@@ -13,7 +13,9 @@ import pytest
 import small_networks
 import soundfile
 import torch
+from typer.testing import CliRunner
 
+from milonga.cli.main import app
 from milonga.core.config import Settings
 from milonga.core.errors import DataError, MilongaWarning, RecipeError, StoreError
 from milonga.core.store import read_json, write_json
@@ -126,6 +128,22 @@ def test_a_training_on_clips_that_were_changed_is_refused(model, clips, tmp_path
     write_json(out / "manifest.json", manifest)
     trained(file, out)
     assert read_json(out / "manifest.json")["fingerprints"]["train"]["clips"] != hashes
+
+
+def test_another_training_takes_the_place_of_a_finished_one_only_if_told_to(model, clips, tmp_path):
+    system, out = 'data = "clips"\nphases = [{ loss = "ldm", epochs = 1 }]', tmp_path / "out"
+    trained(recipe(tmp_path, model, f'clips = "clips:{clips}"', system), out)
+    weights = (out / "checkpoints/tuned/model/diffusion_pytorch_model.safetensors").read_bytes()
+    faster = recipe(tmp_path, model, f'clips = "clips:{clips}"\nlearning_rate = 1e-3', system)
+    told = CliRunner().invoke(app, ["train", faster, "--out", str(out)])
+    assert told.exit_code == 1
+    assert told.stderr.splitlines()[-1] == (
+        f"milonga: {out} holds a training of tuned with other values of train.learning_rate: choose another --out, or "
+        "add --overwrite to train again"
+    )
+    assert (out / "checkpoints/tuned/model/diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert CliRunner().invoke(app, ["train", faster, "--out", str(out), "--overwrite"]).exit_code == 0
+    assert (out / "checkpoints/tuned/model/diffusion_pytorch_model.safetensors").read_bytes() != weights
 
 
 def test_what_is_left_out_stands_in_the_report_and_in_the_card(model, clips, tmp_path):

@@ -186,6 +186,9 @@ def train(
         bool,
         typer.Option("--allow-missing", help="Train also where more than half of the clips or pairs cannot be used."),
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Train again what was trained there with other data, settings or seed.")
+    ] = False,
 ) -> None:
     """Train a recipe's systems; also under torchrun and accelerate launch -m milonga."""
     from milonga.experiment.recipe import load_recipe
@@ -193,7 +196,7 @@ def train(
 
     folder = Path(target) if Path(target).is_dir() else out
     overrides = [*(changes or ()), *(["train.allow_missing=true"] if allow_missing else [])]
-    for system in train_systems(load_recipe(target, overrides), folder):
+    for system in train_systems(load_recipe(target, overrides), folder, overwrite=overwrite):
         typer.echo(system)
 
 

@@ -149,6 +149,18 @@ def check_change(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHA
     return stage
 
 
+def cleared_trainings(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> list[str]:
+    """The systems with a training, finished or begun, that `clear_changed` would clear."""
+    stages = {key: _stage_of(key, rules) for key in keys}
+    blamed = [key for key, stage in stages.items() if stage and STAGES.index(stage) <= STAGES.index("train")]
+    systems = {path.parent.name for path in run.path.glob("checkpoints/*/*")}
+    if not blamed or set(blamed) <= ENDS:
+        return []
+    if all(key.startswith(SYSTEMS) for key in blamed):
+        systems &= {key.removeprefix(SYSTEMS).partition(".")[0] for key in blamed}
+    return sorted(systems)
+
+
 def clear_changed(
     run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED, searches: Collection[str] = ()
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from milonga.core.config import Settings
-from milonga.core.errors import RecipeError
+from milonga.core.errors import RecipeError, StoreError
 from milonga.core.protocols import Engine
 from milonga.core.records import Prompt
 from milonga.core.store import Run, read_manifest
@@ -23,6 +23,7 @@ from milonga.experiment.invalidation import (
     changed_keys,
     check_change,
     clear_changed,
+    cleared_trainings,
     rules_of,
     stages_of,
 )
@@ -44,29 +45,34 @@ def run(
     only: str | None = None,
     engine: Engine | None = None,
     parts: Registry | None = None,
+    overwrite: bool = True,
 ) -> Run:
     """Walks the stages, all of them or `until` one or `only` one, in the run folder `out` (default runs/NAME).
 
     Running again goes on where it stopped. A recipe that changed clears the first stage it changes and all later ones;
-    StoreError when that would throw clips away, or when another process is on the folder. RecipeError for a stage
-    that does not exist, or that this recipe does not ask for.
+    StoreError when that would throw clips away or, without `overwrite`, a training, or when another process is on the
+    folder. RecipeError for a stage that does not exist, or that this recipe does not ask for.
     """
     stages = _selected(recipe, chosen(until, only), only)
     folder = Run(out or Path("runs") / recipe.name)
     with folder.lock():
         context = Context(recipe, folder, parts or DEFAULT, engine or engine_named("local", recipe.workers))
-        _accept(context, stages)
+        _accept(context, stages, overwrite)
         steps = steps_of(context)
         for stage in stages:
             steps[stage]()
     return folder
 
 
-def train(recipe: Recipe, out: Path | None = None, parts: Registry | None = None) -> list[Path]:
+def train(
+    recipe: Recipe, out: Path | None = None, parts: Registry | None = None, overwrite: bool = False
+) -> list[Path]:
     """Trains a recipe's systems in the run folder `out` (default runs/NAME), and gives `RUN/SYSTEM` of each.
 
-    What they are trained on is made first where it is missing. Under torchrun or `accelerate launch` the first rank
-    does that and the others wait for it. Raises RecipeError for a recipe without systems, and as `run` does.
+    What they are trained on is made first where it is missing. A training that is finished or begun there with other
+    data, settings or seed is refused (StoreError), or with `overwrite` trained again. Under torchrun or `accelerate
+    launch` the first rank does that and the others wait for it. Raises RecipeError for a recipe without systems, and
+    as `run` does.
     """
     from milonga.training.distributed import Ranks
 
@@ -74,7 +80,7 @@ def train(recipe: Recipe, out: Path | None = None, parts: Registry | None = None
         raise RecipeError(f"{recipe.name} trains no system: add a table [[train.systems]]")
     ranks, folder = Ranks(), Run(out or Path("runs") / recipe.name)
     if ranks.is_main:
-        run(recipe, folder.path, until="reward", parts=parts)  # the last stage before training
+        run(recipe, folder.path, until="reward", parts=parts, overwrite=overwrite)  # the last stage before it
     ranks.wait()
     with folder.lock() if ranks.is_main else nullcontext():
         context = Context(recipe, folder, parts or DEFAULT, engine_named("local", recipe.workers))
@@ -180,10 +186,11 @@ def _selected(recipe: Recipe, stages: tuple[str, ...], only: str | None) -> tupl
     return tuple(stage for stage in stages if stage in in_recipe)
 
 
-def _accept(context: Context, stages: Sequence[str]) -> None:
+def _accept(context: Context, stages: Sequence[str], overwrite: bool) -> None:
     """Checks the recipe and the parts' weights against what the folder was made with, and notes them.
 
-    Old results go before the new manifest is written: after a crash in between, the change is seen again.
+    Without `overwrite`, raises StoreError for a change that would clear a training. Old results go before the new
+    manifest is written: after a crash in between, the change is seen again.
     """
     manifest = describe(context.recipe, fingerprints(context.recipe, context.parts) | hashes(context.recipe))
     before = read_manifest(context.run)
@@ -194,6 +201,11 @@ def _accept(context: Context, stages: Sequence[str]) -> None:
         rules = rules_of(*recipes)
         searches = {search.name for recipe in recipes for search in recipe.evaluate.search}
         stage = check_change(context.run, keys, rules)
+        if not overwrite and (lost := cleared_trainings(context.run, keys, rules)):
+            raise StoreError(
+                f"{context.run.path} holds a training of {', '.join(lost)} with other values of {', '.join(keys)}: "
+                "choose another --out, or add --overwrite to train again"
+            )
         if stage is not None:
             print(f"milonga: {', '.join(keys)} changed: {_consequence(context.run, stage, stages)}", file=sys.stderr)
             clear_changed(context.run, keys, rules, searches)
