@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.reports.material import read_rows
 
-pytestmark = pytest.mark.xdist_group("evaluation")  # its fixture is made once, not by every worker
+pytestmark = pytest.mark.xdist_group("tiny_run")  # all that begin with this run are with one worker
 
 SYSTEMS = ("base", "sft", "aligned")
 RECIPE = """
@@ -55,7 +56,13 @@ resamples = 50
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = parts_folder(tmp_path_factory.mktemp("tiny"))
+    """The run of tiny networks, made once for all modules that name this fixture; tests leave it as it was."""
+    return _run(tmp_path_factory.getbasetemp() / "tiny-run")
+
+
+@cache
+def _run(folder: Path) -> Run:
+    parts_folder(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("milonga.experiment.stages.PRIOR_CLIPS", 4)
         return pipeline.run(parse_recipe(RECIPE.format(folder=folder), "tiny.toml"), folder / "run")

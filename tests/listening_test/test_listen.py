@@ -23,7 +23,7 @@ from milonga.listening_test.material import read_test
 from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.sources import load_sources, read_captions
 
-pytestmark = pytest.mark.xdist_group("listen")  # its fixture is made once, not by every worker
+pytestmark = pytest.mark.xdist_group("tiny_run")
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 SYSTEMS = ("base", "sft", "aligned")

@@ -18,7 +18,7 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.models.load import system, systems
 from milonga.studio.studio import Order, Studio
 
-pytestmark = pytest.mark.xdist_group("studio_command")  # its fixture is made once, not by every worker
+pytestmark = pytest.mark.xdist_group("tiny_run")
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 
