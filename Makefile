@@ -21,7 +21,7 @@ demo: install
 
 # Two tests at a time: the suite is meant for two cores.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -14,8 +14,6 @@ from milonga.core.errors import DataError, EngineError
 from milonga.core.protocols import Engine
 from milonga.engines.ray import RayEngine
 
-pytestmark = pytest.mark.xdist_group("ray")  # its fixture is made once, not by every worker
-
 pytest.importorskip("ray", reason="the engine ray needs the extra `ray`")
 SHARDS = [f"{n:02d}" for n in range(8)]
 SMALL = Workers(count=2, cpus=0.5)

@@ -22,8 +22,6 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.reports.material import read_rows
 
-pytestmark = pytest.mark.xdist_group("tiny_run")  # all that begin with this run are with one worker
-
 SYSTEMS = ("base", "sft", "aligned")
 RECIPE = """
 name = "tiny"
@@ -56,7 +54,7 @@ resamples = 50
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run of tiny networks, made once for all modules that name this fixture; tests leave it as it was."""
+    """The run of tiny networks, made once by a worker for all modules that name this; tests leave it as it was."""
     return _run(tmp_path_factory.getbasetemp() / "tiny-run")
 
 

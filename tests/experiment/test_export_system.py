@@ -17,8 +17,6 @@ from milonga.core.store import Run, read_json
 from milonga.models.load import pipeline
 from milonga.reports.material import read_rows
 
-pytestmark = pytest.mark.xdist_group("tiny_run")
-
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 WORDS = "a dog barks"
 

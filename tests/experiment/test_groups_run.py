@@ -13,8 +13,6 @@ from milonga.experiment import run as pipeline
 from milonga.experiment.invalidation import stages_of
 from milonga.experiment.recipe import Recipe, parse_recipe
 
-pytestmark = pytest.mark.xdist_group("groups_run")  # its fixture is made once, not by every worker
-
 RECIPE = """
 name = "groups"
 seed = 5

@@ -28,8 +28,6 @@ from milonga.reports.material import read_rows
 from milonga.scorers.clap import load_clap
 from milonga.scorers.tagger import load_tagger
 
-pytestmark = pytest.mark.xdist_group("online")  # its fixture is made once, not by every worker
-
 RECIPE = """
 name = "online"
 seed = 5

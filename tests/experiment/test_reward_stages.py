@@ -18,8 +18,6 @@ from milonga.experiment.run import engine_named
 from milonga.listening_test.export import ONE
 from milonga.preference.reward import Reward, RewardReport
 
-pytestmark = pytest.mark.xdist_group("reward_stages")  # its fixture is made once, not by every worker
-
 RECIPE = """
 name = "reward"
 seed = 5

@@ -15,8 +15,6 @@ from milonga.experiment.online import best_of, over, recipe_of
 from milonga.experiment.recipe import Recipe, parse_recipe
 from milonga.reports.material import read_rows
 
-pytestmark = pytest.mark.xdist_group("rounds")  # its fixture is made once, not by every worker
-
 RECIPE = """
 name = "rounds"
 seed = 5

@@ -20,8 +20,6 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.maths.statistics import mean_z_scores
 from milonga.reports.material import read_rows
 
-pytestmark = pytest.mark.xdist_group("search")  # its fixture is made once, not by every worker
-
 TWO = ("base", "tuned")
 KINDS = ("clips", "features", "seconds", "scores")
 RECIPE = """

@@ -23,8 +23,6 @@ from milonga.listening_test.material import read_test
 from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.sources import load_sources, read_captions
 
-pytestmark = pytest.mark.xdist_group("tiny_run")
-
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 SYSTEMS = ("base", "sft", "aligned")
 MAIN = "from milonga.cli.main import main; main()"

@@ -18,8 +18,6 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.models.load import system, systems
 from milonga.studio.studio import Order, Studio
 
-pytestmark = pytest.mark.xdist_group("tiny_run")
-
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 
 

@@ -18,8 +18,6 @@ from milonga.data.pairs import PairDataset, read_pairs
 from milonga.models.load import load_denoiser
 from milonga.preference.build import build_pairs
 
-pytestmark = pytest.mark.xdist_group("align")  # its fixture is made once, not by every worker
-
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from milonga.training.distributed import Ranks
 
-pytestmark = pytest.mark.xdist_group("ranks")  # its fixture is made once, not by every worker
 SHARDED = {"fsdp": "plain", "guarded, fsdp": "guarded"}  # one process trains both in the same way
 
 

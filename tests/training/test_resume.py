@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from milonga.core.errors import StoreError
 from milonga.training.trainer import train
 
-pytestmark = pytest.mark.xdist_group("resume")  # its fixture is made once, not by every worker
 CLOCK = {"samples_per_second"}
 
 
