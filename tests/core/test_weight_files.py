@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from milonga.core.errors import CheckpointError
-from milonga.core.weights import read_weights
+from milonga.core.weights import all_finite, read_weights
 
 STATE = {"bias": torch.arange(3.0), "scale": torch.ones(2, 2)}
 
@@ -61,3 +61,15 @@ def test_a_pointer_is_no_file_of_weights(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(CheckpointError, match="git lfs pull"):
         read_weights(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_seen_anywhere(dtype, value):
+    for place in (0, 500, 999):
+        values = torch.linspace(-1, 1, 1000).to(dtype)
+        assert all_finite(values)
+        values[place] = value
+        assert not all_finite(values.reshape(10, 100))
+    assert all_finite(torch.empty(0, dtype=dtype))
+    assert all_finite(torch.tensor([1, 2]))

@@ -18,7 +18,7 @@ from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
 from milonga.core.store import Run, read_manifest
-from milonga.core.weights import SHIPPED, WRAPPER, read_weights, weights_of
+from milonga.core.weights import SHIPPED, WRAPPER, all_finite, read_weights, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ def _network(kind: Any, folder: Path, dtype: Any) -> Any:
             info["missing_keys"] = set(missing) - set(tied)
     if info["missing_keys"]:
         raise ValueError(f"its weights lack {min(info['missing_keys'])}")
-    damaged = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+    damaged = [name for name, value in network.state_dict().items() if not all_finite(value)]
     if damaged:
         raise ValueError(f"{damaged[0]} has NaN or infinite values")
     return network.eval()
