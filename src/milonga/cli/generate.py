@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,7 @@ def generate_clips(
             batch = missing[first : first + BATCH]
             clips = model.generate([requests[name][0] for name in batch], **(options or {}))
             for name, clip in zip(batch, clips, strict=True):
-                settings = requests[name][1]
-                write_audio(out / name, clip, {key: str(value) for key, value in settings.items()})
-                if name not in listed:
-                    append_entry(out / MANIFEST, {"file_name": name, **settings})
+                write_clip(out, name, clip, requests[name][1], listed)
                 advance(1)
                 yield out / name
 
@@ -116,11 +113,16 @@ def generate_best(
                     name, ranks = names[ranked.number], {"rank": ranked.rank, "score": ranked.score}
                     ranks |= {f"score {scorer}": score for scorer, score in ranked.scores.items()}
                     entry = group[name][1] | {key: value if isfinite(value) else None for key, value in ranks.items()}
-                    write_audio(out / name, ranked.clip, {key: str(value) for key, value in entry.items()})
-                    if name not in listed:
-                        append_entry(out / MANIFEST, {"file_name": name, **entry})
+                    write_clip(out, name, ranked.clip, entry, listed)
                     yield out / name
                 advance(n)
+
+
+def write_clip(out: Path, name: str, clip: Clip, settings: Mapping[str, object], listed: Collection[str]) -> None:
+    """Writes a clip with its settings as tags, and lists it in the manifest unless it is among the names `listed`."""
+    write_audio(out / name, clip, {key: str(value) for key, value in settings.items()})
+    if name not in listed:
+        append_entry(out / MANIFEST, {"file_name": name, **settings})
 
 
 def plan_clips(

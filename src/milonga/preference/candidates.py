@@ -87,16 +87,14 @@ def generate_scored_shard(
     """
     run.check_visible()
     requests, model = run.stage("plan").read_records(Request, [shard]), load_model()
-    pictures: list[tuple[Request, Clip]] = []
+    finite: list[tuple[Request, Clip]] = []
+    refusals: list[Refusal] = []
     for batch in request_batches(requests, batch_size):
-        pictures += zip(batch, model.generate_mels(batch), strict=True)  # type: ignore[attr-defined]
-    finite = [(request, clip) for request, clip in pictures if clip.mel is not None and np.isfinite(clip.mel).all()]
-    known = {request.id for request, _ in finite}
-    refusals = [
-        Refusal(stage="generate", id=request.id, reason="its mel picture has NaN or infinite values")
-        for request, _ in pictures
-        if request.id not in known
-    ]
+        for request, clip in zip(batch, model.generate_mels(batch), strict=True):  # type: ignore[attr-defined]
+            if clip.mel is not None and np.isfinite(clip.mel).all():
+                finite.append((request, clip))
+            else:
+                refusals.append(Refusal(stage="generate", id=request.id, reason="its mel picture is not finite"))
     if refusals:
         run.stage("refused/generate").write_records(shard, refusals, Refusal)
     clips = [clip for _, clip in finite]
