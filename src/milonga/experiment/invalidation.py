@@ -126,18 +126,20 @@ def first_stage(keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> st
     return min(stages, key=STAGES.index) if stages else None
 
 
-def check_change(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> str | None:
+def check_change(
+    run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED, overwrite: bool = False
+) -> str | None:
     """The stage to begin again from after these keys changed, None for nothing to do again.
 
-    Raises StoreError, naming the keys, when that would throw away clips that were generated, or a training on clips
-    whose files or captions were changed.
+    Raises StoreError, naming the keys, when that would throw away clips that were generated or, without `overwrite`, a
+    training on clips whose files or captions were changed.
     """
     stage = first_stage(keys, rules)
     source = next((key.removeprefix(CLIP_SOURCES) for key in keys if key.startswith(CLIP_SOURCES)), None)
-    if source and any(run.path.glob("checkpoints/*/*")):
+    if source and not overwrite and any(run.path.glob("checkpoints/*/*")):
         raise StoreError(
-            f"{run.path} holds a training on other contents of {source}: restore them, choose another --out, or delete "
-            f"{run.path / 'checkpoints'} to train again"
+            f"{run.path} holds a training on other contents of {source}: restore them, choose another --out, or "
+            "train again by `milonga train --overwrite`"
         )
     shards = len(run.stage("generate").names())
     if stage in ("prompts", "plan", "generate") and shards:
@@ -151,8 +153,7 @@ def check_change(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHA
 
 def cleared_trainings(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> list[str]:
     """The systems with a training, finished or begun, that `clear_changed` would clear."""
-    stages = {key: _stage_of(key, rules) for key in keys}
-    blamed = [key for key, stage in stages.items() if stage and STAGES.index(stage) <= STAGES.index("train")]
+    blamed = [key for key in keys if _stage_of(key, rules) in STAGES[: STAGES.index("train") + 1]]
     systems = {path.parent.name for path in run.path.glob("checkpoints/*/*")}
     if not blamed or set(blamed) <= ENDS:
         return []

@@ -45,13 +45,13 @@ def run(
     only: str | None = None,
     engine: Engine | None = None,
     parts: Registry | None = None,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
 ) -> Run:
     """Walks the stages, all of them or `until` one or `only` one, in the run folder `out` (default runs/NAME).
 
     Running again goes on where it stopped. A recipe that changed clears the first stage it changes and all later ones;
-    StoreError when that would throw clips away or, without `overwrite`, a training, or when another process is on the
-    folder. RecipeError for a stage that does not exist, or that this recipe does not ask for.
+    StoreError when that would throw clips away, a training on clips that were changed since (unless `overwrite`) or
+    any training (`overwrite` False), or when another process is on the folder. RecipeError for a stage not asked for.
     """
     stages = _selected(recipe, chosen(until, only), only)
     folder = Run(out or Path("runs") / recipe.name)
@@ -71,8 +71,7 @@ def train(
 
     What they are trained on is made first where it is missing. A training that is finished or begun there with other
     data, settings or seed is refused (StoreError), or with `overwrite` trained again. Under torchrun or `accelerate
-    launch` the first rank does that and the others wait for it. Raises RecipeError for a recipe without systems, and
-    as `run` does.
+    launch` the first rank does that and the others wait. Raises RecipeError without systems, and what `run` raises.
     """
     from milonga.training.distributed import Ranks
 
@@ -186,10 +185,10 @@ def _selected(recipe: Recipe, stages: tuple[str, ...], only: str | None) -> tupl
     return tuple(stage for stage in stages if stage in in_recipe)
 
 
-def _accept(context: Context, stages: Sequence[str], overwrite: bool) -> None:
+def _accept(context: Context, stages: Sequence[str], overwrite: bool | None) -> None:
     """Checks the recipe and the parts' weights against what the folder was made with, and notes them.
 
-    Without `overwrite`, raises StoreError for a change that would clear a training. Old results go before the new
+    With `overwrite` False, raises StoreError for a change that would clear a training. Old results go before the new
     manifest is written: after a crash in between, the change is seen again.
     """
     manifest = describe(context.recipe, fingerprints(context.recipe, context.parts) | hashes(context.recipe))
@@ -200,8 +199,8 @@ def _accept(context: Context, stages: Sequence[str], overwrite: bool) -> None:
         recipes = [recipe for recipe in (earlier, context.recipe) if recipe]
         rules = rules_of(*recipes)
         searches = {search.name for recipe in recipes for search in recipe.evaluate.search}
-        stage = check_change(context.run, keys, rules)
-        if not overwrite and (lost := cleared_trainings(context.run, keys, rules)):
+        stage = check_change(context.run, keys, rules, overwrite is True)
+        if overwrite is False and (lost := cleared_trainings(context.run, keys, rules)):
             raise StoreError(
                 f"{context.run.path} holds a training of {', '.join(lost)} with other values of {', '.join(keys)}: "
                 "choose another --out, or add --overwrite to train again"
