@@ -1,4 +1,4 @@
-"""The commands that judge clips: `milonga evaluate` by metrics, `milonga listen ...` and `milonga studio` by people.
+"""The commands that judge clips: `milonga evaluate` by metrics and `milonga studio` by a person.
 
 The options of `evaluate` are the fields of `EvalConfig`.
 """
@@ -12,108 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milonga.cli.errors import handle_errors, say, show_page
+from milonga.cli.listen import Host, Port
 from milonga.evaluation import EvalConfig
 
 if TYPE_CHECKING:
     from milonga.studio.worker import System
-
-listen = typer.Typer(no_args_is_help=True, help="Run a listening test: opinion scores and blind comparisons by people.")
-Folder = Annotated[Path, typer.Argument(metavar="TEST", help="A folder that `milonga listen make` wrote.")]
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)]
-
-
-@listen.command("make")
-@handle_errors
-def make(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A run folder, or a folder with one folder of audio per system.")
-    ],
-    out: Annotated[Path, typer.Option(help="The test folder to create.")],
-    captions: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Columns clip and caption, for folders of audio files.")
-    ] = None,
-    systems: Annotated[
-        list[str] | None, typer.Option("--system", metavar="NAME", help="Include only this system; may be repeated.")
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The system of real clips.", show_default="reference, if it exists"),
-    ] = None,
-    kinds: Annotated[
-        list[str] | None, typer.Option("--kind", metavar="KIND", help="rate or compare.", show_default="both")
-    ] = None,
-    prompts: Annotated[
-        int | None, typer.Option(help="Number of prompts to judge.", min=1, show_default="all but three")
-    ] = None,
-    per_rater: Annotated[int, typer.Option(help="Prompts per rater.", min=1)] = 8,
-    raters: Annotated[int, typer.Option(help="Target number of raters per clip.", min=1)] = 4,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of the choice and order of prompts; keep it secret.", min=0, show_default="random"),
-    ] = None,
-    title: Annotated[str, typer.Option(help="Title of the raters' page.")] = "Listening test",
-) -> None:
-    """Make a listening test from systems' clips and print its folder."""
-    from milonga.listening_test.material import make_test, quieter
-    from milonga.listening_test.sources import load_sources, plan_of
-
-    test_prompts, clips = load_sources(source, captions, systems or ())
-    plan = plan_of(list(clips), title, kinds or (), reference, prompts, per_rater, raters, seed)
-    test = make_test(out, plan, test_prompts, clips)
-    say(f"{len(test.prompts)} prompts, systems {', '.join(test.systems)}; reference: {test.reference or 'none'}")
-    if quieter(test):
-        say(f"{quieter(test)} clips stay quieter than the others: a louder gain would clip their peaks")
-    typer.echo(out)
-
-
-@listen.command("links")
-@handle_errors
-def links(
-    test: Folder,
-    number: Annotated[int, typer.Option("-n", help="Number of raters.", min=1, max=500)] = 1,
-    url: Annotated[str, typer.Option(help="Address at which raters reach the server.")] = "http://127.0.0.1:8000",
-) -> None:
-    """Invite raters: print one new personal link per rater."""
-    from milonga.listening_test.sources import invitation_links
-
-    for link in invitation_links(test, number, url):
-        typer.echo(link)
-
-
-@listen.command("serve")
-@handle_errors
-def serve(test: Folder, host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Serve the test until interrupted and print the admin page's link. All ratings are saved."""
-    from milonga.listening_test.server import serve as serve_test
-
-    serve_test(test, host, port, typer.echo)
-
-
-@listen.command("results")
-@handle_errors
-def results(test: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show mean opinion scores, agreement and preferences with 95 % intervals, and excluded raters with reasons."""
-    from milonga.listening_test.results import as_json as results_json
-    from milonga.listening_test.results import as_text, compute_results
-    from milonga.listening_test.sessions import Sessions
-
-    sessions = Sessions(test)
-    summary = compute_results(sessions.test, sessions.ratings.ratings(sessions.test), sessions.verdicts())
-    typer.echo(results_json(summary) if as_json else as_text(summary))
-
-
-@listen.command("export")
-@handle_errors
-def export(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a listening test or a studio.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .csv or .parquet file, or a folder to create.")],
-    form: Annotated[str, typer.Option("--as", metavar="FORM", help="table, takes, pairs or labels.")] = "table",
-) -> None:
-    """Write ratings or takes as a table, or as preference pairs or KTO labels with their clips, and print the path."""
-    from milonga.studio.export import export as export_folder
-
-    typer.echo(export_folder(folder, out, form))
 
 
 @handle_errors

@@ -14,7 +14,8 @@ import typer
 from milonga.cli.edit import edit
 from milonga.cli.errors import debug as _debug
 from milonga.cli.errors import handle_errors, say, show_page
-from milonga.cli.judge import evaluate, listen, studio
+from milonga.cli.judge import evaluate, studio
+from milonga.cli.listen import listen
 from milonga.cli.nano import nano
 from milonga.core.errors import RecipeError
 

@@ -16,7 +16,7 @@ from milonga.core.ids import derive_seed
 from milonga.core.records import Comparison, Rating, Record, Summary
 from milonga.listening_test.records import Preference, Test
 from milonga.listening_test.screening import Verdict
-from milonga.listening_test.statistics import alpha_interval, bradley_terry, mean_opinion, opinion_difference
+from milonga.maths.opinions import alpha_interval, bradley_terry, mean_opinion, opinion_difference
 from milonga.maths.statistics import Interval, holm
 
 SCALES = {"ovl": "OVL", "rel": "REL"}  # overall quality, relevance to the prompt
