@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from milonga.core.records import Clip
 from milonga.listening_test import screening
-from milonga.listening_test.material import PEAK, TARGET, amplified, broken, loudness, playback_gain
+from milonga.listening_test.material import PEAK, TARGET, amplified, broken, playback_gain
+from milonga.maths.clip_view import loudness
 
 
 def tone(level: float, rate: int = 48000, seconds: float = 3.0, hertz: float = 997.0) -> Clip:

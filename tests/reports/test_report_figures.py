@@ -13,9 +13,10 @@ from PIL import Image
 
 from milonga.core.records import Clip, Comparison
 from milonga.evaluation.metrics import metrics_named
+from milonga.maths.clip_view import BANDS, COLUMNS, MAGMA, mel_picture
 from milonga.preference.sweep import ticks
 from milonga.reports.figures import Line, curves, forest, histogram, smoothed
-from milonga.reports.gallery import BANDS, COLUMNS, MAGMA, data_uri, mel_picture
+from milonga.reports.gallery import data_uri
 
 
 def parts(figure: Markup, name: str, style: str) -> list[ElementTree.Element]:

@@ -21,7 +21,9 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-SHARED = ("style.css", "parts.js")  # files that all pages use
+SHARED = {  # files that all pages use
+    f"/page/{name}": ("milonga.core/static", name) for name in ("style.css", "parts.js", "player.css", "player.js")
+}
 
 
 class Unknown(MilongaError):

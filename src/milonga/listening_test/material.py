@@ -25,22 +25,10 @@ from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import Run, atomic_dir, read_json, write_bytes, write_json
 from milonga.listening_test.records import BROKEN, Kind, PlaybackClip, Test
+from milonga.maths.clip_view import loudness
 
 TARGET = -23.0  # LUFS, the level of EBU R 128
 PEAK = -1.0  # dBFS, the highest peak of a clip
-BLOCK = 0.4  # seconds of a gating block (ITU-R BS.1770)
-
-
-def loudness(clip: Clip) -> float | None:
-    """Integrated loudness in LUFS by ITU-R BS.1770-4; None for silence. A clip shorter than 0.4 s is one block."""
-    from pyloudnorm import Meter
-
-    # One sample short: pyloudnorm compares in seconds, and a block of the clip's exact length may round above it.
-    block = min(BLOCK, (len(clip.waveform) - 1) / clip.rate)
-    if len(clip.waveform) < 2 or not np.any(clip.waveform):
-        return None
-    lufs = float(Meter(clip.rate, block_size=block).integrated_loudness(clip.waveform.astype(np.float64)))
-    return lufs if np.isfinite(lufs) else None
 
 
 def playback_gain(clip: Clip, lufs: float | None) -> float:

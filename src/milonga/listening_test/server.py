@@ -16,7 +16,7 @@ from milonga.listening_test.sessions import Judgement, Sessions
 
 MAX_LINKS = 500
 FOLDER = "milonga.listening_test/static"
-PAGES = {f"/page/{name}": (FOLDER, name) for name in (*web.SHARED, "rater.js", "admin.js")}
+PAGES = web.SHARED | {f"/page/{name}": (FOLDER, name) for name in ("rater.js", "admin.js")}
 
 
 class Answer(Record):

@@ -8,14 +8,12 @@ import math
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
-
-import numpy as np
 
 from milonga.core.audio import from_flac
 from milonga.core.ids import content_id
-from milonga.core.records import Clip, Event, Prompt
+from milonga.core.records import Event, Prompt
+from milonga.maths.clip_view import mel_picture
 from milonga.maths.metrics import exact_match, order_accuracy_detected
 from milonga.reports.material import ClipView, EvaluationView
 
@@ -23,14 +21,6 @@ CARDS = 24
 BUDGET = 11_000_000  # bytes of audio and pictures, as base64: keeps the page near 12 MB
 DRAWN, IMPROVED, WORSENED, LOWEST = "drawn at random", "most improved", "most worsened", "scored lowest"
 REASONS = (DRAWN, IMPROVED, WORSENED, LOWEST)
-COLUMNS, BANDS, LEVELS = 160, 48, 48  # of a mel picture: its pixels, and its colours
-RANGE = 7.5  # natural-log units shown below a picture's loudest point (65 dB)
-# The colour map magma in LEVELS steps, RGB: even steps of loudness look like even steps of brightness.
-MAGMA = bytes.fromhex(
-    "00000402020b0504160a0822100b2d160f3b1d11472512552d116138106c400f7449107852137c5a167e641a806b1d81"
-    "7521817c23828627818e2a81962c80a02f7fa8327db2357bba3878c43c75cc3f71d5446ddc4869e34e65ea5661ef5d5e"
-    "f4675cf7705cf97b5dfb8560fc9065fd9a6afea36ffeae77feb77efec287fecc8ffed799fde0a1fdebacfcf4b6fcfdbf"
-)
 
 
 @dataclass(frozen=True)
@@ -207,29 +197,3 @@ def faults_of(prompt: Prompt, events: tuple[Event, ...]) -> tuple[str, bool]:
 def data_uri(data: bytes, kind: str) -> str:
     """Bytes as a `data:` URI of a media type."""
     return f"data:{kind};base64,{b64encode(data).decode()}"
-
-
-def mel_picture(clip: Clip) -> bytes:
-    """A PNG of the clip's log-mel, low sounds at the bottom, COLUMNS × BANDS pixels, in even colours."""
-    import torch
-
-    from milonga.maths.mel import MelSettings, log_mel
-
-    settings = MelSettings(rate=clip.rate, hop=256, bands=BANDS, low=40.0, high=min(8000.0, clip.rate / 2))
-    wave = np.pad(clip.waveform, (0, max(0, 2 * settings.fft - len(clip.waveform)))).astype(np.float32)
-    mel = log_mel(torch.from_numpy(wave)[None], settings)[0].numpy()
-    groups = np.array_split(np.arange(len(mel)), min(COLUMNS, len(mel)))
-    columns = np.stack([mel[group].mean(axis=0) for group in groups], axis=1)
-    top = max(float(columns.max()), np.log(settings.floor) + RANGE)
-    scaled = np.clip((columns - (top - RANGE)) / RANGE, 0, 1)
-    return png(np.rint(scaled[::-1] * (LEVELS - 1)).astype(np.uint8))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """An indexed PNG file: pixels (H, W) uint8 are places in MAGMA."""
-    from PIL import Image
-
-    image, buffer = Image.frombytes("P", pixels.shape[::-1], pixels.tobytes()), BytesIO()
-    image.putpalette(MAGMA)
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -11,10 +11,8 @@ from milonga.core import web
 from milonga.core.records import Record
 from milonga.studio.studio import Order, Studio
 
-SHARED, FOLDER = "milonga.listening_test/static", "milonga.studio/static"
-PAGES = {f"/page/{name}": (SHARED, name) for name in web.SHARED} | {
-    f"/page/{name}": (FOLDER, name) for name in ("studio.js", "studio.css")
-}
+FOLDER = "milonga.studio/static"
+PAGES = web.SHARED | {f"/page/{name}": (FOLDER, name) for name in ("studio.js", "studio.css")}
 
 
 class Decision(Record):

@@ -26,7 +26,8 @@ from milonga.core.records import Clip, Record
 from milonga.core.store import Run, write_bytes
 from milonga.core.web import NotNow, Unknown
 from milonga.listening_test.database import FILE
-from milonga.listening_test.material import amplified, loudness, playback_gain
+from milonga.listening_test.material import amplified, playback_gain
+from milonga.maths.clip_view import loudness
 from milonga.preference.candidates import best_first, score_clips
 from milonga.studio.clips import STUDIO, Take, Takes
 from milonga.studio.worker import GenerationWorker, System
