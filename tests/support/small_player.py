@@ -8,17 +8,20 @@ from milonga.core.records import Clip
 from milonga.maths.clip_view import clip_view
 
 RATE, SECONDS = 8000, 1.0
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Player</title>
-<link rel="icon" href="data:,"><meta name="color-scheme" content="light dark"><meta name="viewport" content="width=device-width, initial-scale=1">
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Player</title><link rel="icon" href="data:,">
+<meta name="color-scheme" content="light dark">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/page/style.css"><link rel="stylesheet" href="/page/player.css">
 <script src="/page/parts.js" defer></script><script src="/page/player.js" defer></script>
 <script src="/test.js" defer></script></head><body><main id="stage"><h1>Player</h1></main></body></html>"""
 SCRIPT = """
 const group = playerGroup();
 const log = [];
-const players = ["a", "b"].map((name) => soundPlayer({ url: `/sound/${name}`, view: `/view/${name}`,
-  label: `Sound ${name}`, group, onHeard: () => log.push(`heard ${name}`), onRegion: (region) => log.push(region ? "region" : "none") }));
-players.push(soundPlayer({ url: "/sound/lost", view: "/view/lost", label: "Lost" }));
+const add = (name, label, more) => soundPlayer({ url: `/sound/${name}`, view: `/view/${name}`, label, ...more });
+const players = ["a", "b"].map((name) => add(name, `Sound ${name}`, { group,
+  onHeard: () => log.push(`heard ${name}`), onRegion: (region) => log.push(region ? "region" : "none") }));
+players.push(add("lost", "Lost", {}));
 byId("stage").append(...players.map((one) => one.element));
 """
 
