@@ -155,6 +155,9 @@ class Settings(Record):
     one alone); `trust_region` weighs ‖v_θ − v_ref‖²; `grad_clip_quantile` clips at that running quantile of the
     gradient's norms and not at `max_grad_norm`. Of group-wise losses: `ratio_clip` bounds exp(e_old − e_θ), and
     `old_policy` is the network as given or its `ema`.
+
+    Of `draft`: its clips take `draft_steps` of `draft_scheduler` (None: the model's own) at `train_guidance`, with
+    gradients through the last `draft_last` of them (0: all).
     """
 
     batch_size: int = Field(default=16, ge=1)
@@ -187,6 +190,9 @@ class Settings(Record):
     fsdp: bool = False
     train_guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     trust_region: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    draft_steps: int = Field(default=8, ge=1)
+    draft_scheduler: str | None = Field(default=None, min_length=1)
+    draft_last: int = Field(default=0, ge=0)
     ratio_clip: float = Field(default=0.0, ge=0.0, lt=1.0)
     old_policy: Literal["reference", "ema"] = "reference"
     grad_clip_quantile: float | None = Field(default=None, gt=0.0, lt=1.0)
@@ -216,6 +222,8 @@ class Settings(Record):
             )
         if self.old_policy == "ema" and self.ema == 0:
             raise ValueError('old_policy = "ema" needs ema, the decay of the averaged weights')
+        if self.draft_last > self.draft_steps:
+            raise ValueError(f"draft_last = {self.draft_last} is more than draft_steps = {self.draft_steps}")
         if self.fsdp and self.lora_rank:
             raise ValueError("fsdp has no LoRA: set lora_rank = 0 or fsdp = false")
         return self

@@ -4,11 +4,14 @@ Stages receive their parts as arguments; `experiment.registry` decides which cla
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from milonga.core.records import Clip, Event, Prompt, Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Model(Protocol):
@@ -37,6 +40,17 @@ class Scorer(Protocol):
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
         """Scores, shape (N,), of N clips with N texts, higher for better; NaN where a clip cannot be scored."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableScorer(Protocol):
+    """A scorer whose scores have gradients by the waveforms, so that a model can be trained through it."""
+
+    name: str
+
+    def score_waves(self, waves: "Tensor", rate: int, texts: Sequence[str]) -> "Tensor":
+        """Scores, shape (B,), of waveforms (B, samples) at `rate` Hz; NaN without gradient where there is none."""
         ...
 
 

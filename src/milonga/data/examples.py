@@ -12,6 +12,7 @@ from torch import Tensor
 from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
 from milonga.maths.group_losses import advantages
+from milonga.maths.noise import seeded
 from milonga.models.denoiser import Conditioning, Posterior
 
 Latents = Tensor | Posterior
@@ -27,6 +28,8 @@ class Batch:
 
     In a batch of groups an example is the K clips of one caption: `winner` is (B, K, *latent shape), and `advantages`
     (B, K) says how much better than its group each clip is.
+
+    Of captions alone, whose clips the trainer samples, `winner` is the noise that they start from and `texts` are they.
     """
 
     winner: Tensor
@@ -36,6 +39,7 @@ class Batch:
     desirable: Tensor | None = None
     groups: tuple[str, ...] | None = None
     advantages: Tensor | None = None
+    texts: tuple[str, ...] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -151,6 +155,34 @@ class GroupExamples:
 
     def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """Always DataError: groups have no prior-preservation clips; `with_prior_data` adds some."""
+        raise DataError(NO_PRIOR)
+
+
+class CaptionExamples:
+    """N captions whose clips the trainer samples itself (`draft`): an example is a caption and its clip's first noise.
+
+    The noise has the `shape` of latents and depends on `seed`, the caption's place and the epoch.
+    """
+
+    num_prior = 0
+
+    def __init__(self, captions: Sequence[str], conditioning: Conditioning, shape: Sequence[int], seed: int) -> None:
+        if conditioning.rows != len(captions):
+            raise DataError(f"{len(captions)} captions have {conditioning.rows} rows of conditioning: encode these")
+        self.captions, self._conditioning, self._shape, self._seed = list(captions), conditioning, tuple(shape), seed
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The captions with these indices, each with its noise of this epoch."""
+        streams = [seeded(self._seed, "draft", epoch, index) for index in indices]
+        noise = torch.stack([torch.randn(self._shape, generator=stream) for stream in streams])
+        texts = tuple(self.captions[index] for index in indices)
+        return Batch(noise, None, self._conditioning.take(list(indices)).float(), texts=texts)
+
+    def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """Always DataError: captions have no prior-preservation clips; `with_prior_data` adds some."""
         raise DataError(NO_PRIOR)
 
 
@@ -320,6 +352,8 @@ def _contents(examples: Any) -> list[Any]:
             return [examples._latents, examples._advantages, examples._conditioning]
         case CaptionedClips() if not callable(examples._captions):
             return [examples._latents, *map(list, examples._captions)]
+        case CaptionExamples():
+            return [examples.captions, examples._conditioning]
         case Subset():
             return [examples._examples, examples._places]
         case ConcatExamples():

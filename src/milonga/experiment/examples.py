@@ -45,6 +45,7 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
         "clips": _real_clips,
         "rewards": _rewards,
         "labels": _labels,
+        "captions": _captions,
     }
     parts = kinds[system.data](context, prior)
     examples = parts[0] if len(parts) == 1 else ConcatExamples(parts)
@@ -146,6 +147,16 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
         file=sys.stderr,
     )
     return [examples]
+
+
+def _captions(context: Context, _: int) -> "list[Examples]":
+    """The run's captions, whose clips the trainer samples itself."""
+    from milonga.data.examples import CaptionExamples
+
+    texts = sorted({prompt.text for prompt in needed(context.run, "prompts").read_records(Prompt)})
+    denoiser = context.parts.load_denoiser(context.recipe.models.model)
+    conditioning = _conditioning(context, denoiser, texts)
+    return [CaptionExamples(texts, conditioning, denoiser.latent_shape, context.recipe.seed)]
 
 
 def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":

@@ -96,11 +96,12 @@ class System(Record):
 
     `pairs` and `groups` (all clips of a caption, for group-wise losses), of `strategies` where some are named;
     `clips`: real clips with captions; `rewards`: the run's own clips, each with its reward; `labels`: labelled clips;
-    `online`: clips by the latest policy, iteration after iteration. A key in `settings` replaces `[train]`'s.
+    `online`: clips by the latest policy, iteration after iteration; `captions`: the run's captions alone, whose clips
+    the trainer samples. A key in `settings` replaces `[train]`'s.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    data: Literal["pairs", "groups", "clips", "rewards", "labels", "online"] = "pairs"
+    data: Literal["pairs", "groups", "clips", "rewards", "labels", "online", "captions"] = "pairs"
     strategies: tuple[Name, ...] = ()
     phases: tuple[Phase, ...] = Field(min_length=1)
     settings: Settings = Settings()
@@ -304,12 +305,10 @@ class Recipe(Record):
     def _check_needed_tables(self) -> None:
         """ValueError for an empty table that a system, or the run itself, needs."""
         online = self.trains_on("online")
-        own_captions = online and not self.online.sources
+        own_captions = (online and not self.online.sources) or self.trains_on("captions")
         own_strategies = online and not (self.online.clips or self.online.strategies)
         if (self.makes_clips or own_captions) and not self.prompts.sources:
-            raise ValueError(
-                'prompts.sources is missing: this run makes clips (it would not without "run" in train.pairs)'
-            )
+            raise ValueError("prompts.sources is missing: this run makes clips of its captions")
         if (self.makes_clips or own_strategies) and not self.plan.strategies:
             raise ValueError("plan.strategies is missing: say how the training clips are generated")
         if any(self.train.settings(one).sample_every for one in self.train.systems) and not self.sampled_source:

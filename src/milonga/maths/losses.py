@@ -138,13 +138,19 @@ def weighted_sft(errors: Errors, beta: float = 0.0) -> Tensor:
     return errors.weights.to(_precise(errors.policy_winner)) * _precise(errors.policy_winner)
 
 
+def draft(rewards: Tensor, beta: float = 0.0) -> Tensor:
+    """DRaFT: −r of clips that were sampled with gradients, shape (B,) (arXiv 2309.17400); β plays no part."""
+    return -_precise(rewards)
+
+
 @dataclass(frozen=True)
 class LossSpec:
     """A loss, and what it asks for: the trainer skips the passes that are not needed.
 
     A loss with `labels` also takes single clips that are labelled, in place of winners and losers. A loss of `groups`
     is a function of `group_losses.GroupErrors`; some need the errors of the policy that sampled the clips (`needs_old`)
-    or of the implicit policies (`needs_implicit`).
+    or of the implicit policies (`needs_implicit`). One that `samples` is a function of the rewards of clips that the
+    step samples itself, with gradients; its examples are captions.
     """
 
     function: Callable[[Any, float], Tensor]
@@ -157,6 +163,7 @@ class LossSpec:
     groups: bool = False
     needs_old: bool = False
     needs_implicit: bool = False
+    samples: bool = False
 
 
 LOSSES: dict[str, LossSpec] = {
@@ -177,6 +184,7 @@ LOSSES: dict[str, LossSpec] = {
     "nft": LossSpec(
         nft, needs_loser=False, needs_reference=False, needs_beta=True, groups=True, needs_old=True, needs_implicit=True
     ),
+    "draft": LossSpec(draft, needs_loser=False, needs_reference=False, needs_beta=False, samples=True),
 }
 
 

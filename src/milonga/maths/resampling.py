@@ -5,8 +5,12 @@
 
 from functools import lru_cache
 from math import ceil, gcd
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ZEROS = 6  # crossings of the sinc on each side (`lowpass_filter_width`)
 ROLLOFF = 0.99  # of the lower of the two Nyquist frequencies
@@ -26,6 +30,19 @@ def windowed_sinc(waveform: np.ndarray, old: int, new: int) -> np.ndarray:
     padded = np.pad(waveform.astype(np.float32), (reach, reach + step))
     frames = np.lib.stride_tricks.sliding_window_view(padded, kernels.shape[1])[::step]
     return np.ascontiguousarray((frames @ kernels.T).reshape(-1)[: ceil(len(waveform) * count / step)])
+
+
+def resample_waves(waves: "Tensor", old: int, new: int) -> "Tensor":
+    """`windowed_sinc` of waveforms (B, samples) with gradients by them, (B, ceil(samples · new / old))."""
+    import torch
+
+    if old == new:
+        return waves
+    step, count = old // gcd(old, new), new // gcd(old, new)
+    kernels, reach = _kernels(step, count)
+    frames = torch.nn.functional.pad(waves, (reach, reach + step)).unfold(1, kernels.shape[1], step)
+    rows = frames @ torch.from_numpy(kernels).to(waves).T
+    return rows.flatten(1)[:, : ceil(waves.shape[1] * count / step)]
 
 
 def kaiser_best(waveform: np.ndarray, old: int, new: int) -> np.ndarray:

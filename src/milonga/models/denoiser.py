@@ -217,7 +217,10 @@ class Denoiser(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Waveforms (B, samples), float32 on the CPU, of scaled latents (B, *latent_shape)."""
+        """Waveforms (B, samples), float32 on the CPU, of scaled latents (B, *latent_shape).
+
+        With gradients where they are enabled: `draft` trains through it.
+        """
         ...
 
     def predict(
@@ -227,7 +230,10 @@ class Denoiser(Protocol):
         ...
 
     def prepare(self, precision: Precision, shape: Sequence[int]) -> None:
-        """Makes `module` ready for training on latents of a `shape`: the place for a backbone's choice of kernels."""
+        """Makes `module` ready for training on latents of a `shape`: the place for a backbone's choice of kernels.
+
+        Frozen parts need no gradients from then on.
+        """
         ...
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:

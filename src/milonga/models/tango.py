@@ -222,12 +222,16 @@ class TangoPipeline(DiffusionPipeline):
         parts = scaled.split(1 if scaled.device.type == "cpu" else len(scaled))
         return [self.vae.decode(part).sample.squeeze(1).to(self.vocoder.dtype) for part in parts]
 
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
-        """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`."""
+    def waveforms(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
+        """Waveforms (B, samples), float32 on the CPU, of scaled latents, with gradients where they are enabled."""
         waves = torch.cat([self.vocoder(mel).reshape(len(mel), -1) for mel in self._mels(latents)])
         length = self.config["seconds"] if seconds is None else seconds
         return waves[:, : round(length * self.sampling_rate)].float().cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:
+        """Waveforms (B, samples), float32 on the CPU, of scaled latents; trimmed to `seconds`."""
+        return self.waveforms(latents, seconds)
 
     @torch.no_grad()
     def decode_mels(self, latents: torch.Tensor, seconds: float | None = None) -> torch.Tensor:

@@ -196,6 +196,7 @@ CURVES = (
     ("Loss", (("loss", "loss", "c1"),)),
     ("Error over reference", (("delta_winner", "winner", "c1"), ("delta_loser", "loser", "c2"))),
     ("Margin", (("margin", "margin", "c1"),)),
+    ("Reward over the model as given", (("reward", "reward", "c1"),)),
     ("Pairs ranked right", (("accuracy", "training", "c1"), ("val_accuracy", "validation", "c2"))),
     ("Learning rate", (("lr", "rate", "c1"),)),
 )

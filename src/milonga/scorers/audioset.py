@@ -11,9 +11,11 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from milonga.core.audio import resample
 from milonga.core.records import Clip, Scene
+from milonga.maths.resampling import resample_waves
 from milonga.nano.reader import read_groups
 from milonga.scorers.panns import PannsEmbedder
 
@@ -157,10 +159,23 @@ class AudioSetTagger:
         posteriors = 1 / (1 + np.exp(-likeliest.astype(np.float64)))
         return np.split(posteriors, np.cumsum([len(own) for own in parts])[:-1])
 
+    def wave_posteriors(self, waves: torch.Tensor, rate: int) -> torch.Tensor:
+        """The same of waveforms (B, samples) at `rate` Hz, shape (B, windows, sounds), with gradients by them."""
+        own = self.embedder.network.mel.rate
+        waves = resample_waves(waves - waves.mean(1, keepdim=True), rate, own)
+        size, starts = round(WINDOW * own), window_starts(waves.shape[1], own)
+        waves = torch.nn.functional.pad(waves, (0, max(0, size - waves.shape[1])))
+        logits = torch.stack([self.embedder.network(waves[:, start : start + size])[1] for start in starts], dim=1)
+        return torch.sigmoid(torch.stack([logits[..., places].amax(-1) for places in PLACES], dim=-1))
+
 
 def windows(clip: Clip) -> list[Clip]:
     """The clip in windows of `WINDOW` seconds; the last ends where the clip ends."""
-    size, hop, length = round(WINDOW * clip.rate), round(HOP * clip.rate), len(clip.waveform)
-    last = max(0, length - size)
-    starts = [*range(0, last, hop), last]
+    size, starts = round(WINDOW * clip.rate), window_starts(len(clip.waveform), clip.rate)
     return [Clip(clip.waveform[start : start + size], clip.rate) for start in starts]
+
+
+def window_starts(samples: int, rate: int) -> list[int]:
+    """The first sample of each window of a clip."""
+    last = max(0, samples - round(WINDOW * rate))
+    return [*range(0, last, round(HOP * rate)), last]

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, ClapModel, PreTrainedTokenizerBase
 
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip
-from milonga.maths.mel import MelSettings
+from milonga.maths.mel import MelSettings, log_mel
+from milonga.maths.resampling import resample_waves
 from milonga.scorers.waveform import map_by_length, mel_waveforms
 
 HEAD = "head.safetensors"
@@ -43,6 +44,14 @@ class ReadingHead:
         yes = 1 / (1 + np.exp(-wanted))
         return -(yes * np.logaddexp(0, -logits) + (1 - yes) * np.logaddexp(0, logits)).mean(axis=1)
 
+    def agreement_of(self, audio: torch.Tensor, text: np.ndarray) -> torch.Tensor:
+        """The same of clips (N, D) with gradients."""
+        matrix, bias = torch.from_numpy(self.matrix).to(audio), torch.from_numpy(self.bias).to(audio)
+        yes = torch.sigmoid(torch.from_numpy(text).to(audio) @ matrix.T + bias)
+        return -torch.nn.functional.binary_cross_entropy_with_logits(
+            audio @ matrix.T + bias, yes, reduction="none"
+        ).mean(1)
+
 
 class ClapScorer:
     """A `Scorer`: cosine similarity of clips and texts by one CLAP model, and the agreement of its head's readings."""
@@ -57,7 +66,7 @@ class ClapScorer:
         head: ReadingHead | None = None,
     ) -> None:
         self.name = name
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.mel = mel
         self.frames = frames
@@ -82,6 +91,17 @@ class ClapScorer:
         unique = list(dict.fromkeys(texts))
         rows = self.embed_texts(unique)[[unique.index(text) for text in texts]]
         return self.compare(self.embed_clips(clips), rows)
+
+    def score_waves(self, waves: torch.Tensor, rate: int, texts: Sequence[str]) -> torch.Tensor:
+        """The scores (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them."""
+        words = self.embed_texts(texts)
+        audio = self._embed_waves(resample_waves(waves, rate, self.mel.rate))
+        cosines = (audio * torch.from_numpy(words).to(audio)).sum(1)
+        return cosines if self.head is None else cosines + self.head.weight * self.head.agreement_of(audio, words)
+
+    def _embed_waves(self, waves: torch.Tensor) -> torch.Tensor:
+        """Unit-norm rows (B, D) of waveforms at the model's rate, with gradients."""
+        return audio_features(self.model, window(log_mel(waves, self.mel), self.frames))
 
     def compare(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
         """The scores, shape (N,), of embeddings of clips and texts, (N, D) each."""

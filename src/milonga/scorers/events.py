@@ -11,6 +11,8 @@ from itertools import pairwise, product
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from milonga.core.records import Clip, Scene
 
@@ -26,6 +28,10 @@ class FrameTagger(Protocol):
 
     def posteriors(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         """Each clip's frame posteriors, shape (T, K)."""
+        ...
+
+    def wave_posteriors(self, waves: Tensor, rate: int) -> Tensor:
+        """Those of waveforms (B, samples) at `rate` Hz, shape (B, T, K), with gradients by them."""
         ...
 
 
@@ -51,11 +57,17 @@ class EventScorer:
         """The score of each clip against its text, shape (N,); NaN where no sound of the text can be read."""
         scenes = {text: self.read(text) for text in dict.fromkeys(texts)}
         rows = zip(self.tagger.posteriors(clips), texts, strict=True)
-        return np.array([self._agreement(posterior, scenes[text]) for posterior, text in rows], dtype=np.float64)
+        scores = [self._agreement(torch.from_numpy(posterior), scenes[text]) for posterior, text in rows]
+        return np.array(scores, dtype=np.float64)
 
-    def _agreement(self, posterior: np.ndarray, scene: Scene | None) -> float:
+    def score_waves(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
+        """The scores (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them."""
+        rows = zip(self.tagger.wave_posteriors(waves, rate), texts, strict=True)
+        return torch.stack([self._agreement(posterior, self.read(text)) for posterior, text in rows])
+
+    def _agreement(self, posterior: Tensor, scene: Scene | None) -> Tensor:
         if not scene:
-            return np.nan
+            return torch.tensor(torch.nan)
         places = {label: place for place, label in enumerate(self.tagger.classes)}
         groups = [[places[label] for label in group] for group in scene]
         named = {place for group in groups for place in group}
@@ -63,31 +75,30 @@ class EventScorer:
         others = [
             place for label, place in places.items() if place not in named and self.kin.get(label, label) not in kin
         ]
-        highest = posterior.max(axis=0).clip(FLOOR, 1 - FLOOR)
-        answers = [np.log(highest[sorted(named)]), [np.log1p(-highest[others]).sum()]]
+        highest = posterior.amax(0).clamp(FLOOR, 1 - FLOOR)
+        answers = [highest[sorted(named)].log(), torch.log1p(-highest[others]).sum()[None]]
         answers += [
-            [np.log(begins_first(posterior[:, a], posterior[:, b]))]
+            begins_first(posterior[:, a], posterior[:, b]).log()[None]
             for before, after in pairwise(groups)
             for a, b in product(before, after)
             if a != b
         ]
-        return float(np.exp(np.concatenate(answers).mean()))
+        return torch.cat(answers).mean().exp()
 
 
-def begins_first(a: np.ndarray, b: np.ndarray) -> float:
+def begins_first(a: Tensor, b: Tensor) -> Tensor:
     """The probability that a sound with frame posteriors `a` (T,) begins before one with `b` (T,), at least `FLOOR`.
 
     A sound begins where its posterior first passes half of its maximum (`tagger.events_of`), here softly; beginnings
     in one frame count half.
     """
     first, then = (_begun(column) for column in (a, b))
-    density = np.diff(first, prepend=0.0)
-    later = 1 - then + np.diff(then, prepend=0.0) / 2
-    return float(np.clip((density * later).sum(), FLOOR, 1 - FLOOR))
+    density, begun = (torch.diff(part, prepend=part.new_zeros(1)) for part in (first, then))
+    return (density * (1 - then + begun / 2)).sum().clamp(FLOOR, 1 - FLOOR)
 
 
-def _begun(column: np.ndarray) -> np.ndarray:
+def _begun(column: Tensor) -> Tensor:
     """The probability that a sound has begun by each frame, shape (T,): 1 in the last."""
-    passed = 1 / (1 + np.exp((0.5 - column / column.max()) / SOFTNESS))
-    begun = np.maximum.accumulate(passed)
+    passed = torch.sigmoid((column / column.amax() - 0.5) / SOFTNESS)
+    begun = passed.cummax(0).values
     return begun / begun[-1]

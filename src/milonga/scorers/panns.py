@@ -100,7 +100,7 @@ class PannsEmbedder:
 
     def __init__(self, name: str, network: Cnn14) -> None:
         self.name = name
-        self.network = network.eval()
+        self.network = network.eval().requires_grad_(False)
 
     @cached_property
     def _blocks(self) -> Blocked | None:

@@ -19,7 +19,8 @@ from torch.nn.functional import avg_pool2d, relu
 
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip, Event
-from milonga.maths.mel import MelSettings
+from milonga.maths.mel import MelSettings, log_mel
+from milonga.maths.resampling import resample_waves
 from milonga.scorers.waveform import map_by_length, mel_waveforms
 
 
@@ -91,7 +92,7 @@ class EventTagger:
         self, name: str, network: FrameTagger, classes: Sequence[str], mel: MelSettings, threshold: float
     ) -> None:
         self.name = name
-        self.network = network.eval()
+        self.network = network.eval().requires_grad_(False)
         self.classes = tuple(classes)
         self.mel = mel
         self.threshold = threshold
@@ -101,6 +102,10 @@ class EventTagger:
         """Each clip's frame posteriors, shape (T', K)."""
         waves = mel_waveforms(clips, self.mel)
         return map_by_length(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), waves, mel=self.mel)
+
+    def wave_posteriors(self, waves: Tensor, rate: int) -> Tensor:
+        """The same of waveforms (B, samples) at `rate` Hz, shape (B, T', K), with gradients by them."""
+        return torch.sigmoid(self.network(log_mel(resample_waves(waves, rate, self.mel.rate), self.mel)))
 
     def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events detected in each clip, sorted by onset."""

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import RecipeError, ServiceError, brief
 from milonga.core.ids import file_hash
-from milonga.core.store import atomic_dir, write_json
+from milonga.core.store import Run, atomic_dir, write_json
 
 if TYPE_CHECKING:
     from milonga.core.protocols import Model
@@ -27,7 +27,7 @@ from milonga.models.tango import TangoPipeline
 __all__ = ["TangoPipeline"]
 '''
 # What a training leaves in its folder.
-TRAINING_FILES = ("checkpoints", "model", "adapter", "reference", "plan.json", "curves.jsonl")
+TRAINING_FILES = ("checkpoints", "model", "adapter", "reference", "plan.json", "curves.jsonl", "rewards.json")
 
 
 class AlignConfig(Settings):
@@ -87,7 +87,8 @@ class AlignTrainer:
 
     `model` is a name, a `TangoPipeline` or a `Denoiser`. `train_dataset` and `eval_dataset` are what `read_pairs` takes
     (pairs from `build_pairs`, a run folder, a folder in Audio-alpaca's layout, a `datasets.Dataset`), a source of clips
-    such as "clips:metadata.csv", or training `Examples`. `ref_model` replaces the reference, which is the model as
+    such as "clips:metadata.csv", training `Examples`, or for `draft` a list of captions. `scorers`, names or objects,
+    reward the clips that `draft` samples. `ref_model` replaces the reference, which is the model as
     given. `callbacks` are `TrainerCallback`s. `compute_metrics(model)` gets a generator with the weights that would be
     saved, every `config.sample_every` steps (0: at the end of each epoch), and its numbers go into the log. `examples`
     that are already encoded need no text encoder and no autoencoder.
@@ -102,10 +103,11 @@ class AlignTrainer:
         ref_model: Any = None,
         callbacks: "Sequence[TrainerCallback]" = (),
         compute_metrics: "Callable[[Model], dict[str, float]] | None" = None,
+        scorers: Sequence[Any] = (),
     ) -> None:
         self.model, self.train_dataset, self.eval_dataset = model, train_dataset, eval_dataset
         self.config, self.ref_model, self.callbacks = config, ref_model, list(callbacks)
-        self.compute_metrics = compute_metrics
+        self.compute_metrics, self.scorers = compute_metrics, scorers
         self._denoiser: Denoiser | None = None
         self._trained = False  # by this trainer: its denoiser has not its starting weights any more
 
@@ -141,6 +143,7 @@ class AlignTrainer:
         `Trainer.sample`. Raises as `Trainer.run` does.
         """
         from milonga.models.load import as_denoiser, generator_of
+        from milonga.scorers.load import scorer
         from milonga.training.distributed import Ranks
         from milonga.training.trackers import print_betas, show_training
         from milonga.training.trainer import OnStep, Trainer
@@ -169,7 +172,7 @@ class AlignTrainer:
             reference = None if self.ref_model is None else as_denoiser(self.ref_model)
             Trainer(
                 self.denoiser, examples, config.phases, config.settings(), config.seed, folder, val, log_path, sampler,
-                callbacks, reference,
+                callbacks, reference, [scorer(part) if isinstance(part, str) else part for part in self.scorers],
             ).run()  # fmt: skip
         if config.save_whole_model and ranks.is_main and not self.finished:
             self._write_model(config.output_dir)
@@ -221,7 +224,8 @@ class AlignTrainer:
 
     def _encode(self, dataset: Any) -> "Examples":
         """Examples of whatever names or holds pairs or clips; encoded data are stored in `output_dir`/encoded."""
-        from milonga.data.encode import encode_clips, encode_pairs, encode_run_pairs
+        from milonga.data.encode import encode_captions, encode_clips, encode_pairs, encode_run_pairs
+        from milonga.data.examples import CaptionExamples
         from milonga.data.pairs import FilePairs, read_pairs
 
         if hasattr(dataset, "batch") and hasattr(dataset, "num_prior"):
@@ -230,6 +234,9 @@ class AlignTrainer:
         allow = self.config.allow_missing
         if isinstance(dataset, str) and dataset.partition(":")[0] in ("clips", "dataset"):
             return encode_clips(denoiser, dataset, work, seed=seed, allow_missing=allow)
+        if isinstance(dataset, list | tuple) and all(isinstance(text, str) for text in dataset):
+            conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), dataset)(dataset)
+            return CaptionExamples(dataset, conditioning, denoiser.latent_shape, seed)
         pairs = read_pairs(dataset)
         if pairs.run is not None:
             return encode_run_pairs(denoiser, pairs.run, work)

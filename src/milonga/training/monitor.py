@@ -75,14 +75,16 @@ class TrainingLog:
             self._file.close()
 
 
-def preference_row(errors: Errors, beta: float) -> Row:
-    """The means of a step's errors: fields that need losers or a reference are None without them.
+def preference_row(errors: Errors | None, beta: float) -> Row:
+    """The means of a step's errors: fields that need losers or a reference are None without them (all without errors).
 
     Δw and Δl are separate, since both may rise while the margin grows; with the margin's quantiles, the share of
     winners that got worse, and σ(−½βm), the factor of DPO's gradient: near 0 the pairs teach nothing more. `safeguard`
     is SDPO's λ, below 1 where the loser's gradient was scaled down.
     """
     row: dict[str, Any] = dict.fromkeys(PREFERENCE_FIELDS)
+    if errors is None:
+        return row
     row["winner_error"] = errors.policy_winner.mean().item()
     if errors.policy_loser is not None:
         row["loser_error"] = errors.policy_loser.mean().item()
@@ -126,10 +128,11 @@ def auto_beta(phase: Phase, settings: Settings, monitor: MonitorState) -> float:
 
 def grad_limit(phase: Phase, settings: Settings, monitor: MonitorState) -> float:
     """The norm that a step's gradient is clipped to: `max_grad_norm`, or of a phase that compares with a reference or
-    an old policy the running quantile `grad_clip_quantile` of the norms so far (no limit in its first step).
+    an old policy, or samples its clips, the running quantile `grad_clip_quantile` of the norms so far (no limit in its first step).
     """
     spec = LOSSES.get(phase.loss)
-    if settings.grad_clip_quantile is None or spec is None or not (spec.needs_reference or spec.needs_old):
+    compares = spec is not None and (spec.needs_reference or spec.needs_old or spec.samples)
+    if settings.grad_clip_quantile is None or not compares:
         return settings.max_grad_norm
     return monitor.get("grad_limit", math.inf)
 

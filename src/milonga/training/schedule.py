@@ -127,6 +127,9 @@ def check_training(
             raise DataError(f"{phase.loss!r} needs {kind}")
         if spec.groups and settings.reference == "cached":
             raise RecipeError(f'{phase.loss!r} has no table of reference errors: set reference = "copy"')
+        if spec.samples != (first.texts is not None):
+            kind = "captions alone" if spec.samples else "clips, and these examples are captions alone"
+            raise DataError(f"{phase.loss!r} needs {kind}")
         if spec.needs_weights and first.weights is None:
             raise DataError(f"{phase.loss!r} weighs each example by a reward, but the examples have none: give weights")
     if settings.fsdp and settings.sample_every:

@@ -40,13 +40,16 @@ class MicroBatch:
 class StepOutput:
     """The results of a step over all ranks: errors without gradients, the mean loss, the mean error on the
     prior-preservation clips, and the mean squared distance between the predictions of policy and reference (None: the
-    reference's predictions are not at hand).
+    reference's predictions are not at hand). A step that samples clips has no errors; it has their mean reward and the
+    mean score by each scorer.
     """
 
-    errors: Errors
+    errors: Errors | None
     loss: float
     prior: float | None
     distance: float | None
+    reward: float | None = None
+    scores: dict[str, float] | None = None
 
 
 class TrainStep:

@@ -30,6 +30,7 @@ BARS = "▁▂▃▄▅▆▇█"
 # What the live view shows of a row, in its words.
 SHOWN = {
     "loss": "loss",
+    "reward": "reward over the model as given, in standard deviations",
     "delta_winner": "winners' error against the reference (Δw)",
     "delta_loser": "losers' (Δl)",
     "margin_p10": "margin, worst tenth",

@@ -29,6 +29,7 @@ from milonga.data.examples import Examples
 from milonga.models.denoiser import Denoiser, module_hash
 from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
 from milonga.training.distributed import Ranks
+from milonga.training.draft import DraftStep, check_scorers
 from milonga.training.monitor import (
     TrainingLog,
     alert,
@@ -84,6 +85,7 @@ class Trainer:
     callbacks; fields that do not apply, or are not finite, are None. `val` pairs are evaluated at the end of each
     epoch. Every `settings.sample_every` steps (0: at the end of each epoch) `sample(step)` is called with the weights
     that would be saved; the numbers it returns, such as the means of "scorer" and "judge", are the row's "samples".
+    `scorers` reward the clips that a loss such as `draft` samples: `DifferentiableScorer`s.
     Under torchrun or `accelerate launch` all processes do this alike, and the main one writes.
     """
 
@@ -98,6 +100,7 @@ class Trainer:
     sample: Callable[[int], dict[str, float]] | None = None
     callbacks: Sequence[TrainerCallback] = ()
     ref_model: Denoiser | None = None
+    scorers: Sequence[Any] = ()
 
     def run(self) -> Path:
         """Takes all steps that are left; returns `folder`/model, as `denoiser.save` writes it.
@@ -108,6 +111,7 @@ class Trainer:
         finite.
         """
         check_training(self.examples, self.phases, self.settings, self.val)
+        check_scorers(self.scorers, self.phases, self.settings)
         ranks, settings, finished = Ranks(), self.settings, self.folder / "model"
         with Run(self.folder).lock() if ranks.is_main else nullcontext():
             if ranks.is_main:
@@ -146,6 +150,7 @@ class Trainer:
                     row = {"step": state.step, "total": step.total, "epoch": step.epoch + 1, "phase": step.phase.loss}
                     row |= {"loss": finite(output.loss), "prior_error": finite(output.prior)}
                     row |= preference_row(output.errors, beta) | {"beta": beta, "distance": finite(output.distance)}
+                    row |= {"reward": finite(output.reward), "scores": output.scores}
                     row |= {"lr": lr, "grad_norm": finite(grad_norm), "skipped": skipped, "samples_per_second": speed}
                     row |= self._validate(step, state, validation) | self._sample(step, state, ranks)
                     row["alert"] = self._monitor(row, step, state, ranks)
@@ -172,6 +177,7 @@ class Trainer:
     def _plan(self) -> dict[str, Any]:
         """All that decides the numbers of this training."""
         facts = training_plan(self.denoiser, self.examples, self.phases, self.settings, self.seed)
+        facts |= {"scorers": [scorer.name for scorer in self.scorers]} if self.scorers else {}
         return facts if self.ref_model is None else facts | {"reference": module_hash(self.ref_model.module)}
 
     def _prepare(self, ranks: Ranks) -> tuple[TrainStep, Validation | None]:
@@ -187,7 +193,9 @@ class Trainer:
         # The reference comes before the adapter: it is a copy of the network as given.
         reference: Reference | None = None
         compared = [loss_spec(phase.loss) for phase in self.phases]
-        if self.val is not None or any(spec.needs_reference or spec.needs_old for spec in compared):
+        samples = any(spec.samples for spec in compared)
+        guarded = samples and settings.trust_region > 0
+        if self.val is not None or guarded or any(spec.needs_reference or spec.needs_old for spec in compared):
             reference = self._reference(ranks)
         if settings.gradient_checkpointing:
             enable: Any = getattr(module, "enable_gradient_checkpointing", None)
@@ -201,8 +209,8 @@ class Trainer:
             module.compile(dynamic=False, options=INDUCTOR_ON_CPU if on_cpu else None)
         network = ranks.wrap(denoiser, settings.fsdp)
 
-        first = self.phases[0]
-        train_step = TrainStep(denoiser, network, reference, self.examples, settings, self.seed, ranks, first)
+        parts = (denoiser, network, reference, self.examples, settings, self.seed, ranks, self.phases[0])
+        train_step = DraftStep(*parts, self.scorers, self.folder) if samples else TrainStep(*parts)
         validation = None
         if self.val is not None and reference is not None:
             validation = Validation(denoiser, network, reference, self.val, settings, self.seed)
