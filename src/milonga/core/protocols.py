@@ -45,12 +45,15 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class DifferentiableScorer(Protocol):
-    """A scorer whose scores have gradients by the waveforms, so that a model can be trained through it."""
+    """A scorer whose scores can be followed uphill: their gradients by the waveforms train a model."""
 
     name: str
 
-    def score_waves(self, waves: "Tensor", rate: int, texts: Sequence[str]) -> "Tensor":
-        """Scores, shape (B,), of waveforms (B, samples) at `rate` Hz; NaN without gradient where there is none."""
+    def wave_rewards(self, waves: "Tensor", rate: int, texts: Sequence[str]) -> "Tensor":
+        """Rewards, shape (B,), of waveforms (B, samples) at `rate` Hz, which rise with the scores of these clips.
+
+        They have gradients by the waveforms; NaN without one where a clip cannot be scored.
+        """
         ...
 
 

@@ -77,8 +77,7 @@ def measure_round_trip(clips: Sequence[Clip]) -> Intervals:
     denoiser, rebuilt = load_denoiser("nano"), []
     for part in _batches("round trip", clips):
         posterior = denoiser.encode_audio([denoiser.prepare_waveform(clip) for clip in part])
-        with torch.no_grad():
-            waves = denoiser.decode(posterior.mean * posterior.scale).numpy()
+        waves = denoiser.decode(posterior.mean * posterior.scale).detach().numpy()
         rebuilt += [Clip(wave, denoiser.sampling_rate) for wave in waves]
     before, after = decisions(clips), decisions(rebuilt)
     return {"round trip keeps decisions": _share(before == after), "round trip keeps events": _share(after[before])}

@@ -159,14 +159,14 @@ class AudioSetTagger:
         posteriors = 1 / (1 + np.exp(-likeliest.astype(np.float64)))
         return np.split(posteriors, np.cumsum([len(own) for own in parts])[:-1])
 
-    def wave_posteriors(self, waves: torch.Tensor, rate: int) -> torch.Tensor:
-        """The same of waveforms (B, samples) at `rate` Hz, shape (B, windows, sounds), with gradients by them."""
+    def wave_logits(self, waves: torch.Tensor, rate: int) -> torch.Tensor:
+        """The logits of waveforms (B, samples) at `rate` Hz, shape (B, windows, sounds), with gradients by them."""
         own = self.embedder.network.mel.rate
         waves = resample_waves(waves - waves.mean(1, keepdim=True), rate, own)
         size, starts = round(WINDOW * own), window_starts(waves.shape[1], own)
         waves = torch.nn.functional.pad(waves, (0, max(0, size - waves.shape[1])))
         logits = torch.stack([self.embedder.network(waves[:, start : start + size])[1] for start in starts], dim=1)
-        return torch.sigmoid(torch.stack([logits[..., places].amax(-1) for places in PLACES], dim=-1))
+        return torch.stack([logits[..., places].amax(-1) for places in PLACES], dim=-1)
 
 
 def windows(clip: Clip) -> list[Clip]:

@@ -92,7 +92,7 @@ class ClapScorer:
         rows = self.embed_texts(unique)[[unique.index(text) for text in texts]]
         return self.compare(self.embed_clips(clips), rows)
 
-    def score_waves(self, waves: torch.Tensor, rate: int, texts: Sequence[str]) -> torch.Tensor:
+    def wave_rewards(self, waves: torch.Tensor, rate: int, texts: Sequence[str]) -> torch.Tensor:
         """The scores (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them."""
         words = self.embed_texts(texts)
         audio = self._embed_waves(resample_waves(waves, rate, self.mel.rate))

@@ -103,9 +103,9 @@ class EventTagger:
         waves = mel_waveforms(clips, self.mel)
         return map_by_length(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), waves, mel=self.mel)
 
-    def wave_posteriors(self, waves: Tensor, rate: int) -> Tensor:
-        """The same of waveforms (B, samples) at `rate` Hz, shape (B, T', K), with gradients by them."""
-        return torch.sigmoid(self.network(log_mel(resample_waves(waves, rate, self.mel.rate), self.mel)))
+    def wave_logits(self, waves: Tensor, rate: int) -> Tensor:
+        """The frame logits of waveforms (B, samples) at `rate` Hz, shape (B, T', K), with gradients by them."""
+        return self.network(log_mel(resample_waves(waves, rate, self.mel.rate), self.mel))
 
     def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events detected in each clip, sorted by onset."""

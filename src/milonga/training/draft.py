@@ -42,7 +42,7 @@ def check_scorers(scorers: Sequence[Any], phases: Sequence[Phase], settings: Set
     for scorer in scorers:
         if not isinstance(scorer, DifferentiableScorer):
             raise RecipeError(
-                f"scorer {scorer.name} has no gradient (score_waves), which draft trains by: name another"
+                f"scorer {scorer.name} has no gradient (wave_rewards), which draft trains by: name another"
             )
     check_scheduler(settings.draft_scheduler)
 
@@ -126,7 +126,7 @@ class DraftStep(TrainStep):
     def _scores(self, latents: Tensor, batch: Batch) -> Tensor:
         """Every scorer's scores of the clips (S, B), with gradients where they are enabled."""
         waves, rate, texts = self._denoiser.decode(latents), self._denoiser.sampling_rate, batch.texts or ()
-        rows = [scorer.score_waves(waves, rate, texts).to(latents.device).float() for scorer in self._scorers]
+        rows = [scorer.wave_rewards(waves, rate, texts).to(latents.device).float() for scorer in self._scorers]
         return torch.stack(rows)
 
     def _rewards(self, scores: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ def auto_beta(phase: Phase, settings: Settings, monitor: MonitorState) -> float:
 
 def grad_limit(phase: Phase, settings: Settings, monitor: MonitorState) -> float:
     """The norm that a step's gradient is clipped to: `max_grad_norm`, or of a phase that compares with a reference or
-    an old policy, or samples its clips, the running quantile `grad_clip_quantile` of the norms so far (no limit in its first step).
+    an old policy, or samples its clips, the running quantile `grad_clip_quantile` of the norms so far (no limit in its
+    first step).
     """
     spec = LOSSES.get(phase.loss)
     compares = spec is not None and (spec.needs_reference or spec.needs_old or spec.samples)
