@@ -124,7 +124,7 @@ class TangoDenoiser:
         return Posterior(mean, logvar, self.latent_scale)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Waveforms (B, samples), float32 on the CPU, through VAE and vocoder; gradients pass where they are enabled."""
+        """Waveforms (B, samples), float32 on the CPU, by VAE and vocoder; gradients pass where they are enabled."""
         return self.pipe.waveforms(latents)
 
     def predict(

@@ -1,0 +1,263 @@
+"""Reward gradients: clips that the trainer samples; the same whatever the batches, and resumed bit for bit."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_foreign_denoiser import LENGTH, RATE, WIDTH, TinyFlow
+from torch import Tensor
+
+from milonga.core.config import Phase, Settings
+from milonga.core.errors import DataError, RecipeError
+from milonga.core.protocols import DifferentiableScorer
+from milonga.data.examples import CaptionExamples, PairExamples, fingerprint, with_prior_data
+from milonga.experiment.recipe import parse_recipe
+from milonga.experiment.run import run as run_recipe
+from milonga.maths.noise import seeded
+from milonga.models.denoiser import Conditioning
+from milonga.models.load import pipeline
+from milonga.models.tango_denoiser import TangoDenoiser
+from milonga.scorers.load import scorer
+from milonga.training.align import AlignConfig, AlignTrainer
+from milonga.training.trainer import train
+
+TEXTS = ["a dog barks", "a bell rings", "rain", "rain then a bell", "a dog"]
+SETTINGS = Settings(batch_size=4, learning_rate=1e-2, draft_steps=3, train_guidance=2.0, max_grad_norm=1e9)
+
+
+class Level:
+    """Rewards clips whose mean is near a level: its optimum is known."""
+
+    name = "level"
+
+    def __init__(self, level: float = 0.3) -> None:
+        self.level = level
+
+    def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
+        assert (rate, len(texts)) == (RATE, len(waves))
+        return -(waves.mean(1) - self.level).pow(2)
+
+
+def captions(denoiser: TinyFlow) -> CaptionExamples:
+    return CaptionExamples(TEXTS, denoiser.encode_text(TEXTS), (LENGTH, WIDTH), seed=2)
+
+
+def trained(folder: Path, settings: Settings = SETTINGS, steps: int = 4, **more) -> dict[str, Tensor]:
+    denoiser = more.pop("denoiser", None) or TinyFlow()
+    examples = more.pop("examples", None) or captions(denoiser)
+    phases, more = [Phase(loss="draft", steps=steps)], {"scorers": [Level()]} | more
+    train(denoiser, examples, phases, settings, 3, folder, **more)
+    return denoiser.module.state_dict()
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+def test_the_reward_of_the_clips_rises_to_its_optimum(tmp_path: Path) -> None:
+    trained(tmp_path, steps=60)
+    log = rows(tmp_path)
+    first, last = log[0], log[-1]
+    assert last["scores"]["level"] > 0.1 * first["scores"]["level"]  # both below zero
+    assert last["reward"] > first["reward"] + 0.5
+    assert last["loss"] == pytest.approx(-last["reward"])
+    assert first["winner_error"] is None
+
+
+def test_the_gradient_is_that_of_the_reward_by_differences(tmp_path: Path) -> None:
+    denoiser, step = TinyFlow(), 1e-3
+    weight = denoiser.module.to_out.bias
+
+    def loss(move: float, folder: str) -> dict:
+        with torch.no_grad():
+            weight[0] += move
+        still = SETTINGS.model_copy(update={"learning_rate": 1e-12})
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rewards.json").write_text(json.dumps({"level": [0.0, 1.0]}))
+        trained(tmp_path / folder, still, steps=1, denoiser=denoiser)
+        gradient = weight.grad
+        with torch.no_grad():
+            weight[0] -= move
+        return {"loss": rows(tmp_path / folder)[0]["loss"], "gradient": gradient}
+
+    gradients: list[float] = []
+    hook = weight.register_hook(lambda gradient: gradients.append(float(gradient[0])))
+    loss(0.0, "here")
+    hook.remove()
+    above, below = loss(step, "above")["loss"], loss(-step, "below")["loss"]
+    assert sum(gradients) == pytest.approx((above - below) / (2 * step), rel=0.02)
+
+
+def test_results_do_not_depend_on_how_a_step_is_cut_into_batches(tmp_path: Path) -> None:
+    cut = SETTINGS.model_copy(update={"batch_size": 1, "gradient_accumulation_steps": 4})
+    trained(tmp_path / "whole")
+    trained(tmp_path / "parts", cut)
+    for whole, parts in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert [parts[name] for name in ("loss", "grad_norm")] == pytest.approx(
+            [whole[name] for name in ("loss", "grad_norm")], rel=1e-3
+        )
+
+
+def test_a_training_that_was_cut_off_ends_with_the_same_bits(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(
+        update={"checkpoint_every": 2, "trust_region": 0.1, "grad_clip_quantile": 0.5, "ema": 0.9}
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stops(row: dict) -> None:
+        if row["step"] == 3:
+            raise Stop
+
+    expected = trained(tmp_path / "whole", settings, 6)
+    with pytest.raises(Stop):
+        trained(tmp_path / "cut", settings, 6, on_step=stops)
+    (scales,) = {path.read_bytes() for path in tmp_path.glob("*/rewards.json")}
+    resumed = trained(tmp_path / "cut", settings, 6)
+    assert json.loads(scales)["level"][1] > 0
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_gradients_through_the_last_steps_alone_are_others(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"draft_last": 1})
+    whole, last = trained(tmp_path / "whole"), trained(tmp_path / "last", settings)
+    assert any(not torch.equal(whole[name], last[name]) for name in whole)
+    assert rows(tmp_path / "whole")[0]["reward"] == pytest.approx(rows(tmp_path / "last")[0]["reward"], rel=1e-4)
+
+
+def test_the_trust_region_holds_the_policy_near_its_reference(tmp_path: Path) -> None:
+    distances = []
+    for weight in (1e-6, 100.0):
+        trained(tmp_path / str(weight), SETTINGS.model_copy(update={"trust_region": weight}), steps=12)
+        distances.append(rows(tmp_path / str(weight))[-1]["distance"])
+    assert distances[1] < 0.5 * distances[0]
+
+
+def test_real_clips_are_trained_beside_the_reward(tmp_path: Path) -> None:
+    denoiser = TinyFlow()
+    latents = torch.randn(3, LENGTH, WIDTH, generator=seeded(5, "real"))
+    real = PairExamples(latents, None, denoiser.encode_text(TEXTS[:3]))
+    examples = with_prior_data(captions(denoiser), real)
+    trained(tmp_path, SETTINGS.model_copy(update={"prior_weight": 1.0}), denoiser=denoiser, examples=examples)
+    assert rows(tmp_path)[0]["prior_error"] > 0
+
+
+def test_lora_learns_the_reward_too(tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS.model_copy(update={"lora_rank": 4, "trust_region": 0.01}), steps=20)
+    log = rows(tmp_path)
+    assert log[-1]["reward"] > log[0]["reward"]
+    assert (tmp_path / "adapter").is_dir()
+
+
+def test_every_scheduler_of_a_model_can_be_trained_through(tmp_path: Path) -> None:
+    for name in ("euler", "dpm++", "unipc"):
+        trained(tmp_path / name, SETTINGS.model_copy(update={"draft_scheduler": name}), steps=1)
+        assert rows(tmp_path / name)[0]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"scorers": []}, RecipeError, "needs scorers"),
+        ({"scorers": [type("Plain", (), {"name": "plain"})()]}, RecipeError, "plain has no gradient"),
+        ({"examples": PairExamples(torch.zeros(2, LENGTH, WIDTH), None, Conditioning(x=torch.zeros(2, 1)))}, DataError,
+         "captions alone"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_train_is_refused_before_the_first_step(tmp_path: Path, changes, error, words) -> None:
+    with pytest.raises(error, match=words):
+        trained(tmp_path, **changes)
+
+
+def test_other_losses_refuse_captions_alone(tmp_path: Path) -> None:
+    denoiser = TinyFlow()
+    with pytest.raises(DataError, match="captions alone"):
+        train(denoiser, captions(denoiser), [Phase(loss="sft")], SETTINGS, 3, tmp_path)
+
+
+def test_a_scorer_that_tells_nothing_apart_is_refused(tmp_path: Path) -> None:
+    class Same(Level):
+        def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
+            return waves.mean(1) * 0
+
+    with pytest.raises(DataError, match="no scores that differ"):
+        trained(tmp_path, scorers=[Same()])
+
+
+def test_the_fingerprint_of_captions_is_theirs_and_not_of_their_order_of_noise() -> None:
+    denoiser = TinyFlow()
+    other = CaptionExamples(TEXTS[::-1], denoiser.encode_text(TEXTS[::-1]), (LENGTH, WIDTH), seed=2)
+    assert fingerprint(captions(denoiser)) == fingerprint(captions(TinyFlow()))
+    assert fingerprint(captions(denoiser)) != fingerprint(other)
+
+
+@pytest.mark.parametrize("name", ["nano-clap-a", "nano-events"])
+def test_rewards_of_waves_are_the_scores_of_their_clips(name: str) -> None:
+    from milonga.data.captions import reference, world_prompts
+
+    part, prompts = scorer(name), world_prompts("train", 4)
+    clips = [reference(prompt) for prompt in prompts]
+    waves = torch.from_numpy(np.stack([clip.waveform for clip in clips])).requires_grad_()
+    assert isinstance(part, DifferentiableScorer)
+    rewards = part.wave_rewards(waves, clips[0].rate, [prompt.text for prompt in prompts])
+    scores = part.score(clips, [prompt.text for prompt in prompts])
+    if name == "nano-events":  # a score bounds each probability from below, so that 24 other sounds cost it a little
+        shown = rewards.detach().exp().numpy()
+        assert (scores < shown).all()
+        assert (shown < scores + 0.1).all()
+    else:
+        np.testing.assert_allclose(rewards.detach().numpy(), scores, atol=1e-5)
+    rewards.sum().backward()
+    assert waves.grad is not None
+    assert 0 < waves.grad.abs().max() < float("inf")
+
+
+def test_gradients_pass_vocoder_and_vae_whose_weights_stay_frozen() -> None:
+    denoiser = TangoDenoiser.of(pipeline("nano"))
+    denoiser.prepare("fp32", denoiser.latent_shape)
+    latents = torch.zeros(1, *denoiser.latent_shape, requires_grad=True)
+    denoiser.decode(latents).pow(2).mean().backward()
+    assert latents.grad is not None
+    assert latents.grad.abs().max() > 0
+    assert all(value.grad is None for value in denoiser.pipe.vae.parameters())
+
+
+def test_captions_in_python_are_enough_to_align(tmp_path: Path) -> None:
+    config = AlignConfig(output_dir=tmp_path, phases=("draft:1",), save_whole_model=False, draft_steps=2)
+    denoiser = TinyFlow()
+    AlignTrainer(denoiser, TEXTS, config, scorers=[Level()]).train()
+    assert rows(tmp_path)[0]["scores"].keys() == {"level"}
+
+
+RECIPE = """
+name = "drafted"
+[models]
+scorers = ["nano-events"]
+[prompts]
+sources = ["world:train:3:multi"]
+[train]
+batch_size = 2
+learning_rate = 1e-4
+draft_steps = 1
+train_guidance = 2.0
+[[train.systems]]
+name = "aligned"
+data = "captions"
+phases = [{ loss = "draft", steps = 1 }]
+"""
+
+
+def test_a_recipe_trains_on_its_captions_without_making_clips(tmp_path: Path) -> None:
+    run_recipe(parse_recipe(RECIPE, "a test"), tmp_path, until="train")
+    assert (tmp_path / "checkpoints" / "aligned" / "model").is_dir()
+    assert not (tmp_path / "generate").exists()
+    assert rows_of(tmp_path)[0]["scores"].keys() == {"nano-events"}
+
+
+def rows_of(run: Path) -> list[dict]:
+    text = (run / "metrics" / "training" / "aligned.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
