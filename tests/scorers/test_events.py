@@ -32,6 +32,9 @@ class Ear:
     def posteriors(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         return [self.rows] * len(clips)
 
+    def wave_logits(self, waves: torch.Tensor, rate: int) -> torch.Tensor:
+        return torch.logit(torch.from_numpy(self.rows)).expand(len(waves), -1, -1)
+
 
 def lasting(first: int, last: int, height: float = 0.9) -> np.ndarray:
     frames = np.arange(FRAMES)
@@ -76,6 +79,16 @@ def test_the_geometric_mean_of_the_answers_by_hand() -> None:
     ear = Ear(Dog=lasting(0, 16, 0.5))
     others = (1 - 0.02) ** 2
     assert score((("Dog",),), ear) == pytest.approx((0.5 * others) ** 0.5)
+
+
+def test_a_certain_error_has_a_reward_though_the_score_bounds_it() -> None:
+    weak, weaker = (Ear(Dog=np.full(FRAMES, height)) for height in (1e-3, 1e-5))
+    assert score((("Dog",),), weak) == pytest.approx(score((("Dog",),), weaker))
+    rewards = [
+        float(EventScorer("events", ear, lambda _: (("Dog",),)).wave_rewards(torch.zeros(1, 9), 16000, ["a dog"])[0])
+        for ear in (weak, weaker)
+    ]
+    assert rewards[0] == pytest.approx(rewards[1] + np.log(100) / 2)
 
 
 def test_a_sound_is_no_extra_beside_its_kin() -> None:

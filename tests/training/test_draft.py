@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,8 +49,8 @@ def captions(denoiser: TinyFlow) -> CaptionExamples:
 def trained(folder: Path, settings: Settings = SETTINGS, steps: int = 4, **more) -> dict[str, Tensor]:
     denoiser = more.pop("denoiser", None) or TinyFlow()
     examples = more.pop("examples", None) or captions(denoiser)
-    phases, more = [Phase(loss="draft", steps=steps)], {"scorers": [Level()]} | more
-    train(denoiser, examples, phases, settings, 3, folder, **more)
+    parts: dict[str, Any] = {"scorers": [Level()]} | more
+    train(denoiser, examples, [Phase(loss="draft", steps=steps)], settings, 3, folder, **parts)
     return denoiser.module.state_dict()
 
 
@@ -69,7 +70,8 @@ def test_the_reward_of_the_clips_rises_to_its_optimum(tmp_path: Path) -> None:
 
 def test_the_gradient_is_that_of_the_reward_by_differences(tmp_path: Path) -> None:
     denoiser, step = TinyFlow(), 1e-3
-    weight = denoiser.module.to_out.bias
+    module: Any = denoiser.module
+    weight = module.to_out.bias
 
     def loss(move: float, folder: str) -> dict:
         with torch.no_grad():
@@ -159,10 +161,23 @@ def test_every_scheduler_of_a_model_can_be_trained_through(tmp_path: Path) -> No
         assert rows(tmp_path / name)[0]["grad_norm"] > 0
 
 
+def test_weights_choose_what_the_reward_follows(tmp_path: Path) -> None:
+    low, high = Level(-0.3), Level(0.3)
+    low.name, high.name = "low", "high"
+    for name, weights in (("low", (1.0, 0.0)), ("high", (0.0, 1.0))):
+        settings = SETTINGS.model_copy(update={"draft_weights": weights})
+        trained(tmp_path / name, settings, steps=20, scorers=[low, high])
+        log = rows(tmp_path / name)
+        other = {"low": "high", "high": "low"}[name]
+        assert log[-1]["scores"][name] > log[0]["scores"][name]
+        assert log[-1]["scores"][other] < log[0]["scores"][other]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
         ({"scorers": []}, RecipeError, "needs scorers"),
+        ({"settings": SETTINGS.model_copy(update={"draft_weights": (1.0, 2.0)})}, RecipeError, "2 weights for 1 scorers"),
         ({"scorers": [type("Plain", (), {"name": "plain"})()]}, RecipeError, "plain has no gradient"),
         ({"examples": PairExamples(torch.zeros(2, LENGTH, WIDTH), None, Conditioning(x=torch.zeros(2, 1)))}, DataError,
          "captions alone"),
@@ -203,8 +218,8 @@ def test_rewards_of_waves_are_the_scores_of_their_clips(name: str) -> None:
     clips = [reference(prompt) for prompt in prompts]
     waves = torch.from_numpy(np.stack([clip.waveform for clip in clips])).requires_grad_()
     assert isinstance(part, DifferentiableScorer)
+    scores = scorer(name).score(clips, [prompt.text for prompt in prompts])
     rewards = part.wave_rewards(waves, clips[0].rate, [prompt.text for prompt in prompts])
-    scores = part.score(clips, [prompt.text for prompt in prompts])
     if name == "nano-events":  # a score bounds each probability from below, so that 24 other sounds cost it a little
         shown = rewards.detach().exp().numpy()
         assert (scores < shown).all()
@@ -227,7 +242,7 @@ def test_gradients_pass_vocoder_and_vae_whose_weights_stay_frozen() -> None:
 
 
 def test_captions_in_python_are_enough_to_align(tmp_path: Path) -> None:
-    config = AlignConfig(output_dir=tmp_path, phases=("draft:1",), save_whole_model=False, draft_steps=2)
+    config = AlignConfig(output_dir=tmp_path, phases=(Phase(loss="draft"),), save_whole_model=False, draft_steps=2)
     denoiser = TinyFlow()
     AlignTrainer(denoiser, TEXTS, config, scorers=[Level()]).train()
     assert rows(tmp_path)[0]["scores"].keys() == {"level"}

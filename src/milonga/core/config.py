@@ -157,7 +157,8 @@ class Settings(Record):
     `old_policy` is the network as given or its `ema`.
 
     Of `draft`: its clips take `draft_steps` of `draft_scheduler` (None: the model's own) at `train_guidance`, with
-    gradients through the last `draft_last` of them (0: all).
+    gradients through the last `draft_last` of them (0: all); `draft_weights` are those of its scorers in the reward
+    (none: all alike).
     """
 
     batch_size: int = Field(default=16, ge=1)
@@ -193,6 +194,7 @@ class Settings(Record):
     draft_steps: int = Field(default=8, ge=1)
     draft_scheduler: str | None = Field(default=None, min_length=1)
     draft_last: int = Field(default=0, ge=0)
+    draft_weights: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] = ()
     ratio_clip: float = Field(default=0.0, ge=0.0, lt=1.0)
     old_policy: Literal["reference", "ema"] = "reference"
     grad_clip_quantile: float | None = Field(default=None, gt=0.0, lt=1.0)

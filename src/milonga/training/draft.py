@@ -5,8 +5,8 @@ last `draft_last` steps of the sampler, with guidance, into the network. It need
 fewer clips than losses that compare clips. It also finds what a scorer does not see: `trust_region` bounds how far each
 step's prediction moves from the reference's, and `prior_weight` holds on to real clips.
 
-A reward is the mean of the scorers' scores, each in standard deviations over clips of the network as given. These
-scales are measured once, before the first step, and stored in `rewards.json`.
+A reward is the weighted mean of the scorers' scores, each in standard deviations over clips of the network as given.
+These scales are measured once, before the first step, and stored in `rewards.json`.
 """
 
 import math
@@ -44,6 +44,8 @@ def check_scorers(scorers: Sequence[Any], phases: Sequence[Phase], settings: Set
             raise RecipeError(
                 f"scorer {scorer.name} has no gradient (wave_rewards), which draft trains by: name another"
             )
+    if settings.draft_weights and (len(settings.draft_weights) != len(scorers) or not sum(settings.draft_weights)):
+        raise RecipeError(f"draft_weights has {len(settings.draft_weights)} weights for {len(scorers)} scorers")
     check_scheduler(settings.draft_scheduler)
 
 
@@ -117,8 +119,9 @@ class DraftStep(TrainStep):
             with torch.set_grad_enabled(trained and number >= first):
                 prediction = noisy.predict(self._network, settings.precision)
                 if trained and number >= first and settings.trust_region and self._reference is not None:
-                    _, given = self._reference.reference_errors(noisy, keys)
-                    moved = (prediction - given).pow(2).flatten(1).mean(1) / settings.draft_steps
+                    _, theirs = self._reference.reference_errors(noisy, keys)
+                    assert theirs is not None  # a table has no predictions, which the settings refuse
+                    moved = (prediction - theirs).pow(2).flatten(1).mean(1) / settings.draft_steps
                     distances = moved if distances is None else distances + moved
                 latents = scheduler.step(prediction, timestep, latents, **more).prev_sample
         return latents, distances
@@ -130,11 +133,12 @@ class DraftStep(TrainStep):
         return torch.stack(rows)
 
     def _rewards(self, scores: Tensor) -> Tensor:
-        """The mean over scorers of scores (S, B) in their scales, (B,); a scorer that gave none takes no part."""
+        """The weighted mean over scorers of scores (S, B) in their scales, (B,); one that gave none takes no part."""
         mean, deviation = self._scales.to(scores)
         known = torch.isfinite(scores)
+        weights = scores.new_tensor(self._settings.draft_weights or [1.0] * len(scores))[:, None] * known
         scaled = torch.where(known, (scores - mean[:, None]) / deviation[:, None], 0.0)
-        return scaled.sum(0) / known.sum(0).clamp(min=1)
+        return (weights * scaled).sum(0) / weights.sum(0).clamp(min=1e-6)
 
     @torch.no_grad()
     def _measured(self, path: Path) -> Tensor:

@@ -127,6 +127,7 @@ class TrainStep:
         scale = safe_share(own, own - full, self._settings.sdpo_mu)
         for value, winner in zip(parameters, winner_gradients, strict=True):
             _gradient(value).sub_(winner).mul_(scale.item()).add_(winner)
+        assert output.errors is not None
         return replace(output, errors=replace(output.errors, safeguard=scale.reshape(1)))
 
     def noisy_batch(self, number: int, rows: Sequence[int], losers: bool) -> NoisyBatch:

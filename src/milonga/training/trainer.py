@@ -315,6 +315,7 @@ class OnStep(TrainerCallback):
 def _baseline(output: StepOutput) -> float:
     """The mean of −Δ over a step's clips, from which KTO measures the gains of the next step."""
     errors = output.errors
+    assert errors is not None
     deltas = [errors.policy_winner - errors.reference_winner]  # pyright: ignore[reportOperatorIssue]
     if errors.policy_loser is not None:
         deltas.append(errors.policy_loser - errors.reference_loser)  # pyright: ignore[reportOperatorIssue]
