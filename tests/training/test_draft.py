@@ -177,7 +177,7 @@ def test_weights_choose_what_the_reward_follows(tmp_path: Path) -> None:
     ("changes", "error", "words"),
     [
         ({"scorers": []}, RecipeError, "needs scorers"),
-        ({"settings": SETTINGS.model_copy(update={"draft_weights": (1.0, 2.0)})}, RecipeError, "2 weights for 1 scorers"),
+        ({"settings": SETTINGS.model_copy(update={"draft_weights": (1.0, 2.0)})}, RecipeError, "2 weights for 1"),
         ({"scorers": [type("Plain", (), {"name": "plain"})()]}, RecipeError, "plain has no gradient"),
         ({"examples": PairExamples(torch.zeros(2, LENGTH, WIDTH), None, Conditioning(x=torch.zeros(2, 1)))}, DataError,
          "captions alone"),
