@@ -37,6 +37,13 @@ class EvalConfig:
     labels: str | None = _option(
         None, "Class labels, divided by commas: split by their number, and report the agreement.", metavar="COLUMN"
     )
+    against: str | None = _option(
+        None, "People's ratings: measure how well each metric agrees with them.", metavar="TABLE"
+    )
+    scales: tuple[str, ...] = _option(
+        (), "A column of those ratings; may be repeated.", "--scale", metavar="COLUMN",
+        show_default="the usual names",
+    )  # fmt: skip
     sigmoid: bool = _option(False, "The toolkit's sigmoid KL as well.", "--kl-sigmoid")
     reconstruction: bool = _option(
         False, "PSNR, SSIM and LSD against the reference of the same name.", "--reconstruction"
@@ -57,6 +64,6 @@ class EvalConfig:
         if unknown:
             raise RecipeError(f"evaluate has no option {unknown[0]!r}: there are {', '.join(names)}")
         values = dict(options)
-        for name in {"metrics", "scorers", "splits"} & set(values):
+        for name in {"metrics", "scorers", "splits", "scales"} & set(values):
             values[name] = tuple(values[name] or ())
         return cls(**values)

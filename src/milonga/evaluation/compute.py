@@ -151,8 +151,8 @@ class Numbers:
             lines.append("real clips are of other names, so there is no KL, and splits have no distances to them")
         return lines
 
-    def values(self, metric: Metric, system: SystemFeatures, keys: Sequence[str]) -> np.ndarray:
-        """A clip metric for each caption of the keys, the mean of its clips, shape (N,); NaN where there is none."""
+    def clip_cells(self, metric: Metric, system: SystemFeatures) -> dict[str, float]:
+        """A clip metric of each of a system's clips by key, NaN where it does not apply."""
         if (metric.name, system.name) not in self._values:
             features = system.columns.get(metric.feature, {})
             own, real = sorted(features), None
@@ -161,7 +161,11 @@ class Numbers:
                 real = {key: real_clips[clip] for key in own if (clip := self._real(key, real_clips)) in real_clips}
             numbers = clip_values(metric, features, self.plan.prompts, own, real)
             self._values[metric.name, system.name] = dict(zip(own, numbers.tolist(), strict=True))
-        cells = self._values[metric.name, system.name]
+        return self._values[metric.name, system.name]
+
+    def values(self, metric: Metric, system: SystemFeatures, keys: Sequence[str]) -> np.ndarray:
+        """A clip metric for each caption of the keys, the mean of its clips, shape (N,); NaN where there is none."""
+        cells = self.clip_cells(metric, system)
         return caption_means(np.array([cells.get(key, np.nan) for key in keys]), keys, self.plan.prompts)
 
     def _real(self, key: str, real: Mapping[str, Any]) -> str:

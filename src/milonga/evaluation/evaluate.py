@@ -4,7 +4,7 @@ A run is evaluated with the features that it stores; of other audio they are ext
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from milonga.core.progress import tracked
 from milonga.core.records import Comparison, Summary
 from milonga.evaluation import EvalConfig
 from milonga.evaluation import features as extract
+from milonga.evaluation.against import Agreement, agreement, place_ratings
 from milonga.evaluation.compute import EvalPlan, Numbers
 from milonga.evaluation.features import SystemFeatures, load_features
-from milonga.evaluation.inputs import REFERENCE, AudioRef, EvalInputs, agreement, load_inputs
+from milonga.evaluation.formatting import OVERALL
+from milonga.evaluation.inputs import REFERENCE, AudioRef, EvalInputs, label_agreement, load_inputs
 from milonga.evaluation.metrics import Metric, all_metrics, get_metric, read_number, register, scorer_metric
 from milonga.scorers.waveform import of_protocol
 
@@ -40,6 +42,7 @@ class Evaluation:
     """The numbers of an evaluation, the warnings that belong to them, and what they are of.
 
     `sources` names where features come from, for titles and meanings of metrics (`metrics.metrics_named`).
+    `agreement` is that with people, where ratings were given, and `ratings` says of what these are.
     """
 
     inputs: EvalInputs
@@ -49,6 +52,8 @@ class Evaluation:
     warnings: list[str]
     splits: dict[str, list[str]]
     sources: dict[str, str]
+    agreement: list[Agreement] = field(default_factory=list)
+    ratings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         from milonga.evaluation.formatting import as_text
@@ -74,6 +79,7 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
         inputs = on_shared_clips(given, config.force)
         config = with_weights(config, inputs)
         splits = inputs.splits(config.splits, config.labels)
+        ratings = place_ratings(Path(config.against), config.scales, inputs) if config.against else None
         features = Features(inputs, config)
         cache = feature_cache() if config.cache else None
         with tracked("features", sum(map(len, features.sides.values()))) as advance:
@@ -91,16 +97,22 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
     if not summaries:
         titles = ", ".join(metric.name for metric in features.metrics)
         raise DataError(f"no clip has a value of {titles}: give clips, captions or a reference that they apply to")
+    agreements, notes = [], []
+    if ratings is not None:
+        fixed = {(row.system, row.metric): row.value for row in summaries if row.split == OVERALL}
+        with tracked("agreement", len(ratings.scales)) as advance:
+            agreements, notes = agreement(ratings, numbers, fixed, advance)
     warnings = [
         *left_out(given, inputs),
         *features.cut(),
-        *agreement(splits),
+        *label_agreement(splits),
         *numbers.warnings(),
         *dict.fromkeys(numbers.failures),
     ]
     return Evaluation(
-        inputs, list(features.systems.values()), summaries, comparisons, warnings, splits, features.sources
-    )
+        inputs, list(features.systems.values()), summaries, comparisons, warnings, splits, features.sources,
+        agreements, notes,
+    )  # fmt: skip
 
 
 def on_shared_clips(inputs: EvalInputs, force: bool) -> EvalInputs:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Verdict = Literal["better", "worse", "neither"]
 OVERALL = "overall"
 NOT_SIGNIFICANT = "not significant"
+CEILING = "ceiling"  # the row of what a perfect metric's agreement with people would be
+AGREEMENT_TITLES = {"srcc": "SRCC", "kendall": "Kendall τ", "pearson": "Pearson", "pairs": "Pairs"}
 
 
 def as_text(evaluation: "Evaluation") -> str:
@@ -26,6 +28,7 @@ def as_text(evaluation: "Evaluation") -> str:
         lines += [*_values(split, [row for row in summaries if row.split == split], sources), ""]
     if evaluation.comparisons:
         lines += [*_differences(evaluation.comparisons, sources), ""]
+    lines += agreement_lines(evaluation)
     own, shared = protocols(summaries, sources)
     if shared:
         lines += ["protocol", *(f"{titles}: {line}" for titles, line in own), f"all: {shared}", ""]
@@ -33,12 +36,17 @@ def as_text(evaluation: "Evaluation") -> str:
 
 
 def as_json(evaluation: "Evaluation") -> str:
-    """The same as JSON: `summary`, `comparisons`, `warnings`; null where there is no interval."""
+    """The same as JSON: `summary`, `comparisons`, `warnings`, and `agreement` with people where there are ratings.
+
+    A number that is not defined is null.
+    """
     parts = {
         "summary": plain_rows(evaluation.summaries),
         "comparisons": plain_rows(evaluation.comparisons),
         "warnings": evaluation.warnings,
     }
+    if evaluation.agreement:
+        parts |= {"agreement": plain_rows(evaluation.agreement), "ratings": evaluation.ratings}
     return json.dumps(parts, indent=1, ensure_ascii=False)
 
 
@@ -98,6 +106,58 @@ def protocols(
 def _common(stamps: Sequence[Sequence[str]]) -> list[str]:
     """The parts that all stamps have, in the order of the first."""
     return [part for part in (stamps[0] if stamps else []) if all(part in stamp for stamp in stamps)]
+
+
+# -- agreement with people
+
+
+def agreement_tables(evaluation: "Evaluation") -> list[tuple[str, list[str], list[tuple[str, list[str], str]]]]:
+    """The agreement with people as tables: (title, columns, rows of a metric's title, cells and note).
+
+    Metrics are ranked by their first statistic; the ceiling comes first. The note says of a metric that it agrees less
+    than the first, with its p.
+    """
+    tables = []
+    for scale, level in dict.fromkeys((row.scale, row.level) for row in evaluation.agreement):
+        own = [row for row in evaluation.agreement if (row.scale, row.level) == (scale, level)]
+        statistics = [name for name in AGREEMENT_TITLES if any(row.statistic == name for row in own)]
+        cells = {(row.metric, row.statistic): row for row in own}
+        metrics = {row.name: row for row in metrics_named([row.metric for row in own], evaluation.sources)}
+
+        def rank(name: str, cells: Mapping = cells, first: str = statistics[0]) -> tuple[bool, float]:
+            return name != CEILING, -(cells[name, first].value if (name, first) in cells else -math.inf)
+
+        rows = []
+        for name in sorted(dict.fromkeys(row.metric for row in own), key=rank):
+            values = [_agreement_cell(cells.get((name, statistic))) for statistic in statistics]
+            p = next((row.behind for row in own if row.metric == name and row.behind is not None), None)
+            note = "" if p is None else (f"behind, p {p:.2g}" if p <= 0.05 else f"p {p:.2g}")
+            rows.append(("ceiling of the ratings" if name == CEILING else metrics[name].title, values, note))
+        n = max(row.n for row in own)
+        unit = "system" if level == "system" else ("comparison" if statistics == ["pairs"] else "clip")
+        tables.append((f"{scale} by {unit} (n {n})", [AGREEMENT_TITLES[name] for name in statistics], rows))
+    return tables
+
+
+def agreement_lines(evaluation: "Evaluation") -> list[str]:
+    """The agreement with people as lines of the command's table; none where there are no ratings."""
+    lines = []
+    for title, columns, rows in agreement_tables(evaluation):
+        lines.append(f"{title:<36}" + "".join(f"{column:>24}" for column in columns))
+        lines += [f"{name:<36}" + "".join(f"{cell:>24}" for cell in cells) + f"  {note}" for name, cells, note in rows]
+        lines.append("")
+    if lines:
+        lines.insert(0, "agreement with people, 95 % intervals over captions and raters; p by Holm of agreeing as well "
+                        "as the first")  # fmt: skip
+        lines += [f"ratings: {line}" for line in evaluation.ratings] + [""]
+    return [line.rstrip() for line in lines]
+
+
+def _agreement_cell(row: Any) -> str:
+    if row is None:
+        return "–"
+    interval = f" [{row.low:z.3f}, {row.high:z.3f}]" if math.isfinite(row.low) else ""
+    return f"{row.value:z.3f}{interval}".replace("-", MINUS)
 
 
 # -- the table that a run prints

@@ -110,7 +110,7 @@ class EvalInputs:
         return dict(sorted(splits.items()))
 
 
-def agreement(splits: Mapping[str, Sequence[str]]) -> list[str]:
+def label_agreement(splits: Mapping[str, Sequence[str]]) -> list[str]:
     """How far the number of sounds in captions agrees with the clips' labels, where both are known."""
     single, several = (set(splits.get(name, ())) for name in LABELLED)
     multiple, labelled = set(splits.get("multi-concept", ())), single | several

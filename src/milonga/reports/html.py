@@ -74,6 +74,8 @@ def evaluation_content(view: EvaluationView, systems: list[str]) -> dict[str, An
         "labels": sorted({label for card in cards for label in card.labels}),
         "prompts": len(view.prompts),
         "protocols": protocols(view.summaries, view.sources),
+        "agreement": view.agreement,
+        "ratings": view.ratings,
         "controls": set(),
         "searches": [],
         "recipe": "",

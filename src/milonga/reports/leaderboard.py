@@ -12,7 +12,7 @@ from milonga.evaluation import EvalConfig
 from milonga.evaluation.evaluate import Evaluation
 from milonga.evaluation.evaluate import evaluate as run_evaluation
 from milonga.evaluation.features import SystemFeatures
-from milonga.evaluation.formatting import OVERALL, plain_rows
+from milonga.evaluation.formatting import OVERALL, agreement_tables, plain_rows
 from milonga.evaluation.inputs import REFERENCE, AudioRef
 from milonga.reports.html import page
 from milonga.reports.material import ClipView, EvaluationView
@@ -52,9 +52,12 @@ def evaluate(
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> Path:
-    """Writes summary.json and comparisons.json in a run's form, and leaderboard.html; gives the page's path."""
+    """Writes summary.json and comparisons.json in a run's form, agreement.json where there are ratings, and
+    leaderboard.html; gives the page's path."""
     write_json(folder / "summary.json", plain_rows(evaluation.summaries))
     write_json(folder / "comparisons.json", plain_rows(evaluation.comparisons))
+    if evaluation.agreement:
+        write_json(folder / "agreement.json", plain_rows(evaluation.agreement))
     write_text(folder / "leaderboard.html", page(view_of(evaluation)))
     return folder / "leaderboard.html"
 
@@ -88,6 +91,8 @@ def view_of(evaluation: Evaluation) -> EvaluationView:
         baseline="base" if "base" in inputs.systems else next(iter(inputs.systems)),
         warnings=tuple(evaluation.warnings),
         sources=evaluation.sources,
+        agreement=agreement_tables(evaluation),
+        ratings=evaluation.ratings,
     )
 
 

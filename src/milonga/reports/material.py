@@ -48,6 +48,8 @@ class EvaluationView:
     baseline: str = "base"
     warnings: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
+    agreement: list[Any] = field(default_factory=list)  # tables of `evaluation.formatting.agreement_tables`
+    ratings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
