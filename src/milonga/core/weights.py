@@ -3,6 +3,7 @@
 Files are read without running anything in them, and mapped into memory where they allow it.
 """
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources import files
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # The weights that ship with the package, each a folder under nano/weights.
 SHIPPED = {
     "nano": "tango",
+    "nano-2": "tango-2",
     "nano-clap-a": "clap-a",
     "nano-clap-b": "clap-b",
     "nano-judge": "clap-judge",
@@ -31,6 +33,8 @@ SHIPPED = {
 RANKERS = ("nano-clap-a", "nano-clap-b")
 SELECTORS = (*RANKERS, "nano-events")
 WEIGHTS = (".safetensors", ".bin")
+# An adapter's files: diffusers' name of its weights, PEFT's of its settings.
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "pytorch_lora_weights.safetensors", "adapter_config.json"
 POINTER = b"version https://git-lfs"
 WRAPPER = "module."  # DataParallel's and DistributedDataParallel's prefix
 
@@ -89,7 +93,28 @@ def fingerprint(name: str) -> str:
     weights = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
     if not weights:
         raise CheckpointError(f"{folder} holds no {' or '.join(WEIGHTS)} weights")
-    return content_id([[str(path.relative_to(folder)), file_hash(path)] for path in weights])
+    own = [[str(path.relative_to(folder)), file_hash(path)] for path in weights]
+    base = adapted(folder)
+    return content_id(own) if base is None else content_id(fingerprint(base), own)
+
+
+def adapted(folder: Path) -> str | None:
+    """The name of the model that the adapter in a folder changes; None for a folder that is no adapter alone.
+
+    Raises CheckpointError for an adapter that names no model.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file() or (folder / "model_index.json").is_file():
+        return None
+    try:
+        base = json.loads(path.read_text())["base_model_name_or_path"]
+        if not isinstance(base, str) or not base:
+            raise ValueError("it names no base model")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: no base_model_name_or_path ({brief(error)}): name the adapter's model"
+        ) from None
+    return base
 
 
 def fetch_model(name: str, revision: str | None = None, tell: Callable[[str], object] | None = None) -> Path:

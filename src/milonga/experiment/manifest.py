@@ -26,8 +26,13 @@ def fingerprints(recipe: Recipe, parts: Any) -> dict[str, Any]:
     scorers = {name: fingerprint(name) for name in models.scorers}
     single = {role: fingerprint(getattr(models, role)) for role in ("model", "judge", "tagger")}
     selecting = {name for search in recipe.evaluate.search for name in search.scorers}
-    searches = {"evaluate": {"search": {name: fingerprint(name) for name in sorted(selecting)}}} if selecting else {}
-    return {"models": {**single, "scorers": scorers}, **searches}
+    others = {model.model for model in recipe.evaluate.models}
+    evaluated = {
+        kind: {name: fingerprint(name) for name in sorted(names)}
+        for kind, names in (("search", selecting), ("models", others))
+        if names
+    }
+    return {"models": {**single, "scorers": scorers}, **({"evaluate": evaluated} if evaluated else {})}
 
 
 def write_manifest(run: Run, recipe: Recipe, manifest: dict[str, Any]) -> None:
@@ -119,8 +124,8 @@ def _progress(run: Run, stage: str, recipe: dict[str, Any]) -> tuple[int, int | 
         done = [name for name in systems if (run.path / "checkpoints" / name / "model").exists()]
         return len(done), len(systems), sum(_lines(run.path / "metrics/training" / f"{name}.jsonl") for name in systems)
     if stage == "evaluate":
-        searches = [search["name"] for search in recipe["evaluate"].get("search", [])]
-        return _evaluated(run, ["base", *systems, *searches])
+        others = [row["name"] for kind in ("models", "search") for row in recipe["evaluate"].get(kind, [])]
+        return _evaluated(run, ["base", *systems, *others])
     if stage == "report":
         done = int((run.path / "report.html").exists())
         return done, 1, done

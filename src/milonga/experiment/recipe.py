@@ -195,6 +195,13 @@ class Search(Record):
     scorers: tuple[Name, ...] = ()
 
 
+class EvaluatedModel(Record):
+    """`[[evaluate.models]]`: another model by its name or folder as a row of every table, called `name`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    model: Name
+
+
 class Evaluate(Record):
     """`[evaluate]`: held-out prompts, the sampling of the systems' clips, and the resamples of the bootstrap.
 
@@ -209,6 +216,7 @@ class Evaluate(Record):
     resamples: Count = 1000
     pool: Count = 16
     search: tuple[Search, ...] = ()
+    models: tuple[EvaluatedModel, ...] = ()
 
     @model_validator(mode="after")
     def _pool_holds_every_search(self) -> Self:
@@ -265,16 +273,23 @@ class Recipe(Record):
         on_labels = TAGGER in self.label.sources and self.trains_on("labels")
         return on_pairs or on_labels or self.trains_on("rewards", "groups")
 
+    @property
+    def sampled_systems(self) -> tuple[str, ...]:
+        """The systems whose clips evaluation samples: the base, those that are trained, and other models."""
+        trained = (system.name for system in self.train.systems)
+        return ("base", *trained, *(model.name for model in self.evaluate.models))
+
     def search_scorers(self, search: Search) -> tuple[str, ...]:
         """The scorers that a search chooses by: its own, or those of `models`."""
         return search.scorers or self.models.scorers
 
     @model_validator(mode="after")
     def _searches_are_measured_by_others(self) -> Self:
-        systems = {"base", *(system.name for system in self.train.systems)}
+        systems = self.sampled_systems
+        _distinct("evaluate.models", list(systems))
         _distinct("evaluate.search", [*systems, *RESERVED[1:], *(search.name for search in self.evaluate.search)])
         for search in self.evaluate.search:
-            _one_of("evaluate.search: system", search.system, systems)
+            _one_of("evaluate.search: system", search.system, set(systems))
             for name in self.search_scorers(search):
                 if {name, *name.split(":")[1:]} & {self.models.judge, self.models.tagger}:
                     raise ValueError(f"evaluate.search: {search.name} chooses by {name}, which measures the result")
@@ -297,8 +312,8 @@ class Recipe(Record):
                 _one_of("train.systems: strategies", name, known)
         if self.reward.scorer is not None:
             _one_of("reward.scorer", self.reward.scorer, scorers)
-        for name in {system.name for system in self.train.systems} & set(RESERVED):
-            raise ValueError(f'train.systems: "{name}" is a name that evaluation uses; choose another')
+        for name in {*self.sampled_systems[1:]} & set(RESERVED):
+            raise ValueError(f'train.systems, evaluate.models: "{name}" is a name that evaluation uses; choose another')
         self._check_needed_tables()
         return self
 

@@ -107,7 +107,7 @@ def evaluate(context: Context) -> None:
         prompts_by_id = {prompt.id: prompt for source in sources for prompt in source}
         shards.write_records(ONE, list(prompts_by_id.values()), Prompt)
     prompts = shards.read_records(Prompt)
-    systems = ["base", *(system.name for system in context.recipe.train.systems)]
+    systems = context.recipe.sampled_systems
     for name in systems:
         generate_eval_clips(context, name, prompts)
     store_references(context, prompts)
@@ -181,9 +181,12 @@ def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt], 
     base, scheduler = context.recipe.models.model, context.recipe.models.scheduler
     parts = cut(pool or eval_requests(context, prompts), context.recipe.plan.shard_size)
     trained = context.run.path / "checkpoints" / name / "model"
+    others = {model.name: model.model for model in context.recipe.evaluate.models}
 
     def model() -> Model:
-        return context.parts.load(base, scheduler) if name == "base" else context.parts.tuned(base, trained, scheduler)
+        if name == "base" or name in others:
+            return context.parts.load(others.get(name, base), scheduler)
+        return context.parts.tuned(base, trained, scheduler)
 
     generate = partial(generate_shard, context.run, stage, model, parts.__getitem__, size)
     work = partial(timed, context, name, "clips", model, generate) if pool else generate

@@ -18,7 +18,7 @@ from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
 from milonga.core.store import Run, read_manifest
-from milonga.core.weights import SHIPPED, WRAPPER, all_finite, read_weights, weights_of
+from milonga.core.weights import SHIPPED, WRAPPER, adapted, all_finite, read_weights, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def pipeline(
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import SpeechT5HifiGan, T5EncoderModel
 
+    from milonga.models.adapter import merge_adapter
     from milonga.models.generator import baseline_class
     from milonga.models.original.layout import is_original
     from milonga.models.original.load import load_original
@@ -106,6 +107,11 @@ def pipeline(
     own = run_system(name) if trained is None else None
     name, trained = (name, trained) if own is None else (own.model, own.trained)
     folder, dtype = weights_of(name, revision), dtype or torch.float32
+    if base := adapted(folder):
+        pipe = pipeline(base, trained, tokenizer=tokenizer, dtype=dtype)
+        if trained is None:  # a trained network has the adapter in it already
+            merge_adapter(pipe.unet, folder)
+        return pipe
     if kind := baseline_class(folder):
         raise RecipeError(f"{name} is a {kind}: it makes clips to compare with, and cannot be trained")
     folder_sampling(folder)  # a folder without an index is no model at all
@@ -283,6 +289,8 @@ def sampling(name: Any) -> tuple[int, float]:
     if custom := CUSTOM.fullmatch(name):
         return folder_sampling(Path(custom[3])) if (Path(custom[3]) / "model_index.json").is_file() else (50, 3.0)
     folder = weights_of(name)
+    if base := adapted(folder):
+        return sampling(base)
     kind = baseline_class(folder)
     return baseline_sampling(kind) if kind else folder_sampling(folder)
 
