@@ -39,6 +39,7 @@ steps = 2
 guidance = 3.0
 resamples = 50
 pool = 6
+models = [{{ name = "again", model = "{folder}/tango" }}]
 search = [
   {{ name = "best-of-3", n = 3 }},
   {{ name = "best-of-2", n = 2, scorers = ["{folder}/two"] }},
@@ -60,6 +61,15 @@ def clips(run: Run, stage: str) -> dict[str, np.ndarray]:
     shards = run.stage(stage)
     tables = [shards.read_table(shard, ["id", "audio"]) for shard in shards.names()]
     return {name: clip.waveform for table in tables for name, clip in clips_of(table).items()}
+
+
+def test_another_model_is_a_row_like_the_base(run: Run) -> None:
+    base, again = (clips(run, f"evaluate/{name}") for name in ("base", "again"))
+    assert base.keys() == again.keys()
+    assert all(np.array_equal(base[name], again[name]) for name in base)
+    rows = read_rows(run.path / "metrics" / "summary.json", Summary)
+    values = {row.system: row.value for row in rows if (row.metric, row.split) == ("clap", "overall")}
+    assert values["again"] == values["base"]
 
 
 def test_nothing_is_generated_to_learn_from(run: Run) -> None:
@@ -100,7 +110,7 @@ def test_the_curve_begins_at_the_pools_mean_and_its_rows_are_in_the_tables(run: 
     assert 0 < claps[0].seconds < claps[1].seconds / 2
     assert {"clap", "full_recall", "extra_events", "exact_match"} <= {row.metric for row in points}
     systems = {row.system for row in read_rows(run.path / "metrics" / "summary.json", Summary)}
-    assert systems == {"base", "best-of-3", "best-of-2", "reference"}
+    assert systems == {"base", "again", "best-of-3", "best-of-2", "reference"}
     compared = {(row.a, row.b) for row in read_rows(run.path / "metrics" / "comparisons.json", Comparison)}
     assert ("best-of-3", "base") in compared
     assert "best-of-2" in (run_outcome(run.path) or "")
@@ -183,7 +193,7 @@ def test_a_pool_that_was_interrupted_resumes_to_the_same_clips(run: Run, folder:
         (("n = 3 ", "n = 4 "), "best-of-3 takes the best of 4 for each of 2 clips of a caption, and pool has 6 clips"),
         (("name = \"best-of-2\"", "name = \"best-of-3\""), "\"best-of-3\" comes twice"),
         (("name = \"best-of-2\"", "name = \"reference\""), "\"reference\" comes twice"),
-        (("n = 3 ", "n = 3, system = \"sft\""), "evaluate.search: system = \"sft\": must be one of base"),
+        (("n = 3 ", "n = 3, system = \"sft\""), "evaluate.search: system = \"sft\": must be one of again, base"),
     ],
 )  # fmt: skip
 def test_a_search_that_makes_no_sense_is_refused(change, message, folder):

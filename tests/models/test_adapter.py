@@ -1,4 +1,4 @@
-"""A folder with a LoRA adapter and its base's name is a model: loaded, fingerprinted, sampled, trained and evaluated."""
+"""A folder with a LoRA adapter and its base's name is a model: loaded, fingerprinted, sampled and trained."""
 
 import json
 from pathlib import Path

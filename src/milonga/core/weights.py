@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # The weights that ship with the package, each a folder under nano/weights.
 SHIPPED = {
     "nano": "tango",
-    "nano-2": "tango-2",
     "nano-clap-a": "clap-a",
     "nano-clap-b": "clap-b",
     "nano-judge": "clap-judge",
@@ -111,9 +110,7 @@ def adapted(folder: Path) -> str | None:
         if not isinstance(base, str) or not base:
             raise ValueError("it names no base model")
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: no base_model_name_or_path ({brief(error)}): name the adapter's model"
-        ) from None
+        raise CheckpointError(f"{path}: no base_model_name_or_path ({brief(error)}): name its base") from None
     return base
 
 

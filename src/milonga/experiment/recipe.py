@@ -285,11 +285,11 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _searches_are_measured_by_others(self) -> Self:
-        systems = self.sampled_systems
-        _distinct("evaluate.models", list(systems))
+        systems = set(self.sampled_systems)
+        _distinct("evaluate.models", list(self.sampled_systems[1:]))
         _distinct("evaluate.search", [*systems, *RESERVED[1:], *(search.name for search in self.evaluate.search)])
         for search in self.evaluate.search:
-            _one_of("evaluate.search: system", search.system, set(systems))
+            _one_of("evaluate.search: system", search.system, systems)
             for name in self.search_scorers(search):
                 if {name, *name.split(":")[1:]} & {self.models.judge, self.models.tagger}:
                     raise ValueError(f"evaluate.search: {search.name} chooses by {name}, which measures the result")
