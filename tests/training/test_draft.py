@@ -250,10 +250,6 @@ def test_captions_in_python_are_enough_to_align(tmp_path: Path) -> None:
 
 RECIPE = """
 name = "drafted"
-[models]
-scorers = ["nano-events"]
-[prompts]
-sources = ["world:train:3:multi"]
 [train]
 batch_size = 2
 learning_rate = 1e-4
@@ -262,8 +258,25 @@ train_guidance = 2.0
 [[train.systems]]
 name = "aligned"
 data = "captions"
+sources = ["world:train:3:multi"]
+scorers = ["nano-events"]
 phases = [{ loss = "draft", steps = 1 }]
 """
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("nano-events", "nano-judge"), "aligned: scorers: .*the judge"),
+        (("nano-events", "events:nano-tagger"), "aligned: scorers: .*the tagger that measures"),
+        (('data = "captions"', 'data = "clips"'), "sources and scorers are for captions"),
+        (('sources = ["world:train:3:multi"]\n', ""), "prompts.sources is missing"),
+        (("draft_steps = 1", "draft_steps = 1\ndraft_last = 2"), "draft_last = 2 is more than draft_steps = 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_is_refused(change: tuple[str, str], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        parse_recipe(RECIPE.replace(*change), "a test")
 
 
 def test_a_recipe_trains_on_its_captions_without_making_clips(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
         "clips": _real_clips,
         "rewards": _rewards,
         "labels": _labels,
-        "captions": _captions,
+        "captions": partial(_captions, system),
     }
     parts = kinds[system.data](context, prior)
     examples = parts[0] if len(parts) == 1 else ConcatExamples(parts)
@@ -149,11 +149,15 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
     return [examples]
 
 
-def _captions(context: Context, _: int) -> "list[Examples]":
-    """The run's captions, whose clips the trainer samples itself."""
+def _captions(system: System, context: Context, _: int) -> "list[Examples]":
+    """The captions of the system's sources, or else of the run, whose clips the trainer samples itself."""
     from milonga.data.examples import CaptionExamples
 
-    texts = sorted({prompt.text for prompt in needed(context.run, "prompts").read_records(Prompt)})
+    if system.sources:
+        prompts = [prompt for source in system.sources for prompt in context.parts.prompt_source(source)]
+    else:
+        prompts = needed(context.run, "prompts").read_records(Prompt)
+    texts = sorted({prompt.text for prompt in prompts})
     denoiser = context.parts.load_denoiser(context.recipe.models.model)
     conditioning = _conditioning(context, denoiser, texts)
     return [CaptionExamples(texts, conditioning, denoiser.latent_shape, context.recipe.seed)]

@@ -84,8 +84,7 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
         left_out |= {"plan", "generate", "score", "pair"}
     if recipe.train.systems and not recipe.trains_on("pairs", "rewards", "labels", "online"):
         left_out.add("pair")  # groups need scores alone
-    own_captions = recipe.trains_on("captions") or (recipe.trains_on("online") and not recipe.online.sources)
-    if not recipe.makes_clips and not own_captions:
+    if not recipe.makes_clips and not recipe.needs_captions:
         left_out.add("prompts")
     if not (recipe.trains_on("rewards", "labels") and TAGGER in recipe.label.sources):
         left_out.add("label")

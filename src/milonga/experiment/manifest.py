@@ -23,7 +23,8 @@ def describe(recipe: Recipe, fingerprints: dict[str, Any]) -> dict[str, Any]:
 def fingerprints(recipe: Recipe, parts: Any) -> dict[str, Any]:
     """The hashes of the weights that a recipe's run rests on, by role; `parts` as `Parts`."""
     models, fingerprint = recipe.models, parts.fingerprint
-    scorers = {name: fingerprint(name) for name in models.scorers}
+    own = (name for system in recipe.train.systems for name in system.scorers)
+    scorers = {name: fingerprint(name) for name in dict.fromkeys((*models.scorers, *own))}
     single = {role: fingerprint(getattr(models, role)) for role in ("model", "judge", "tagger")}
     selecting = {name for search in recipe.evaluate.search for name in search.scorers}
     others = {model.model for model in recipe.evaluate.models}

@@ -96,13 +96,16 @@ class System(Record):
 
     `pairs` and `groups` (all clips of a caption, for group-wise losses), of `strategies` where some are named;
     `clips`: real clips with captions; `rewards`: the run's own clips, each with its reward; `labels`: labelled clips;
-    `online`: clips by the latest policy, iteration after iteration; `captions`: the run's captions alone, whose clips
-    the trainer samples. A key in `settings` replaces `[train]`'s.
+    `online`: clips by the latest policy, iteration after iteration; `captions`: captions alone, of `sources` or the
+    run's own, whose clips the trainer samples and `scorers` (none: those of `models`) reward. A key in `settings`
+    replaces `[train]`'s.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     data: Literal["pairs", "groups", "clips", "rewards", "labels", "online", "captions"] = "pairs"
     strategies: tuple[Name, ...] = ()
+    sources: tuple[Name, ...] = ()
+    scorers: tuple[Name, ...] = ()
     phases: tuple[Phase, ...] = Field(min_length=1)
     settings: Settings = Settings()
 
@@ -115,6 +118,8 @@ class System(Record):
     def _strategies_need_pairs(self) -> Self:
         if self.strategies and self.data not in ("pairs", "groups"):
             raise ValueError(f'strategies choose among pairs or groups, and {self.name} is trained on "{self.data}"')
+        if (self.sources or self.scorers) and self.data != "captions":
+            raise ValueError(f'sources and scorers are for captions, and {self.name} is trained on "{self.data}"')
         return self
 
 
@@ -256,6 +261,16 @@ class Recipe(Record):
         """This recipe as TOML that reads back as the same recipe."""
         return to_toml(self)
 
+    @property
+    def needs_captions(self) -> bool:
+        """Whether a system is trained on the run's own captions, without clips that the run generates by its plan."""
+        online = self.trains_on("online") and not self.online.sources
+        return online or any(system.data == "captions" and not system.sources for system in self.train.systems)
+
+    def rewards_of(self, system: System) -> tuple[str, ...]:
+        """The scorers that reward the clips which a system's trainer samples: its own, or those of `models`."""
+        return system.scorers or self.models.scorers
+
     def trains_on(self, *kinds: str) -> bool:
         """Whether a system is trained on data of one of these kinds (`pairs`, `clips`, `rewards`, …)."""
         return any(system.data in kinds for system in self.train.systems)
@@ -263,7 +278,8 @@ class Recipe(Record):
     @property
     def sampled_source(self) -> str | None:
         """The source of the captions that `train.sample_every` makes clips of; None where there is none."""
-        return next(iter((*self.prompts.sources, *self.online.sources)), None)
+        own = (source for system in self.train.systems for source in system.sources)
+        return next(iter((*self.prompts.sources, *self.online.sources, *own)), None)
 
     @property
     def makes_clips(self) -> bool:
@@ -299,7 +315,9 @@ class Recipe(Record):
     def _is_consistent(self) -> Self:
         scorers = set(self.models.scorers)
         _distinct("models.scorers", list(self.models.scorers))
-        _measures_alone(self.models)
+        _measures_alone(self.models, "models.scorers", self.models.scorers)
+        for system in self.train.systems:
+            _measures_alone(self.models, f"train.systems: {system.name}: scorers", system.scorers)
         _distinct("train.systems", [system.name for system in self.train.systems])
         for where, strategies in (("plan", self.plan.strategies), ("online", self.online.strategies)):
             _distinct(f"{where}.strategies", [strategy.name for strategy in strategies])
@@ -320,9 +338,8 @@ class Recipe(Record):
     def _check_needed_tables(self) -> None:
         """ValueError for an empty table that a system, or the run itself, needs."""
         online = self.trains_on("online")
-        own_captions = (online and not self.online.sources) or self.trains_on("captions")
         own_strategies = online and not (self.online.clips or self.online.strategies)
-        if (self.makes_clips or own_captions) and not self.prompts.sources:
+        if (self.makes_clips or self.needs_captions) and not self.prompts.sources:
             raise ValueError("prompts.sources is missing: this run makes clips of its captions")
         if (self.makes_clips or own_strategies) and not self.plan.strategies:
             raise ValueError("plan.strategies is missing: say how the training clips are generated")
@@ -405,14 +422,14 @@ def shipped_recipes() -> dict[str, Path]:
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
 
 
-def _measures_alone(models: Models) -> None:
+def _measures_alone(models: Models, where: str, scorers: Sequence[str]) -> None:
     """ValueError where what measures would reward as well: the gain that it measured would be its own taste."""
-    for name in models.scorers:
+    for name in scorers:
         if name == models.judge:
-            raise ValueError(f'models.scorers: "{name}" is the judge, which measures and must not reward; name another')
+            raise ValueError(f'{where}: "{name}" is the judge, which measures and must not reward; name another')
         if tagger_of(name) == models.tagger:
             raise ValueError(
-                f'models.scorers: "{name}" rewards by the tagger that measures; name another, such as nano-events'
+                f'{where}: "{name}" rewards by the tagger that measures; name another, such as nano-events'
             )
 
 

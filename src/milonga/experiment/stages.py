@@ -91,7 +91,7 @@ def train_system(context: Context, system: System, reference: "Denoiser | None" 
         trackers=recipe.train.trackers, save_whole_model=False, **settings.model_dump(),
     )  # fmt: skip
     sampler = _sampler(context, system, denoiser, logs / system.name)
-    scorers = [context.parts.scorer(name) for name in recipe.models.scorers] if system.data == "captions" else ()
+    scorers = [context.parts.scorer(name) for name in recipe.rewards_of(system)] if system.data == "captions" else ()
     trainer = AlignTrainer(denoiser, examples, config, ref_model=reference, scorers=scorers)
     trainer.train(log_path=logs / f"{system.name}.jsonl", sample=sampler)
 
