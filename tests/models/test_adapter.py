@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from milonga.core.errors import CheckpointError
 from milonga.core.weights import fingerprint
 from milonga.maths.noise import seeded
+from milonga.models.adapter import name_base
 from milonga.models.load import load, load_denoiser, pipeline, sampling
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -43,6 +44,16 @@ def test_its_fingerprint_is_of_adapter_and_base(tmp_path: Path) -> None:
     adapter(tmp_path / "again", base=str(tmp_path / "one"))
     prints = [fingerprint(str(tmp_path / name)) for name in ("one", "two", "again")]
     assert len({fingerprint("nano"), *prints}) == 4
+
+
+def test_an_adapter_as_training_writes_it_gets_the_name_of_its_base(tmp_path: Path) -> None:
+    weights = adapter(tmp_path, "transformer.")
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    settings = json.dumps({"transformer.r": 2, "transformer.lora_alpha": 4})
+    save_file(load_file(path), path, {"lora_adapter_metadata": settings})
+    (tmp_path / "adapter_config.json").unlink()
+    name_base(tmp_path, "nano")
+    torch.testing.assert_close(pipeline(str(tmp_path)).unet.get_submodule(LAYER).weight, weights["expected"])
 
 
 def test_adapters_stack(tmp_path: Path) -> None:

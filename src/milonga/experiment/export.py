@@ -3,7 +3,8 @@
 A data set's folder has the Hub's form: `README.md`, `data/SPLIT-*.parquet`, `figures/`, the run's `recipe.toml`. Its
 shards are finished once they exist, and README.md comes last: a stopped export resumes, a finished one is left alone.
 A model's folder holds the base's parts beside the trained network, `README.md`, the run's `recipe.toml` and `metrics/`,
-and a `pipeline.py` by which diffusers finds the pipeline's class; it is written aside and renamed.
+and a `pipeline.py` by which diffusers finds the pipeline's class; it is written aside and renamed. With LoRA its
+`adapter` is a small model by itself, which names its base.
 """
 
 import shutil
@@ -104,6 +105,7 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
     Raises StoreError for what is no run, or a folder that holds something else; RecipeError for a system that the run
     does not have, or has not trained yet.
     """
+    from milonga.models.adapter import name_base
     from milonga.models.load import pipeline
     from milonga.reports.cards import model_card
     from milonga.reports.material import read_material
@@ -132,6 +134,7 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
         pipeline(recipe["models"]["model"], trained).save_pretrained(part)
         if adapter.is_dir():
             shutil.copytree(adapter, part / "adapter")
+            name_base(part / "adapter", recipe["models"]["model"])
         write_text(part / "pipeline.py", PIPELINE)
         shutil.copy(path / "recipe.toml", part)
         for file in numbers:

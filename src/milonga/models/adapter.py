@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from milonga.core.errors import CheckpointError, brief
+from milonga.core.store import write_json
 from milonga.core.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_weights
 
 PREFIXES = ("unet.", "transformer.", "base_model.model.")  # of diffusers' pipelines and of PEFT
@@ -39,6 +40,14 @@ def merge_adapter(module: nn.Module, folder: Path) -> None:
             layer.weight.data += (scale * change).to(layer.weight)
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path} holds no usable adapter of this model: {brief(error)}") from None
+
+
+def name_base(folder: Path, base: str) -> None:
+    """Writes the settings of the adapter in `folder`, which its weights carry, with its base's name beside them."""
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    plain = {_plain(name): value for name, value in settings.items()}
+    write_json(folder / ADAPTER_CONFIG, plain | {"base_model_name_or_path": base})
 
 
 def _plain(name: str) -> str:
