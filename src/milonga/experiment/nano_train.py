@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save
 from torch import Tensor
-from transformers import ClapModel, PreTrainedTokenizerFast, SpeechT5HifiGan
 
 from milonga.core.config import Phase, Settings
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import RecipeError
 from milonga.core.progress import steps_shown, tracked
 from milonga.core.store import write_bytes
@@ -38,6 +37,10 @@ from milonga.scorers.clap import ReadingHead, audio_features, save_clap, text_fe
 from milonga.scorers.tagger import FrameTagger, save_tagger
 from milonga.training.fit import fit
 from milonga.training.trainer import train
+
+with deferred_imports():
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import ClapModel, PreTrainedTokenizerFast, SpeechT5HifiGan
 
 SEED = 1
 CLIPS = 42000

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import once
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
@@ -94,14 +95,18 @@ def pipeline(
     Raises CheckpointError naming the file or folder and what is wrong with it; RecipeError for a baseline.
     """
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import SpeechT5HifiGan, T5EncoderModel
 
     from milonga.models.adapter import merge_adapter
     from milonga.models.generator import baseline_class
     from milonga.models.original.layout import is_original
     from milonga.models.original.load import load_original
-    from milonga.models.tango import TangoPipeline
+    from milonga.models.tango import (
+        AutoencoderKL,
+        SpeechT5HifiGan,
+        T5EncoderModel,
+        TangoPipeline,
+        UNet2DConditionModel,
+    )  # fmt: skip
 
     _no_progress_bars()
     own = run_system(name) if trained is None else None
@@ -345,8 +350,9 @@ def _trained_system(run: Path, name: str) -> System:
 
 def _no_progress_bars() -> None:
     """Loading takes a second or two: the libraries' own progress bars would only get in the way of ours."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    with deferred_imports():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -395,8 +401,9 @@ def _network(kind: Any, folder: Path, dtype: Any) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the libraries' warnings on loading."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    with deferred_imports():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
     libraries = diffusers_logging, transformers_logging
     levels = [library.get_verbosity() for library in libraries]

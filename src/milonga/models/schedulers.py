@@ -12,16 +12,19 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import RecipeError
 from milonga.maths.noise import Prediction
+
+with deferred_imports():
+    from diffusers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        UniPCMultistepScheduler,
+    )
 
 FULL_NOISE = {"timestep_spacing": "trailing", "steps_offset": 0}
 # Every kind with what it changes in a model's own noise schedule.

@@ -13,11 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, DiffusionPipeline
-from diffusers.utils.torch_utils import randn_tensor
-from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderModel
 
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
 from milonga.maths.mel import MelSettings
@@ -29,6 +26,12 @@ from milonga.models.schedulers import (
     scheduler_named,
     takes_generator,
 )
+
+with deferred_imports():
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, DiffusionPipeline
+    from diffusers.utils.torch_utils import randn_tensor
+    from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderModel
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 TimelinePart = tuple[float, float, str]  # seconds from and to, and the words that hold there

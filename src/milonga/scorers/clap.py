@@ -16,13 +16,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import AutoTokenizer, ClapModel, PreTrainedTokenizerBase
 
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip
 from milonga.maths.mel import MelSettings, log_mel
 from milonga.maths.resampling import resample_waves
 from milonga.scorers.waveform import map_by_length, mel_waveforms
+
+with deferred_imports():
+    from transformers import AutoTokenizer, ClapModel, PreTrainedTokenizerBase
 
 HEAD = "head.safetensors"
 

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
 from milonga.core.audio import resample
 from milonga.core.cache import ArrayCache
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import AudioError, CheckpointError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.records import Clip
@@ -29,6 +29,9 @@ from milonga.core.weights import read_weights
 from milonga.maths.mel import MelSettings, fit, log_mel
 from milonga.scorers.clap import ClapScorer, networks, text_features
 from milonga.scorers.laion_convert import CONTAINER, from_original
+
+with deferred_imports():
+    from transformers import ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
 BATCH = 8  # windows at once
 WORDS = 77  # tokens of a text, to which the original cuts

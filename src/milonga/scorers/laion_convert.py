@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import ClapConfig, ClapModel
 
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import CheckpointError
 from milonga.core.weights import fill
 
@@ -25,6 +24,10 @@ UNUSED = re.compile(
     r"audio_branch\.(spectrogram_extractor|logmel_extractor|tscam_conv|head)\.|(audio|text)_transform\."
     r"|.*\.(relative_position_index|attn_mask|position_ids|token_type_ids)$"
 )
+
+with deferred_imports():
+    from accelerate import init_empty_weights
+    from transformers import ClapConfig, ClapModel
 THIRDS = ("query", "key", "value")
 _NAMES = [
     (re.compile(ours), theirs)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import cache_folder, feature_cache, once
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository, is_offline
 from milonga.core.ids import content_id, file_hash
@@ -48,9 +49,10 @@ def scorer(name: str) -> Any:
         return event_scorer(name)
     if not name.startswith(PREFIX) and CLASS.fullmatch(name):
         return class_scorer(name)
-    from transformers.utils import logging
-
     from milonga.scorers.clap import load_clap
+
+    with deferred_imports():
+        from transformers.utils import logging
 
     logging.disable_progress_bar()
     if name.startswith(PREFIX):

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Size, Tensor, nn
-from transformers import AutoTokenizer, SpeechT5HifiGan, SpeechT5HifiGanConfig, T5Config, T5EncoderModel
 
+from milonga.core.deferred import deferred_imports
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.hub import as_repository
 from milonga.core.store import atomic_dir
@@ -25,6 +24,10 @@ from milonga.core.weights import check_tensors, fetch_tokenizer, read_weights
 from milonga.models.original.layout import SCHEDULE, TEXT_ENCODERS, Layout, is_original, read_layout, tokenizer_folder
 from milonga.models.schedulers import scheduler_named
 from milonga.models.tango import TangoPipeline
+
+with deferred_imports():
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import AutoTokenizer, SpeechT5HifiGan, SpeechT5HifiGanConfig, T5Config, T5EncoderModel
 
 # Which networks each of the two files of weights holds, and the prefix of their names there.
 PREFIXES = {"main": {"unet": "unet.", "text_encoder": "text_encoder."}, "vae": {"vae": "", "vocoder": "vocoder."}}

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from milonga.core.deferred import deferred_imports
 from milonga.maths.mel import log_mel, normalise
 from milonga.nano.build.corpus import FRAMES, MEL, Corpus, Loss, TrainTask, step_rng
 from milonga.nano.world import render
+
+with deferred_imports():
+    from diffusers import AutoencoderKL
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 VAE: dict[str, Any] = {
     "in_channels": 1,

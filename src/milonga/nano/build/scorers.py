@@ -22,13 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy
-from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
 
+from milonga.core.deferred import deferred_imports
 from milonga.core.records import Scene
 from milonga.nano.build.corpus import Corpus, Loss, TrainTask, step_rng
 from milonga.nano.build.text import hard_negatives, head_loss, near_misses, text_loss
 from milonga.nano.captions import caption_in
 from milonga.nano.world import CLASSES
+
+with deferred_imports():
+    from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
 
 Negatives = Callable[[Scene, np.random.Generator], list[Scene]]
 Features = Callable[[ClapModel, Tensor], Tensor]

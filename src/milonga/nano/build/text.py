@@ -16,12 +16,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from milonga.core.deferred import deferred_imports
 from milonga.core.records import Scene
 from milonga.nano.build.corpus import Loss, TrainTask, step_rng
 from milonga.nano.captions import caption_in
 from milonga.nano.world import CLASSES, draw_counts, draw_scene
+
+with deferred_imports():
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 VOCABULARY = 1024
 T5: dict[str, Any] = {
