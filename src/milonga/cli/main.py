@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from milonga.cli.distil import distil
 from milonga.cli.edit import edit
 from milonga.cli.errors import debug as _debug
 from milonga.cli.errors import handle_errors, say, show_page
@@ -19,7 +20,7 @@ from milonga.cli.listen import listen
 from milonga.cli.nano import nano
 from milonga.core.errors import RecipeError
 
-RUNS_NETWORKS = ("generate", "edit", "run", "pair", "train", "evaluate", "studio", "nano")
+RUNS_NETWORKS = ("generate", "edit", "run", "pair", "train", "distil", "evaluate", "studio", "nano")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
 
@@ -311,6 +312,7 @@ def convert(
 
 
 app.command()(edit)
+app.command()(distil)
 app.command()(studio)
 app.command()(convert)
 app.command()(evaluate)

@@ -156,6 +156,8 @@ class Settings(Record):
     gradient's norms and not at `max_grad_norm`. Of group-wise losses: `ratio_clip` bounds exp(e_old − e_θ), and
     `old_policy` is the network as given or its `ema`.
 
+    Of `distil`: the student learns the guidance scales from the first to the second of `distil_guidance`.
+
     Of `draft`: its clips take `draft_steps` of `draft_scheduler` (None: the model's own) at `train_guidance`, with
     gradients through the last `draft_last` of them (0: all); `draft_weights` are those of its scorers in the reward
     (none: all alike).
@@ -191,6 +193,10 @@ class Settings(Record):
     fsdp: bool = False
     train_guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     trust_region: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    distil_guidance: tuple[Annotated[float, Field(ge=1.0, le=100.0)], Annotated[float, Field(ge=1.0, le=100.0)]] = (
+        1.0,
+        6.0,
+    )
     draft_steps: int = Field(default=8, ge=1)
     draft_scheduler: str | None = Field(default=None, min_length=1)
     draft_last: int = Field(default=0, ge=0)
@@ -224,6 +230,8 @@ class Settings(Record):
             )
         if self.old_policy == "ema" and self.ema == 0:
             raise ValueError('old_policy = "ema" needs ema, the decay of the averaged weights')
+        if self.distil_guidance[0] > self.distil_guidance[1]:
+            raise ValueError("distil_guidance names the least guidance first, then the greatest")
         if self.draft_last > self.draft_steps:
             raise ValueError(f"draft_last = {self.draft_last} is more than draft_steps = {self.draft_steps}")
         if self.fsdp and self.lora_rank:

@@ -21,6 +21,9 @@ DEFERRED = (
     "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.distributed.fsdp",
     "torch.distributed._composable", "torch.distributed.checkpoint", "accelerate", "peft", "scipy", "sklearn",
 )  # fmt: skip
+# The same while a network is loaded, which uses accelerate, and asks of the others whether something is an instance of
+# what they define.
+LOADING = tuple(name for name in DEFERRED if name != "accelerate")
 # Decorators that only say to the compiler how to take a function, which stays as it is without a compiler.
 MARKS = ("allow_in_graph", "assume_constant_result", "disable")
 _lock = RLock()
@@ -35,13 +38,16 @@ class _Deferred:
     def __init__(self, module: str, name: str, call: "Callable[[], Any] | None" = None) -> None:
         self.__dict__.update(_module=module, _name=name, _call=call)
 
+    def _waits(self) -> bool:
+        return _importing() and _active[-1].defers(self._module)
+
     def _resolve(self) -> Any:
-        if _importing():
+        if self._waits():
             _active[-1].give_up(self._module)
         return self._call() if self._call else getattr(importlib.import_module(self._module), self._name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not _importing():
+        if not self._waits():
             return self._resolve()(*args, **kwargs)
         if self._name in MARKS:
             return args[0] if args and args[0] is not None else lambda function: function
@@ -50,13 +56,18 @@ class _Deferred:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if self._waits():
+            return _Deferred(self._module, name, lambda: getattr(self._resolve(), name))
         return getattr(self._resolve(), name)
 
+    def __bool__(self) -> bool:
+        return self._waits() or bool(self._resolve())
+
     def __instancecheck__(self, value: Any) -> bool:
-        return self._module in sys.modules and not _importing() and isinstance(value, self._resolve())
+        return self._module in sys.modules and not self._waits() and isinstance(value, self._resolve())
 
     def __subclasscheck__(self, kind: type) -> bool:
-        return self._module in sys.modules and not _importing() and issubclass(kind, self._resolve())
+        return self._module in sys.modules and not self._waits() and issubclass(kind, self._resolve())
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._resolve(),)
@@ -89,9 +100,13 @@ class _Finder:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """A deferred module's spec; None, which leaves it to Python, for any other and for other threads."""
-        if get_ident() == self.thread and any(f"{name}.".startswith(f"{root}.") for root in self.names):
+        if get_ident() == self.thread and self.defers(name):
             return ModuleSpec(name, self, is_package=True)  # pyright: ignore[reportArgumentType]
         return None
+
+    def defers(self, name: str) -> bool:
+        """Whether a module is one of those that are deferred, or inside one."""
+        return any(f"{name}.".startswith(f"{root}.") for root in self.names)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """An empty module in the place of the real one."""

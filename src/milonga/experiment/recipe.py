@@ -98,7 +98,7 @@ class System(Record):
     `clips`: real clips with captions; `rewards`: the run's own clips, each with its reward; `labels`: labelled clips;
     `online`: clips by the latest policy, iteration after iteration; `captions`: captions alone, of `sources` or the
     run's own, whose clips the trainer samples and `scorers` (none: those of `models`) reward. A key in `settings`
-    replaces `[train]`'s.
+    replaces `[train]`'s; `steps` are those of its clips in the evaluation (None: `evaluate.steps`).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -108,6 +108,7 @@ class System(Record):
     scorers: tuple[Name, ...] = ()
     phases: tuple[Phase, ...] = Field(min_length=1)
     settings: Settings = Settings()
+    steps: Count | None = None
 
     @field_serializer("settings")
     def _only_set_keys(self, settings: Settings) -> dict[str, Any]:

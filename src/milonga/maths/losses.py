@@ -138,6 +138,14 @@ def weighted_sft(errors: Errors, beta: float = 0.0) -> Tensor:
     return errors.weights.to(_precise(errors.policy_winner)) * _precise(errors.policy_winner)
 
 
+HUBER = 0.00054  # c of the pseudo-Huber loss, as a root mean square (arXiv 2310.14189: c = 0.00054·√d)
+
+
+def pseudo_huber(errors: Errors, beta: float = 0.0) -> Tensor:
+    """√(e_θ + c²) − c, shape (B,) (arXiv 2310.14189): large errors weigh less than squared; β plays no part."""
+    return (_precise(errors.policy_winner) + HUBER**2).sqrt() - HUBER
+
+
 def draft(rewards: Tensor, beta: float = 0.0) -> Tensor:
     """DRaFT: −r of clips that were sampled with gradients, shape (B,) (arXiv 2309.17400); β plays no part."""
     return -_precise(rewards)
@@ -150,7 +158,8 @@ class LossSpec:
     A loss with `labels` also takes single clips that are labelled, in place of winners and losers. A loss of `groups`
     is a function of `group_losses.GroupErrors`; some need the errors of the policy that sampled the clips (`needs_old`)
     or of the implicit policies (`needs_implicit`). One that `samples` is a function of the rewards of clips that the
-    step samples itself, with gradients; its examples are captions.
+    step samples itself, with gradients; its examples are captions. One that `distils` takes errors from what a teacher
+    and the averaged weights say (`training.distil`).
     """
 
     function: Callable[[Any, float], Tensor]
@@ -164,6 +173,7 @@ class LossSpec:
     needs_old: bool = False
     needs_implicit: bool = False
     samples: bool = False
+    distils: bool = False
 
 
 LOSSES: dict[str, LossSpec] = {
@@ -184,6 +194,8 @@ LOSSES: dict[str, LossSpec] = {
     "nft": LossSpec(
         nft, needs_loser=False, needs_reference=False, needs_beta=True, groups=True, needs_old=True, needs_implicit=True
     ),
+    "distil": LossSpec(sft, needs_loser=False, needs_reference=False, needs_beta=False, distils=True),
+    "distil-huber": LossSpec(pseudo_huber, needs_loser=False, needs_reference=False, needs_beta=False, distils=True),
     "draft": LossSpec(draft, needs_loser=False, needs_reference=False, needs_beta=False, samples=True),
 }
 

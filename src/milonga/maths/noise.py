@@ -55,6 +55,26 @@ def target(x: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction) 
     raise ValueError(f"prediction must be 'v_prediction', 'epsilon' or 'flow_prediction', not {prediction!r}")
 
 
+def clean_and_noise(
+    noisy: Tensor, predicted: Tensor, alpha_bar: Tensor, prediction: Prediction
+) -> tuple[Tensor, Tensor]:
+    """The latents and the noise that a prediction says noisy latents are made of: the inverse of `add_noise` and
+    `target`; shapes as in `add_noise`. A prediction of noise needs ᾱ above 0.
+    """
+    signal, spread = (_shaped(rate, noisy) for rate in rates(alpha_bar, prediction))
+    if prediction == "epsilon":
+        return (noisy - spread * predicted) / signal, predicted
+    if prediction == "v_prediction":
+        return signal * noisy - spread * predicted, spread * noisy + signal * predicted
+    return noisy - spread * predicted, noisy + signal * predicted
+
+
+def noise_between(noisy: Tensor, x: Tensor, alpha_bar: Tensor, prediction: Prediction) -> Tensor:
+    """The noise that makes noisy latents of `x`; shapes as in `add_noise`, ᾱ below 1."""
+    signal, spread = (_shaped(rate, x) for rate in rates(alpha_bar, prediction))
+    return (noisy - signal * x) / spread
+
+
 def rates(alpha_bar: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
     """How much of the latents and of the noise there is at each ᾱ, in its shape and type: √ᾱ and √(1−ᾱ), or for a flow
     1 − σ and σ, which stand in the same ratio.

@@ -24,6 +24,9 @@ Network = Any  # a denoiser's module, or what stands in its place: compiled, wra
 class Conditioning(dict[str, Tensor]):
     """What a network is given beside the noisy latents: named tensors of B rows each, batch first.
 
+    `guidance` (B,) among them, where there is one, is the guidance scale of a student that was distilled from guided
+    passes: it needs no second pass.
+
     Dimension 1 of a tensor with two or more dimensions counts tokens. Where two batches differ there, the shorter one
     is padded with zeros, so a boolean mask among the tensors must tell which tokens count.
     """
@@ -148,6 +151,15 @@ class Process:
     def target(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
         """What the network should predict (B, …): ε, the velocity, or a flow's noise − x."""
         return noises.target(latents, noise, self.alphas_cumprod[steps], self.prediction)
+
+    def clean_and_noise(self, noisy: Tensor, predicted: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and noise (B, …) that noisy latents at timesteps (B,) consist of by a prediction."""
+        return noises.clean_and_noise(noisy, predicted, self.alphas_cumprod[steps], self.prediction)
+
+    def target_between(self, noisy: Tensor, latents: Tensor, steps: Tensor) -> Tensor:
+        """The prediction (B, …) by which noisy latents at timesteps (B,) are made of these clean `latents`."""
+        noise = noises.noise_between(noisy, latents, self.alphas_cumprod[steps], self.prediction)
+        return self.target(latents, noise, steps)
 
     def shown(self, steps: Tensor) -> Tensor:
         """The timesteps as the network is given them (B,): `steps` themselves, or a flow's N·σ in float32."""

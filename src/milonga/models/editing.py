@@ -99,7 +99,14 @@ class Canvas:
             raise RecipeError(f"a part of a timeline must be longer than {row:g} s with this model")
         self.windows = windows_over(rows, self.size, list(pairwise(edges)))
         self.words = [denoiser.encode_text(part).to(self.device) for part in parts]
-        self.against = denoiser.encode_text(list(negative)).to(self.device) if guidance > 1 else None
+        self.against = None
+        if getattr(denoiser, "guidance_input", False):  # distilled: it is told the scale, and needs no second pass
+            if any(negative) or interval != ALWAYS:
+                raise RecipeError("a distilled model has no second pass: leave negative prompt and interval out")
+            for part in self.words:
+                part["guidance"] = torch.full((len(words),), float(guidance), device=self.device)
+        elif guidance > 1:
+            self.against = denoiser.encode_text(list(negative)).to(self.device)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Noise (B, *shape), float32, each clip's from its own generator, drawn on the CPU."""

@@ -22,7 +22,7 @@ from milonga.models.denoiser import Denoiser
 from milonga.models.editing import Canvas, decode, samples_per_row
 from milonga.models.schedulers import prepare_scheduler
 from milonga.models.tango import StepCallback, TangoPipeline, TimelinePart
-from milonga.models.tango_denoiser import TangoDenoiser
+from milonga.models.tango_denoiser import TangoDenoiser, takes_guidance
 
 OnStep = Callable[[int], None]
 # Baseline pipelines by the class that `model_index.json` names, with their call's argument for a clip's length.
@@ -48,7 +48,7 @@ class TangoModel:
         self.rate = pipeline.sampling_rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
-        if scheduler is not None:
+        if scheduler is not None and not takes_guidance(pipeline.unet):  # a distilled one has a sampler of its own
             pipeline.set_scheduler(scheduler)
 
     @property

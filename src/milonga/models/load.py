@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import once
-from milonga.core.deferred import deferred_imports
+from milonga.core.deferred import LOADING, deferred_imports
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
@@ -48,7 +48,13 @@ class System:
 
     def sampling(self) -> tuple[int, float]:
         """The steps and the guidance that it is best sampled with."""
-        return sampling(self.model)
+        from milonga.models.tango_denoiser import STUDENT_STEPS
+
+        steps, guidance = sampling(self.model)
+        config = None if self.trained is None else self.trained / "config.json"
+        if config is not None and config.is_file() and json.loads(config.read_text()).get("time_cond_proj_dim"):
+            return STUDENT_STEPS, guidance
+        return steps, guidance
 
     def fingerprint(self) -> str:
         """A hash of its weights."""
@@ -125,13 +131,23 @@ def pipeline(
         if trained is not None:
             network = _or_checkpoint_error(trained, lambda: _network(UNet2DConditionModel, trained, dtype))
             pipe.register_modules(unet=network)
-        return pipe.to(dtype)
+        return _as_trained(pipe.to(dtype), trained)
     kinds = dict(zip(NETWORKS, (T5EncoderModel, UNet2DConditionModel, AutoencoderKL, SpeechT5HifiGan), strict=True))
     parts = {}
     for part, kind in kinds.items():
         place = trained if trained and part == "unet" else folder / part
         parts[part] = _or_checkpoint_error(place, lambda kind=kind, place=place: _network(kind, place, dtype))
-    return _or_checkpoint_error(folder, lambda: TangoPipeline.from_pretrained(folder, local_files_only=True, **parts))
+    pipe = _or_checkpoint_error(folder, lambda: TangoPipeline.from_pretrained(folder, local_files_only=True, **parts))
+    return _as_trained(pipe, trained)
+
+
+def _as_trained(pipe: "TangoPipeline", trained: Path | None) -> "TangoPipeline":
+    """The pipeline; with a distilled network in it, its sampler and steps are a student's."""
+    from milonga.models.tango_denoiser import as_student, takes_guidance
+
+    if trained is not None and takes_guidance(pipe.unet):
+        as_student(pipe)
+    return pipe
 
 
 def load_public(
@@ -362,7 +378,8 @@ def _or_checkpoint_error(place: Path, loader: Callable[[], Any]) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return loader()
+        with deferred_imports(LOADING):
+            return loader()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{place} holds no usable model: {brief(error)}") from None
 

@@ -2,7 +2,9 @@
 
 How they depart from the original: every count of steps starts at full noise ("trailing" timesteps, Lin et
 al. 2023), where the original's start below it wherever the count does not divide 1000, and for few steps far below.
-`compat` has the original's timesteps. A model that predicts a flow has schedulers of its own.
+`compat` has the original's timesteps. A model that predicts a flow has schedulers of its own. `lcm` is for distilled
+models, which predict the end of their path at once: each of its steps goes there and adds new noise (latent
+consistency, arXiv 2310.04378).
 """
 
 import copy
@@ -23,9 +25,12 @@ with deferred_imports():
         DDPMScheduler,
         DPMSolverMultistepScheduler,
         FlowMatchEulerDiscreteScheduler,
+        FlowMatchLCMScheduler,
+        LCMScheduler,
         UniPCMultistepScheduler,
     )
 
+POINTS = 50  # of a schedule that a student is distilled on; the 1 to 50 steps of `lcm` are among them
 FULL_NOISE = {"timestep_spacing": "trailing", "steps_offset": 0}
 # Every kind with what it changes in a model's own noise schedule.
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -33,13 +38,16 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, FULL_NOISE),
     "dpm++": (DPMSolverMultistepScheduler, FULL_NOISE | {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, FULL_NOISE),
+    "lcm": (LCMScheduler, {"original_inference_steps": POINTS}),
     "compat": (DDPMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
 }
 
+FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
 SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 # The same for models that predict a flow, whose schedule is a shift of an even one.
 FLOW_SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (FlowMatchEulerDiscreteScheduler, {}),
+    "lcm": (FlowMatchLCMScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, SOLVER | {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, SOLVER),
 }
@@ -69,7 +77,7 @@ def scheduler_named(name: str, config: Any) -> Any:
     if not flow:
         return kind.from_config(config, **changes)
     shift = config.get("shift", config.get("flow_shift", 1.0))
-    called = "shift" if kind is FlowMatchEulerDiscreteScheduler else "flow_shift"
+    called = "shift" if kind in FLOWS else "flow_shift"
     return kind(num_train_timesteps=config["num_train_timesteps"], **{called: shift}, **changes)
 
 
@@ -108,10 +116,12 @@ def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
     if not 1 <= steps <= total:
         raise RecipeError(f"steps must be at least 1 and at most {total}, not {steps}")
     prepared = _even(scheduler, steps) or copy.deepcopy(scheduler)
-    if isinstance(prepared, FlowMatchEulerDiscreteScheduler):
+    if isinstance(prepared, FLOWS):
         _check_even(prepared.config)  # left to itself it ends with a step that moves nothing
         prepared.set_timesteps(sigmas=[1 - place / steps for place in range(steps)], device=device)
         return prepared
+    if isinstance(prepared, LCMScheduler) and steps > POINTS:
+        raise RecipeError(f"a distilled model takes 1 to {POINTS} steps, not {steps}: 4 are a good choice")
     prepared.set_timesteps(steps, device=device)
     if int(max(prepared.timesteps)) >= total:
         raise RecipeError(f"{steps} steps begin beyond the schedule, as in the original: choose fewer, or another kind")
@@ -128,7 +138,7 @@ def check_guidance(guidance: float, interval: tuple[float, float]) -> None:
 
 def noise_share(scheduler: Any, step: Any) -> float:
     """The place of a timestep between no noise (0) and full noise (1), as a share of the schedule."""
-    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)  # whose timesteps count from 1
+    is_flow = isinstance(scheduler, FLOWS)  # whose timesteps count from 1
     return float(step if is_flow else step + 1) / scheduler.config.num_train_timesteps
 
 

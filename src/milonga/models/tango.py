@@ -155,10 +155,13 @@ class TangoPipeline(DiffusionPipeline):
         overlapping windows (`editing.Canvas`).
 
         Every clip's noise comes from its own seed, on the CPU and in float32. Guidance at or below 1 runs the U-Net on
-        half as much, and so does a step outside `interval`, whose ends are shares of the schedule from no
-        noise (0) to all of it (1) (Kynkäänniemi et al. 2024). A callback is given the tensors that it watches and
-        returns those that the next step starts from. Raises RecipeError for steps, guidance or latents that do not fit.
+        half as much, as a distilled one always runs, and so does a step outside `interval`, whose ends are shares of
+        the schedule from no noise (0) to all of it (1) (Kynkäänniemi et al. 2024). A callback is given the tensors that
+        it watches and returns those that the next step starts from. Raises RecipeError for steps, guidance or latents
+        that do not fit.
         """
+        from milonga.models.tango_denoiser import guidance_embedding, takes_guidance
+
         check_guidance(guidance, interval)
         scheduler = prepare_scheduler(self.scheduler, steps, self._execution_device)
         noise = generator if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -181,18 +184,25 @@ class TangoPipeline(DiffusionPipeline):
                     return changed.get("latents", current)
 
                 return canvas.sample(scheduler, noise_latents, noise, after_step)
-        text = self.encode_prompt([*against, *words] if guidance > 1 else words)  # the batch that guidance halves
+        scale, twice = None, guidance > 1
+        if takes_guidance(self.unet):  # distilled: it is told the scale, and needs no second pass
+            if any(against) or interval != ALWAYS:
+                raise RecipeError("a distilled model has no second pass: leave negative prompt and interval out")
+            scales = torch.full((len(words),), float(guidance), device=self._execution_device)
+            scale, twice = guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(self.unet.dtype), False
+        text = self.encode_prompt([*against, *words] if twice else words)  # the batch that guidance halves
         held = {"latents": noise_latents, "prompt_embeds": text[0], "prompt_mask": text[1]}
         with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             for number, step in enumerate(scheduler.timesteps):
                 inputs = model_input(scheduler, held["latents"], step)
-                guided = guidance > 1 and interval[0] < noise_share(scheduler, step) <= interval[1]
+                guided = twice and interval[0] < noise_share(scheduler, step) <= interval[1]
                 rows = slice(None) if guided else slice(-len(inputs), None)  # the conditional half alone
                 prediction = self.unet(
                     (torch.cat([inputs] * 2) if guided else inputs).to(self.unet.dtype),
                     step,
                     encoder_hidden_states=held["prompt_embeds"][rows],
                     encoder_attention_mask=held["prompt_mask"][rows],
+                    timestep_cond=scale,
                 ).sample.float()
                 if guided:  # classifier-free guidance: u + g·(c − u)
                     unguided, conditioned = prediction.chunk(2)

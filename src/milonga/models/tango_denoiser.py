@@ -23,7 +23,28 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 8  # clips that pass the VAE at once; results do not depend on it
 MARGIN = 1.0  # seconds beyond the trained duration that are resampled too, so that the filter ends outside
+GUIDANCE_WIDTH = 256  # of a guidance scale's embedding, as in diffusers' distilled models
+STUDENT_STEPS = 4  # that a distilled model is sampled with by default
 SMALL = 512  # positions of a latent up to which plain attention is faster in bfloat16 on a CPU
+
+
+def takes_guidance(unet: Any) -> bool:
+    """Whether a U-Net has an input for the guidance scale."""
+    return unet.config.get("time_cond_proj_dim") is not None
+
+
+def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
+    """Sines and cosines (B, width) of guidance scales (B,), as diffusers' pipelines embed them: of a thousand times the
+    scale less 1.
+    """
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    return get_timestep_embedding(1000 * (guidance.float() - 1), width, downscale_freq_shift=1)
+
+
+def as_student(pipe: "TangoPipeline") -> None:
+    """Sets the scheduler and the steps of a pipeline with a distilled U-Net."""
+    pipe.set_scheduler("lcm").register_to_config(steps=STUDENT_STEPS)
 
 
 class TangoDenoiser:
@@ -133,7 +154,36 @@ class TangoDenoiser:
         """The U-Net's answer, (B, C, H, W), in its own type."""
         unet = self.module if network is None else network
         states, mask = conditioning["states"], conditioning["mask"]
-        return unet(noisy, timesteps, encoder_hidden_states=states, encoder_attention_mask=mask).sample
+        scale = None
+        if "guidance" in conditioning:
+            scale = guidance_embedding(conditioning["guidance"], GUIDANCE_WIDTH).to(noisy.dtype)
+        return unet(
+            noisy, timesteps, encoder_hidden_states=states, encoder_attention_mask=mask, timestep_cond=scale
+        ).sample
+
+    @property
+    def guidance_input(self) -> bool:
+        """Whether the U-Net is told the guidance scale, as a distilled one is, and so needs no second pass for it."""
+        return takes_guidance(self.module)
+
+    def add_guidance_input(self) -> None:
+        """Gives the U-Net an input for the guidance scale (diffusers' `timestep_cond`) that has no effect yet."""
+        if self.guidance_input:
+            return
+        teacher = self.module
+        config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}  # those name defaults
+        unet = (
+            type(teacher)
+            .from_config(config | {"time_cond_proj_dim": GUIDANCE_WIDTH})
+            .to(teacher.device, teacher.dtype)
+            .eval()
+        )
+        torch.nn.init.zeros_(unet.time_embedding.cond_proj.weight)
+        unet.load_state_dict(teacher.state_dict(), strict=False)
+        self.module = unet
+        if self._pipe is not None:
+            self._pipe.register_modules(unet=unet)
+            as_student(self._pipe)
 
     def prepare(self, precision: Precision, shape: Sequence[int]) -> None:
         """Freezes what is not trained, and replaces torch's fused attention where it is slower: bfloat16 on a CPU with

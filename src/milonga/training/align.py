@@ -116,8 +116,12 @@ class AlignTrainer:
         """The model that is trained, loaded when it is first used."""
         if self._denoiser is None:
             from milonga.models.load import as_denoiser
+            from milonga.training.schedule import loss_spec
 
             self._denoiser = as_denoiser(self.model)
+            add_input: Any = getattr(self._denoiser, "add_guidance_input", None)
+            if add_input is not None and any(loss_spec(phase.loss).distils for phase in self.config.phases):
+                add_input()
         return self._denoiser
 
     @property

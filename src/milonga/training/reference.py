@@ -47,9 +47,13 @@ class FrozenCopy:
         self._precision: Precision = precision
 
     @torch.no_grad()
+    def predict(self, noisy: NoisyBatch) -> Tensor:
+        """The copy's predictions (M, *latent shape)."""
+        return noisy.predict(self._module, self._precision)
+
     def reference_errors(self, noisy: NoisyBatch, keys: Sequence[Key] = ()) -> tuple[Tensor, Tensor | None]:
         """A pass through the copy."""
-        predictions = noisy.predict(self._module, self._precision)
+        predictions = self.predict(noisy)
         return noisy.mse(predictions), predictions
 
 

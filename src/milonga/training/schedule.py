@@ -115,6 +115,9 @@ def check_training(
     if settings.prior_weight > 0 and examples.num_prior == 0:
         raise DataError("prior_weight is above zero but there are no real clips: give some, or set prior_weight = 0")
     first = examples.batch([0], 0)
+    distils = [loss_spec(phase.loss).distils for phase in phases]
+    if any(distils) and not all(distils):
+        raise RecipeError("a teacher is the model as given: distil in a training of its own, after the other phases")
     for phase in phases:
         spec = loss_spec(phase.loss)
         if spec.needs_loser and first.loser is None and not (spec.labels and first.desirable is not None):
@@ -130,6 +133,11 @@ def check_training(
         if spec.samples != (first.texts is not None):
             kind = "captions alone" if spec.samples else "clips, and these examples are captions alone"
             raise DataError(f"{phase.loss!r} needs {kind}")
+        if spec.distils and (settings.reference == "cached" or settings.lora_rank):
+            raise RecipeError(
+                f'{phase.loss!r} asks its teacher at each step and trains all weights: set reference = "copy" and '
+                "lora_rank = 0"
+            )
         if spec.needs_weights and first.weights is None:
             raise DataError(f"{phase.loss!r} weighs each example by a reward, but the examples have none: give weights")
     if settings.fsdp and settings.sample_every:

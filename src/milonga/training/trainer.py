@@ -28,6 +28,7 @@ from milonga.core.store import Run
 from milonga.data.examples import Examples
 from milonga.models.denoiser import Denoiser, module_hash
 from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
+from milonga.training.distil import DistilStep
 from milonga.training.distributed import Ranks
 from milonga.training.draft import DraftStep, check_scorers
 from milonga.training.monitor import (
@@ -194,7 +195,8 @@ class Trainer:
         reference: Reference | None = None
         compared = [loss_spec(phase.loss) for phase in self.phases]
         samples = any(spec.samples for spec in compared)
-        guarded = samples and settings.trust_region > 0
+        distils = any(spec.distils for spec in compared)
+        guarded = distils or (samples and settings.trust_region > 0)
         if self.val is not None or guarded or any(spec.needs_reference or spec.needs_old for spec in compared):
             reference = self._reference(ranks)
         if settings.gradient_checkpointing:
@@ -210,7 +212,10 @@ class Trainer:
         network = ranks.wrap(denoiser, settings.fsdp)
 
         parts = (denoiser, network, reference, self.examples, settings, self.seed, ranks, self.phases[0])
-        train_step = DraftStep(*parts, self.scorers, self.folder) if samples else TrainStep(*parts)
+        if samples:
+            train_step: TrainStep = DraftStep(*parts, self.scorers, self.folder)
+        else:
+            train_step = DistilStep(*parts) if distils else TrainStep(*parts)
         validation = None
         if self.val is not None and reference is not None:
             validation = Validation(denoiser, network, reference, self.val, settings, self.seed)
