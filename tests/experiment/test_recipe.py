@@ -96,7 +96,7 @@ ONE_SYSTEM = 'train.systems=[{name="a", phases=[{loss="sft", epochs=1}], %s}]'
     [
         ("settings = {bach_size = 2}", 'did you mean "train.systems.0.settings.batch_size"?'),
         ("settings = {batch_size = 0}", "train.systems.0.settings.batch_size = 0: must be greater"),
-        ('settings = {reference = "cached"}', "needs noise_samples_per_pair"),
+        ('settings = {old_policy = "ema"}', "needs ema"),
         ('strategies = ["2"]', 'train.systems: strategies = "2": must be one of 1'),
         ('data = "rewards", strategies = ["1"]', 'a is trained on "rewards"'),
     ],
@@ -106,9 +106,9 @@ def test_a_systems_own_settings_and_strategies_are_checked(changes, told):
 
 
 def test_a_systems_settings_must_suit_those_of_all():
-    text = MINIMAL + '[train]\nreference = "cached"\nnoise_samples_per_pair = 2\n'
-    told = mistake(text, ONE_SYSTEM % "settings = {noise_samples_per_pair = 0}")
-    assert told.startswith('x.toml: train: settings of a: reference = "cached" needs noise_samples_per_pair')
+    text = MINIMAL + '[train]\nold_policy = "ema"\nema = 0.5\n'
+    told = mistake(text, ONE_SYSTEM % "settings = {ema = 0.0}")
+    assert told.startswith('x.toml: train: settings of a: old_policy = "ema" needs ema')
 
 
 def test_a_systems_settings_take_the_place_of_those_of_all_and_survive_being_written():

@@ -95,6 +95,11 @@ def test_a_table_of_errors_that_was_cut_short_is_gone_on_with(tmp_path: Path, mo
     assert losses(rest) == losses(run(tmp_path / "other", settings))
 
 
+def test_a_table_has_a_draw_for_every_epoch_and_gives_the_numbers_of_a_copy(tmp_path: Path) -> None:
+    cached = losses(run(tmp_path / "cached", but(reference="cached")))
+    assert cached == pytest.approx(losses(run(tmp_path / "copy", but(reference="copy"))), rel=1e-5)
+
+
 def test_an_adapter_begins_as_the_base_and_only_it_is_trained(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     model = tiny.model()
@@ -286,7 +291,6 @@ def test_rewards_weigh_fine_tuning_and_are_asked_for(tmp_path: Path) -> None:
     [
         ({"loss_weighting": "released"}, "snr_gamma"),
         ({"loss_weighting": "epsilon", "snr_gamma": 5.0}, "two weights"),
-        ({"reference": "cached"}, "noise_samples_per_pair"),
         ({"fsdp": True, "lora_rank": 4}, "no LoRA"),
     ],
 )

@@ -220,10 +220,6 @@ class Settings(Record):
             raise ValueError(
                 f'loss_weighting = "{self.loss_weighting}" and snr_gamma are two weights: keep one of them'
             )
-        if self.reference == "cached" and self.noise_samples_per_pair == 0:
-            raise ValueError(
-                'reference = "cached" needs noise_samples_per_pair: how many noises and timesteps a pair has'
-            )
         if self.reference == "cached" and (self.trust_region or self.train_guidance > 1):
             raise ValueError(
                 'reference = "cached" stores errors alone: trust_region and train_guidance need its answers'

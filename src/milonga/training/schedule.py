@@ -50,6 +50,12 @@ def count_steps(phases: Sequence[Phase], examples: int, settings: Settings) -> i
     return sum(phase_steps(phase, examples, settings) for phase in phases)
 
 
+def count_epochs(phases: Sequence[Phase], examples: int, settings: Settings) -> int:
+    """The number of passes over the examples, begun ones included, through all phases."""
+    per_epoch = ceil(examples / _examples_per_step(settings))
+    return sum(ceil(phase_steps(phase, examples, settings) / per_epoch) for phase in phases)
+
+
 def steps(phases: Sequence[Phase], examples: int, settings: Settings, seed: int, start: int) -> Iterator[Step]:
     """All optimizer steps from number `start` on; each epoch's order depends on (seed, epoch) alone.
 

@@ -51,7 +51,16 @@ from milonga.training.reference import (
     add_adapter,
     save_and_merge,
 )
-from milonga.training.schedule import Step, check_plan, check_training, learning_rate, loss_spec, steps, training_plan
+from milonga.training.schedule import (
+    Step,
+    check_plan,
+    check_training,
+    count_epochs,
+    learning_rate,
+    loss_spec,
+    steps,
+    training_plan,
+)
 from milonga.training.step import StepOutput, TrainStep
 from milonga.training.validation import FIELDS, Validation
 
@@ -236,7 +245,9 @@ class Trainer:
             module = self.ref_model.module.eval()
             ranks.to_device(module)
         if settings.reference == "cached":
-            return CachedReference(self.folder, settings.noise_samples_per_pair, len(self.examples))
+            count = len(self.examples)
+            passes = settings.noise_samples_per_pair or count_epochs(self.phases, count, settings)
+            return CachedReference(self.folder, passes, count)
         if settings.lora_rank and self.ref_model is None:
             return AdapterDisabled(module, settings.precision)
         return FrozenCopy(module, settings.precision)
