@@ -93,9 +93,8 @@ import json, sys
 from milonga.models.load import pipeline
 pipe = pipeline("nano")
 print(json.dumps([name for name in {heavy} if name in sys.modules]))
-import torch._dynamo, scipy.stats
-from torch.distributed.tensor import DTensor
-assert isinstance(scipy.stats.norm.ppf(0.5), float) and isinstance(DTensor, type) and torch._dynamo.config is not None
+import scipy.special
+assert float(scipy.special.expit(0)) == 0.5
 """
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == []

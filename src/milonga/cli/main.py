@@ -98,7 +98,7 @@ def generate(
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="ddpm, ddim, dpm++, unipc or compat; for a flow model euler, dpm++ or unipc.",
+            help="ddpm, ddim, dpm++, unipc or compat; for a flow model euler, dpm++ or unipc; for a distilled one lcm.",
             show_default="the model's own",
         ),
     ] = None,
