@@ -65,13 +65,13 @@ class DistilStep(TrainStep):
         words = batch.conditioning
         if draws.dropped.any():
             words = words.replace(draws.dropped, denoiser.empty)
-        told = Conditioning(words)
+        informed = Conditioning(words)
         if self._informed:
-            told["guidance"] = scales.to(clip.device)
+            informed["guidance"] = scales.to(clip.device)
         gamma, weighting = settings.snr_gamma, settings.loss_weighting
         weights = process.weights(steps, weighting, gamma)
         student = NoisyBatch(
-            denoiser, noisy, process.shown(steps).to(clip.device), told, clip,
+            denoiser, noisy, process.shown(steps).to(clip.device), informed, clip,
             None if weights is None else weights.to(clip.device),
         )  # fmt: skip
 
