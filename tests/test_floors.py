@@ -10,8 +10,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "milonga"
 ROOMS = (
     ("core",),
     ("maths",),
-    ("nano",),
-    ("models", "scorers", "perturbers", "engines"),
+    ("nano", "perturbers"),
+    ("models", "scorers", "engines"),
     ("data",),
     ("preference", "training", "evaluation"),
     ("reports", "listening_test"),

@@ -104,3 +104,44 @@ def export(
     from milonga.studio.export import export as export_folder
 
     typer.echo(export_folder(folder, out, form))
+
+
+@listen.command("fit")
+@handle_errors
+def fit(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE]...", help="The rated clips: a run, folders (DIR or NAME=DIR), or a .csv."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to create; fit:DIR is the scorer's name.")
+    ] = Path("fit"),
+    ratings: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="People's ratings of the clips, as evaluate --against takes them."),
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(metavar="CSV", help="Columns clip and caption, for folders.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column to learn.", show_default="rel, else the first")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--pairs", metavar="RUN", help="Pairs to learn from, of a run or an export; may be repeated."),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option("--features", metavar="CLAP", help="A CLAP whose embeddings are the features; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of what is held out.", min=0)] = 0,
+) -> None:
+    """Learn a scorer from people's ratings and choices, and print how well it predicts people held out."""
+    from milonga.core.errors import RecipeError
+    from milonga.listening_test.fit import fit as fit_scorer
+
+    if not features:
+        raise RecipeError("a scorer is learnt on a CLAP's embeddings: give --features, such as laion-clap:FILE.pt")
+    if ratings and not sources:
+        raise RecipeError("--ratings are of clips: name them, as a run, folders or a table")
+    report = fit_scorer(sources or (), out, features, ratings, captions, scale, pairs or (), seed)
+    say(str(report))
+    typer.echo(f"fit:{out}")

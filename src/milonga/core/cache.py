@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache, wraps
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from milonga.core.errors import MilongaWarning
@@ -23,7 +23,7 @@ KEYS_PER_QUERY = 500  # below SQLite's limit
 
 def once(loader: Callable[P, T]) -> Callable[P, T]:
     """Caches a loader's last four results; threads that call it at the same time wait for one load."""
-    cached, lock = lru_cache(maxsize=4)(loader), Lock()
+    cached, lock = lru_cache(maxsize=4)(loader), RLock()
 
     @wraps(loader)
     def locked(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_WAIT = 120.0  # seconds that a server's Retry-After is obeyed for
-_NAME = re.compile(r"llm:(?P<model>\S+?)(?:@(?P<url>https?://\S+))?")
+_NAME = re.compile(r"(?P<model>\S+?)(?:@(?P<url>https?://\S+))?")
 _FILTERED = ("content_filter", "content_policy_violation")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model, as its server names it, and that server's base URL."""
+    """A model, as its server names it, that server's base URL, and the setting that names it, for messages."""
 
     model: str
     url: str = OPENAI
+    setting: str = "plan.perturber"
 
     @classmethod
-    def of(cls, name: str) -> "Endpoint":
-        """The endpoint in a perturber's name, `llm:MODEL` or `llm:MODEL@URL`.
+    def of(cls, name: str, kind: str = "llm", setting: str = "plan.perturber") -> "Endpoint":
+        """The endpoint in a model's name, `kind:MODEL` or `kind:MODEL@URL`, which `setting` holds.
 
         Raises RecipeError for another form, and for a URL with a password or a query: a run keeps its recipe, so a
         secret in it would be kept too.
         """
-        match = _NAME.fullmatch(name)
+        match = _NAME.fullmatch(name.removeprefix(f"{kind}:")) if name.startswith(f"{kind}:") else None
         if not match or ("@" in match["model"] and not match["url"]):  # "llm:x@localhost:8000" is no model of OpenAI's
-            raise RecipeError(
-                "plan.perturber: write a language model as llm:MODEL@URL, such as llm:qwen3@http://host/v1"
-            )
+            example = f"{kind}:qwen3@http://host/v1"
+            raise RecipeError(f"{setting}: write a language model as {kind}:MODEL@URL, such as {example}")
         url = (match["url"] or OPENAI).rstrip("/")
-        parts = _split(url)
+        parts = _split(url, setting)
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise RecipeError("plan.perturber: a URL with user, password or query would be kept; give MILONGA_LLM_KEY")
-        return cls(match["model"], url)
+            raise RecipeError(f"{setting}: a URL with user, password or query would be kept; give MILONGA_LLM_KEY")
+        return cls(match["model"], url, setting)
 
     def key(self, environment: Mapping[str, str] = os.environ) -> str:
         """The key for this server, "" for none.
@@ -67,12 +67,14 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said, why it may not serve ("" if it may), and the tokens it took."""
+    """What a model said, why it may not serve ("" if it may), the tokens it took, and where the server gives them the
+    log-probabilities of its first token's likeliest values."""
 
     text: str
     flaw: str
     tokens_in: int
     tokens_out: int
+    first: tuple[tuple[str, float], ...] = ()
 
 
 class NoAnswerError(Exception):
@@ -88,9 +90,23 @@ class _Message(BaseModel):
     refusal: str | None = None
 
 
+class _Token(BaseModel):
+    token: str
+    logprob: float
+
+
+class _Position(_Token):
+    top_logprobs: list[_Token] = []
+
+
+class _Logprobs(BaseModel):
+    content: list[_Position] | None = None
+
+
 class _Choice(BaseModel):
     message: _Message
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(BaseModel):
@@ -118,19 +134,18 @@ class Server:
         # How often and how soon to ask again is decided in one place, by the caller.
         self._client = OpenAI(api_key=key or "none", base_url=endpoint.url, timeout=timeout, max_retries=0)
 
-    def ask(self, words: str) -> Reply:
-        """The model's answer to one message.
+    def ask(self, words: str | list[dict[str, Any]], **options: Any) -> Reply:
+        """The model's answer to one message, a text or its parts; `options` are further fields of the request.
 
         Raises NoAnswerError where asking again may help, DataError where the server's filter refuses these words, and
         ServiceError where no question would be answered.
         """
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
+        create: Any = self._client.chat.completions.with_raw_response.create
         try:
-            raw = self._client.chat.completions.with_raw_response.create(
-                model=self.endpoint.model, messages=[{"role": "user", "content": words}]
-            )
-            return self._read(raw.http_response.content)
+            raw = create(model=self.endpoint.model, messages=[{"role": "user", "content": words}], **options)
+            return self._read(raw.http_response.content, bounded="max_tokens" in options)
         except APITimeoutError:
             failure: Exception = NoAnswerError("no answer in time")
         except APIConnectionError as error:
@@ -139,17 +154,19 @@ class Server:
             failure = self._failure(error)
         raise failure from None  # the client's errors hold the request, and that the key
 
-    def _read(self, body: bytes) -> Reply:
+    def _read(self, body: bytes, bounded: bool) -> Reply:
         try:
             answer = _Completion.model_validate_json(body)
         except ValidationError:
             raise NoAnswerError("an answer that is not a chat completion") from None
         choice, usage = answer.choices[0], answer.usage or _Usage()
         text, refusal = self._redact(choice.message.content or ""), self._redact(choice.message.refusal or "")
-        flaw = "it was cut off at the length limit" if choice.finish_reason == "length" else ""
+        positions = (choice.logprobs and choice.logprobs.content) or []
+        first = tuple((one.token, one.logprob) for one in (positions[0].top_logprobs if positions else ()))
+        flaw = "it was cut off at the length limit" if choice.finish_reason == "length" and not bounded else ""
         if refusal or choice.finish_reason == "content_filter":
             flaw = f"the model refused: {shortened(refusal or text or 'content filter')}"
-        return Reply(text, flaw, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+        return Reply(text, flaw, usage.prompt_tokens or 0, usage.completion_tokens or 0, first)
 
     def _failure(self, error: "APIStatusError") -> Exception:
         """The error of a status other than 200: whether a retry may help, and what to change."""
@@ -160,11 +177,13 @@ class Server:
             return DataError(f"the server's filter refused the caption: {message}")
         if code == "insufficient_quota":
             return ServiceError(f"{where}: no quota left: {message}; earlier answers are stored, so run again later")
+        if status == 400 and "logprob" in message.lower():
+            return DataError(f"{where}: gives no logprobs: {message}")
         if status in (408, 409, 425, 429) or status >= 500:
             return NoAnswerError(message, _retry_after(error.response.headers))
         if status in (401, 403):
             return ServiceError(f"{where}: the key is missing or refused: {message}; set MILONGA_LLM_KEY")
-        return ServiceError(f"{where}: {message}; check plan.perturber")
+        return ServiceError(f"{where}: {message}; check {self.endpoint.setting}")
 
     def _message(self, error: "APIStatusError") -> str:
         body: Any = error.body
@@ -189,8 +208,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
 
 
-def _split(url: str) -> Any:
+def _split(url: str, setting: str) -> Any:
     try:
         return urlsplit(url)
     except ValueError:
-        raise RecipeError("plan.perturber: what follows @ is no URL") from None
+        raise RecipeError(f"{setting}: what follows @ is no URL") from None

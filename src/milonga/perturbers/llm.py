@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import AliasChoices, Field, ValidationError
 
@@ -25,6 +25,7 @@ from milonga.perturbers.prompting import request, usable_captions
 
 PATIENCE = 3  # captions in a row without any answer, before the server counts as gone
 LONGEST_PAUSE = 60.0
+T = TypeVar("T")
 Check = Callable[[str], tuple[list[str], str]]  # an answer → its usable captions, or none and the problem
 
 
@@ -57,21 +58,101 @@ def named(name: str, asking: Asking | None = None) -> "LlmPerturber":
     return LlmPerturber(Endpoint.of(name), cache_folder("llm"), asking)
 
 
-class LlmPerturber:
-    """A `Perturber` that asks a language model; `llm:MODEL@URL` is its name. Threads may share it.
+class LanguageModel:
+    """A model that is asked through its server until an answer is usable; threads may share it.
 
-    `pause` is the first wait in seconds after a failure, doubled with each further one. Raises RecipeError when the
-    `openai` client is not installed.
+    `kind:MODEL@URL` is its name. `pause` is the first wait in seconds after a failure, doubled with each
+    further one. Raises RecipeError when the `openai` client is not installed.
     """
+
+    kind, unit = "llm", "captions"  # what is asked about, each by one or several requests
 
     def __init__(self, endpoint: Endpoint, cache: Path, asking: Asking | None = None, pause: float = 1.0) -> None:
         self.asking = asking or Asking()
-        self.name, self.concurrency = f"llm:{endpoint.model}@{endpoint.url}", self.asking.concurrency
+        self.name, self.concurrency = f"{self.kind}:{endpoint.model}@{endpoint.url}", self.asking.concurrency
         self._endpoint, self._cache, self._pause = endpoint, cache, pause
         self._server = Server(endpoint, endpoint.key(), self.asking.timeout)
         self._stopped, self._lock = Event(), Lock()
         self._busy: defaultdict[str, Lock] = defaultdict(Lock)
         self._spent, self._silent, self._reason = Spent(), 0, f"{self.name}: stopped"
+
+    def stop(self) -> None:
+        """Ends waits and further attempts; a request in progress ends with its answer or its time-out."""
+        self._stopped.set()
+
+    def spent(self) -> dict[str, Any]:
+        """Requests and tokens so far, failed attempts included, and their cost where both prices are known."""
+        spent, asking = self._spent, self.asking
+        cost = None
+        if asking.price_in is not None and asking.price_out is not None:
+            cost = (spent.tokens_in * asking.price_in + spent.tokens_out * asking.price_out) / 1e6
+        return {"perturber": self.name, **asdict(spent), "cost": cost}
+
+    def _from_server(
+        self, ask: Callable[[str], Reply], check: Callable[[Reply], tuple[T, str]], seed: int
+    ) -> tuple[T, Reply]:
+        """Asks until an answer is usable: at once after a bad answer, after a growing pause after none."""
+        problem, failure, answered = "", "", False
+        for attempt in range(self.asking.attempts):
+            try:
+                reply = ask(problem)
+            except NoAnswerError as error:
+                failure = str(error)
+                if attempt + 1 < self.asking.attempts:
+                    self._rest(attempt, error.wait, seed)
+                continue
+            answered = True
+            result, problem = check(reply)
+            problem = reply.flaw or problem
+            failure = problem
+            if not problem:
+                return result, reply
+        if not answered:
+            self._note_silence(failure)
+        raise DataError(f"{self.name}: refused after {self.asking.attempts} attempts: {failure}")
+
+    def _ask(self, message: str | list[dict[str, Any]], **options: Any) -> Reply:
+        if self._stopped.is_set():
+            raise ServiceError(self._reason)
+        self._count(requests=1)
+        try:
+            reply = self._server.ask(message, **options)
+        except ServiceError as error:
+            raise self._ended(str(error)) from None
+        self._count(tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
+        with self._lock:
+            self._silent = 0
+        return reply
+
+    def _rest(self, attempt: int, wanted: float | None, seed: int) -> None:
+        spread = 0.5 + derive_seed(seed, attempt) % 1000 / 1000  # callers that failed together come back apart
+        own = min(self._pause * 2**attempt * spread, LONGEST_PAUSE)
+        self._stopped.wait(own if wanted is None else wanted + self._pause * (spread - 0.5))
+
+    def _note_silence(self, failure: str) -> None:
+        with self._lock:
+            self._silent += 1
+            gone = self._silent >= PATIENCE
+        if gone:
+            raise self._ended(
+                f"{self.name} left {PATIENCE} {self.unit} in a row without an answer ({failure}); earlier answers are "
+                "stored: run again when the server is well"
+            )
+
+    def _ended(self, reason: str) -> ServiceError:
+        """The error that ends all requests: every other thread raises it too, with the same cause."""
+        with self._lock:
+            self._reason = self._reason if self._stopped.is_set() else reason
+            self._stopped.set()
+            return ServiceError(self._reason)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self._spent = replace(self._spent, **{name: getattr(self._spent, name) + n for name, n in more.items()})
+
+
+class LlmPerturber(LanguageModel):
+    """A `Perturber` that asks a language model; `llm:MODEL@URL` is its name."""
 
     def perturb(self, prompt: Prompt, count: int, temporal: bool, seed: int) -> list[str]:
         """`count` distinct wrong captions, from the cache or the server; `seed` only spreads the waits.
@@ -95,25 +176,13 @@ class LlmPerturber:
         with busy:  # the same request twice is sent once
             captions = self._from_cache(path, check)
             if not captions:
-                captions, reply = self._from_server(ask, check, seed)
+                captions, reply = self._from_server(ask, lambda reply: check(reply.text), seed)
                 answer = Answer(
                     url=self._endpoint.url, model=self._endpoint.model, request=first, count=count, answer=reply.text,
                     tokens_in=reply.tokens_in, tokens_out=reply.tokens_out,
                 )  # fmt: skip
                 write_json(path, answer.model_dump())
             return captions
-
-    def stop(self) -> None:
-        """Ends waits and further attempts; a request in progress ends with its answer or its time-out."""
-        self._stopped.set()
-
-    def spent(self) -> dict[str, Any]:
-        """Requests and tokens so far, failed attempts included, and their cost where both prices are known."""
-        spent, asking = self._spent, self.asking
-        cost = None
-        if asking.price_in is not None and asking.price_out is not None:
-            cost = (spent.tokens_in * asking.price_in + spent.tokens_out * asking.price_out) / 1e6
-        return {"perturber": self.name, **asdict(spent), "cost": cost}
 
     def _from_cache(self, path: Path, check: Check) -> list[str]:
         """The captions of a cached answer; none where there is no usable one, so that the model is asked."""
@@ -127,65 +196,6 @@ class LlmPerturber:
         if captions:
             self._count(cached=1, cached_tokens_in=cached.tokens_in, cached_tokens_out=cached.tokens_out)
         return captions
-
-    def _from_server(self, ask: Callable[[str], Reply], check: Check, seed: int) -> tuple[list[str], Reply]:
-        """Asks until an answer is usable: at once after a bad answer, after a growing pause after none."""
-        problem, failure, answered = "", "", False
-        for attempt in range(self.asking.attempts):
-            try:
-                reply = ask(problem)
-            except NoAnswerError as error:
-                failure = str(error)
-                if attempt + 1 < self.asking.attempts:
-                    self._rest(attempt, error.wait, seed)
-                continue
-            answered = True
-            captions, problem = ([], reply.flaw) if reply.flaw else check(reply.text)
-            failure = problem
-            if captions:
-                return captions, reply
-        if not answered:
-            self._note_silence(failure)
-        raise DataError(f"{self.name}: refused after {self.asking.attempts} attempts: {failure}")
-
-    def _ask(self, message: str) -> Reply:
-        if self._stopped.is_set():
-            raise ServiceError(self._reason)
-        self._count(requests=1)
-        try:
-            reply = self._server.ask(message)
-        except ServiceError as error:
-            raise self._ended(str(error)) from None
-        self._count(tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
-        with self._lock:
-            self._silent = 0
-        return reply
-
-    def _rest(self, attempt: int, wanted: float | None, seed: int) -> None:
-        spread = 0.5 + derive_seed(seed, attempt) % 1000 / 1000  # callers that failed together come back apart
-        own = min(self._pause * 2**attempt * spread, LONGEST_PAUSE)
-        self._stopped.wait(own if wanted is None else wanted + self._pause * (spread - 0.5))
-
-    def _note_silence(self, failure: str) -> None:
-        with self._lock:
-            self._silent += 1
-            gone = self._silent >= PATIENCE
-        if gone:
-            raise self._ended(
-                f"{self.name} left {PATIENCE} captions in a row without an answer ({failure}); earlier answers are "
-                "stored: run again when the server is well"
-            )
-
-    def _ended(self, reason: str) -> ServiceError:
-        """The error that ends all requests: every other thread raises it too, with the same cause."""
-        with self._lock:
-            self._reason = self._reason if self._stopped.is_set() else reason
-            self._stopped.set()
-            return ServiceError(self._reason)
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            self._spent = replace(self._spent, **{name: getattr(self._spent, name) + n for name, n in more.items()})
 
 
 def perturber(name: str, asking: Asking | None = None) -> Perturber:

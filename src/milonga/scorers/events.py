@@ -41,7 +41,8 @@ class FrameTagger(Protocol):
 class EventScorer:
     """A `Scorer` of clips by the events that `tagger` detects; `read` gives a caption's scene of the tagger's classes.
 
-    `kin` gives the group of a class: a class is never counted as an extra sound beside one of its group.
+    `kin` gives the group of a class: a class is never counted as an extra sound beside one of its group. With
+    `arithmetic` the score is the plain mean of the probabilities, as the rubric of an audio model is.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class EventScorer:
         tagger: FrameTagger,
         read: Callable[[str], Scene | None],
         kin: Mapping[str, str] | None = None,
+        arithmetic: bool = False,
     ) -> None:
         self.name = name
         self.tagger = tagger
         self.read = read
         self.kin = dict(kin or {})
+        self.arithmetic = arithmetic
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
         """The score of each clip against its text, shape (N,); NaN where no sound of the text can be read."""
@@ -63,7 +66,7 @@ class EventScorer:
         for posterior, text in zip(self.tagger.posteriors(clips), texts, strict=True):
             logits = torch.logit(torch.from_numpy(posterior).double(), eps=1e-12)
             answers = self._answers(logits.clamp(-BOUND, BOUND), scenes[text])
-            scores.append(float(answers.mean().exp()))
+            scores.append(float(answers.exp().mean() if self.arithmetic else answers.mean().exp()))
         return np.array(scores, dtype=np.float64)
 
     def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:

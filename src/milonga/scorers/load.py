@@ -4,8 +4,10 @@ LAION's is named `laion-clap:PATH[@WINDOWS]`, PATH being LAION's own `.pt`, or a
 transformers' layout. A `.pt` is converted once, to safetensors in the cache, under its hash: it is read as a file of
 tensors and never run.
 
-Events are named `events:TAGGER`: TAGGER is a tagger of nano's world by name or folder, or the file of Cnn14's weights
-at 16 kHz, for AudioSet's sounds.
+What `listen fit` learnt from people is named `fit:FOLDER`. A caption's yes/no questions are `rubric:TAGGER`, or
+`rubric:MODEL@URL` where an audio model answers them through an OpenAI-compatible server. Events are named
+`events:TAGGER`: TAGGER is a tagger of nano's world by name or folder, or the file of Cnn14's weights at 16 kHz, for
+AudioSet's sounds. `audiobox-aesthetics[:AXIS]` is of the package of that name.
 """
 
 import re
@@ -26,11 +28,16 @@ from milonga.core.weights import fingerprint as weights_fingerprint
 
 if TYPE_CHECKING:
     from milonga.scorers.events import EventScorer
+    from milonga.scorers.fitted import FittedScorer
     from milonga.scorers.laion_clap import LaionClap
+    from milonga.scorers.rubric import RubricScorer
     from milonga.scorers.tagger import EventTagger
 
 PREFIX = "laion-clap:"
 EVENTS = "events:"
+FIT = "fit:"
+RUBRIC = "rubric:"
+AESTHETICS = "audiobox-aesthetics"
 SHORT = {"nano-events": "events:nano-tagger-b"}
 TOKENIZER = "FacebookAI/roberta-base"
 WINDOWS = re.compile(r"@(first|mean|random:\d+)$")
@@ -47,6 +54,14 @@ def scorer(name: str) -> Any:
     """
     if tagger_of(name):
         return event_scorer(name)
+    if name.startswith(FIT):
+        return fitted_scorer(name)
+    if name.startswith(RUBRIC):
+        return rubric_scorer(name)
+    if name.partition(":")[0] == AESTHETICS:
+        from milonga.scorers.aesthetics import AestheticsScorer
+
+        return AestheticsScorer(name)
     if not name.startswith(PREFIX) and CLASS.fullmatch(name):
         return class_scorer(name)
     from milonga.scorers.clap import load_clap
@@ -61,9 +76,10 @@ def scorer(name: str) -> Any:
 
 
 def tagger_of(name: str) -> str:
-    """The tagger of an events scorer's name; "" for another scorer."""
+    """The tagger of an events or rubric scorer's name; "" for another scorer."""
     name = SHORT.get(name, name)
-    return name.removeprefix(EVENTS) if name.startswith(EVENTS) else ""
+    by_tagger = name.startswith(EVENTS) or (name.startswith(RUBRIC) and "@http" not in name)
+    return name.partition(":")[2] if by_tagger else ""
 
 
 def event_scorer(name: str) -> "EventScorer":
@@ -73,10 +89,32 @@ def event_scorer(name: str) -> "EventScorer":
     from milonga.scorers.events import EventScorer
     from milonga.scorers.panns import load_panns
 
-    own = tagger_of(name)
+    own, arithmetic = tagger_of(name), name.startswith(RUBRIC)
     if Path(own).suffix in (*WEIGHTS, ".pth"):
-        return EventScorer(name, AudioSetTagger(load_panns(Path(own))), read_sounds, KIN)
-    return EventScorer(name, tagger(own), read_scene)
+        return EventScorer(name, AudioSetTagger(load_panns(Path(own))), read_sounds, KIN, arithmetic)
+    return EventScorer(name, tagger(own), read_scene, arithmetic=arithmetic)
+
+
+def rubric_scorer(name: str) -> "RubricScorer":
+    """The scorer by an audio model, with its answers in the user's cache. Raises RecipeError for another name, or where
+    the `openai` client is not installed."""
+    from milonga.perturbers.endpoint import Endpoint
+    from milonga.scorers.rubric import RubricScorer
+
+    return RubricScorer(Endpoint.of(name, "rubric", "the scorer's name"), cache_folder("rubric"))
+
+
+def fitted_scorer(name: str) -> "FittedScorer":
+    """The scorer that `listen fit` wrote. Raises CheckpointError for another folder, or where the weights of one of its
+    embedders are not those that it was fitted on."""
+    from milonga.scorers.fitted import FittedScorer, load_head, read_facts
+
+    folder = Path(name.removeprefix(FIT))
+    embedders = read_facts(folder)["embedders"]
+    for own, digest in embedders.items():
+        if fingerprint(own) != digest:
+            raise CheckpointError(f"{name}: {own} has other weights than those that it was fitted on; fit it again")
+    return FittedScorer(name, [scorer(own) for own in embedders], load_head(folder))
 
 
 def class_scorer(name: str) -> Any:
@@ -107,6 +145,13 @@ def fingerprint(name: str) -> str:
     if own := tagger_of(name):
         path = Path(own)
         return content_id(EVENTS, file_hash(path) if path.is_file() else weights_fingerprint(own))
+    if name.partition(":")[0] == AESTHETICS or (name.startswith(RUBRIC) and not tagger_of(name)):
+        return content_id(name)  # the weights are a package's or a server's own
+    if name.startswith(FIT):
+        from milonga.scorers.fitted import HEAD, read_facts
+
+        folder = Path(name.removeprefix(FIT))
+        return content_id(FIT, read_facts(folder)["embedders"], file_hash(folder / HEAD))
     if not name.startswith(PREFIX) and CLASS.fullmatch(name):
         origin = getattr(find_spec(name.partition(":")[0]), "origin", None)
         if origin is None or not Path(origin).is_file():
