@@ -224,3 +224,16 @@ def test_the_inception_score_of_draws_takes_every_clip_of_a_caption() -> None:
     own = np.random.default_rng(5).integers(30, size=(3, 30))
     expected = [inception_draws(logits, np.stack([draw, draw + 30], 1).reshape(1, -1), 10)[0] for draw in own]
     assert get_metric("is").draws(rows, None, own, own) == pytest.approx(expected)
+
+
+def test_the_headline_is_a_family_of_its_own_where_events_are_measured() -> None:
+    """Holm counts the headline's comparisons alone for the headline, and all of them for the other metrics."""
+    events = Metric("told", "Told", lambda value, real, prompt: float(value), "events", headline=True)
+    judge = Metric("judged", "Judged", needs="score", headline=True)
+    others = [Metric(f"other {n}", f"Other {n}", needs="score") for n in range(6)]
+    systems = [replace(one, columns=one.columns | {"events": one.columns["score"]}) for one in (BAD, GOOD)]
+    rows = {row.metric: row for row in comparisons(systems, [events, judge, *others], plan())}
+    assert rows["judged"].holm == pytest.approx(2 * rows["judged"].p)  # as many as the headline has
+    assert rows["other 0"].holm == pytest.approx(8 * rows["other 0"].p)
+    alone = {row.metric: row for row in comparisons(systems, [judge, *others], plan())}
+    assert alone["judged"].holm == pytest.approx(7 * alone["judged"].p)  # without events there is one family

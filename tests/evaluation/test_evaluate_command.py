@@ -73,7 +73,7 @@ def milonga(*words: Any):
 def test_systems_against_a_reference_as_json_and_as_one_page(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [root / "far", root / "near", root / "real", "--captions", root / "captions.csv", "--split", "kind"]
-    done = milonga(*words, "--weights", "nano", "--resamples", 100, "--out", out, "--json")
+    done = milonga(*words, "--weights", "nano", "--resamples", 100, "--out", out, "--audio", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     found = {(row["system"], row["split"], row["metric"]): row for row in told["summary"]}
@@ -91,7 +91,17 @@ def test_systems_against_a_reference_as_json_and_as_one_page(root: Path, tmp_pat
     assert json.loads((out / "summary.json").read_text()) == told["summary"]
     page = (out / "leaderboard.html").read_text(encoding="utf-8")
     assert page.count("<article") == COUNT
-    assert page.count("<audio") == 3 * COUNT
+    clips = re.findall(r'<audio [^>]*src="(audio/[^"]+)"', page)
+    assert len(clips) == 3 * COUNT
+    assert all((out / clip).is_file() for clip in clips)
+    assert len(page) < 3_000_000
+    assert page.index(">near<", page.index("Table 3")) < page.index(">far<", page.index("Table 3"))  # by mean rank
+    ranks = {row["system"]: row for row in csv.DictReader((out / "tables/overall.csv").open(encoding="utf-8"))}
+    assert float(ranks["near"]["mean_rank"]) < float(ranks["far"]["mean_rank"])
+    assert float(ranks["near"]["kl"]) == found["near", "overall", "kl"]["value"]
+    assert ranks["reference"]["mean_rank"] == ranks["near"]["fd_low"] == ""
+    latex = (out / "tables/kind-low.tex").read_text(encoding="utf-8")
+    assert latex.count(r" \\") == 4  # a head, two systems, the real clips
     assert CAPTIONS[0] in page
     assert "<option>kind: low</option>" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -24,7 +24,7 @@ def page(run: Path) -> str:
 def test_the_claim_names_what_got_better_worse_or_neither(page: str) -> None:
     headline = re.search(r"<h1>(.*?)</h1>", page, re.S)
     assert headline is not None
-    assert headline[1].startswith("On 400 captions, aligned fits its captions better than base: judge CLAP +0.029")
+    assert headline[1].startswith("On 400 captions, aligned is better than base: exact match +9.9 points")
     assert headline[1].endswith("worse: FD +0.30 [+0.06, +0.54].")
     assert re.search(r'<section class="finding neither">(?:(?!</section>).)*<li>KL', page, re.S)
 

@@ -75,12 +75,14 @@ SOURCES = typer.Argument(
 REFERENCE = typer.Option(metavar="DIR", help="Real clips; all folders before are then systems.")
 CAPTIONS = typer.Option(metavar="CSV", help="Columns clip and caption, and any to split by.")
 OUT = typer.Option(metavar="DIR", help="Write summary, comparisons and leaderboard.html there.")
+AUDIO = typer.Option("--audio", help="With --out: write clips to listen to beside the leaderboard.")
 JSON = typer.Option("--json", help="For programs.")
 
 
 def _evaluate(
-    sources: list[str], reference: Path | None, captions: Path | None, out: Path | None, as_json: bool, **options: Any
-) -> None:
+    sources: list[str], reference: Path | None, captions: Path | None, out: Path | None, audio: bool, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Evaluate systems' clips: Tables 3 to 5 with 95 % intervals, paired differences, and their protocol."""
     from milonga.evaluation.evaluate import evaluate
     from milonga.evaluation.formatting import as_json as to_json
@@ -89,7 +91,7 @@ def _evaluate(
     result = evaluate(sources, reference, captions, EvalConfig.of(options))
     typer.echo(to_json(result) if as_json else str(result))
     if out is not None:
-        say(f"leaderboard: {save_evaluation(result, out)}")
+        say(f"leaderboard: {save_evaluation(result, out, audio)}")
 
 
 def _signature() -> inspect.Signature:
@@ -111,6 +113,7 @@ def _signature() -> inspect.Signature:
         rows.append(parameter(one.name, Annotated[kind, typer.Option(*flags, **settings)], default))
     rows += [
         parameter("out", Annotated[Path | None, OUT], None),
+        parameter("audio", Annotated[bool, AUDIO], False),
         parameter("as_json", Annotated[bool, JSON], False),
     ]
     return inspect.Signature(rows, return_annotation=None)

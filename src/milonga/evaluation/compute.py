@@ -94,8 +94,9 @@ class Numbers:
     def comparisons(self, advance: Advance = no_progress) -> list[Comparison]:
         """Differences of every two systems (later − earlier) over the prompts that both have, with Holm's p.
 
-        Holm corrects for all comparisons of a split. A system is `better` where the interval excludes zero and
-        Holm's p is at most 0.05.
+        Where events are measured, the headline metrics are a family of their own that Holm corrects for; the other
+        metrics are corrected for all comparisons of the split. A system is `better` where the interval excludes zero
+        and Holm's p is at most 0.05.
         """
         rows = []
         for split, keys in self.plan.splits.items():
@@ -106,7 +107,11 @@ class Numbers:
                     advance(1)
                     if difference is not None:
                         family.append((metric, a.name, b.name, difference))
-            adjusted = statistics.holm([difference.p for *_, difference in family])
+            p_values = np.array([difference.p for *_, difference in family])
+            adjusted = statistics.holm(p_values)
+            leads = np.array([metric.headline for metric, *_ in family], dtype=bool)
+            if any(metric.headline and metric.feature == "events" for metric, *_ in family):
+                adjusted[leads] = statistics.holm(p_values[leads])
             for (metric, a, b, difference), p in zip(family, adjusted.tolist(), strict=True):
                 winner = replace(difference, p=p).better(higher=metric.higher)
                 rows.append(

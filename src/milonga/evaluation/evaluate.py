@@ -264,7 +264,7 @@ class Features:
         rows = [row for row in rows if row.feature in self.stamps]
         rows = [row for row in rows if row.default or (row.name == "kl_sigmoid" and self.config.sigmoid)]
         others = [scorer_metric(column) for column in self.stamps if column.startswith(("clap ", "score "))]
-        place = sum(row.name == "clap" for row in rows)
+        place = next((number + 1 for number, row in enumerate(rows) if row.name == "clap"), 0)
         return rows[:place] + others + rows[place:]
 
     def _stored(self) -> tuple[list[Any], str | None]:

@@ -73,7 +73,7 @@ def _cell(row: Summary | None, metric: Metric) -> str:
 
 
 def _differences(rows: Sequence[Comparison], sources: Mapping[str, str]) -> list[str]:
-    lines = ["differences over the same prompts, 95 % intervals; p by Holm over all of a split"]
+    lines = ["differences over the same prompts, 95 % intervals; p by Holm"]
     for row in rows:
         metric = metrics_named([row.metric], sources)[0]
         outcome = NOT_SIGNIFICANT if row.better == "neither" else f"{row.better} is better"

@@ -1,6 +1,6 @@
 """The claim: one sentence from the comparisons of two systems, which names every metric and its verdict.
 
-Verdicts follow Holm's p over all comparisons of the split, so the sentence holds for all of its metrics together.
+Verdicts follow Holm's p over the headline metrics of the split, and of other metrics over all of its comparisons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class Claim:
 def claim(rows: Mapping[str, Comparison], sources: Mapping[str, str] | None = None) -> Claim | None:
     """The claim behind comparisons by metric (`formatting.compared`); None where there is nothing to compare.
 
-    The first metric of the tables that was compared leads (CLAP where it exists); the others follow by verdict.
+    The first metric of the tables with a significant difference leads, else the first; the others follow by verdict.
     """
     if not rows:
         return None
@@ -63,13 +63,16 @@ def claim(rows: Mapping[str, Comparison], sources: Mapping[str, str] | None = No
         row = rows[metric.name]
         change, interval = metric.format_change(row.difference), metric.format_interval(row.low, row.high, signed=True)
         findings.append(Finding(metric.title, f"{metric.title} {change} {interval}".strip(), verdict(row)))
-    first, lead = rows[metrics[0].name], findings[0]
+    place = next((n for n, finding in enumerate(findings) if finding.verdict != "neither"), 0)
+    metric, lead = metrics[place], findings.pop(place)
+    first = rows[metric.name]
     words = (LEAD if first.metric == "clap" else LEAD_OTHER)[lead.verdict].format(a=first.a, b=first.b)
-    interval = metrics[0].format_interval(first.low, first.high, signed=True) or "not known"
-    change = metrics[0].format_change(first.difference)
+    interval = metric.format_interval(first.low, first.high, signed=True) or "not known"
+    change = metric.format_change(first.difference)
     start = f"On {first.n:,} captions, {words}: {_inside(lead.title)} {change}, 95 % interval {interval}"
-    significant = [finding for finding in findings[1:] if finding.verdict != "neither"]
-    sentence, headline = (start + _rest(others, lead.verdict) + "." for others in (findings[1:], significant))
+    significant = [finding for finding in findings if finding.verdict != "neither"]
+    sentence, headline = (start + _rest(others, lead.verdict) + "." for others in (findings, significant))
+    findings.insert(place, lead)
     return Claim(first.a, first.b, lead.verdict, sentence, headline, tuple(findings))
 
 

@@ -81,9 +81,12 @@ class Card:
 
 def gallery(view: EvaluationView, order: list[str], subject: str) -> list[Card]:
     """Cards for up to CARDS prompts of which every system has a clip; fewer where BUDGET bytes hold fewer."""
+    read_clips = view.read_clips
+    if read_clips is None:
+        return []
     systems = [name for name in order if name in view.clips]
     picked = list(islice(_picks(view, systems, subject), CARDS))
-    audio = {name: view.read_clips(name, {view.clips[name][key].id for key, _ in picked}) for name in systems}
+    audio = {name: read_clips(name, {view.clips[name][key].id for key, _ in picked}) for name in systems}
     cards: list[Card] = []
     for prompt_id, reason in picked:
         card = _card(view, systems, subject, prompt_id, reason, audio)
@@ -133,7 +136,8 @@ def _card(
 ) -> Card:  # fmt: skip
     prompt = view.prompts[prompt_id]
     clips = {name: view.clips[name][prompt_id] for name in systems}
-    players = [_player(name, clips[name], prompt, audio[name]) for name in systems if clips[name].id in audio[name]]
+    players = [_player(view, name, clips[name], prompt, audio[name]) for name in systems
+               if clips[name].id in audio[name]]  # fmt: skip
     score, gain = _keys(view, subject)
     requests = {clips[name].id for name in systems if name != "reference"}
     return Card(prompt, reason, players, score(prompt_id), gain(prompt_id), scene_labels(prompt), len(requests) == 1)
@@ -144,17 +148,18 @@ def scene_labels(prompt: Prompt) -> list[str]:
     return list(dict.fromkeys(label for group in prompt.scene or () for label in group))
 
 
-def _player(system: str, view: ClipView, prompt: Prompt, audio: dict[str, bytes]) -> Player:
-    clip = from_flac(audio[view.id])
-    verdict, good = faults_of(prompt, view.events)
-    spoken = ", ".join(f"{e.label} {e.onset:.1f} to {e.offset:.1f} seconds" for e in view.events) or "nothing"
+def _player(view: EvaluationView, system: str, own: ClipView, prompt: Prompt, audio: dict[str, bytes]) -> Player:
+    data, place = audio[own.id], view.place_clip
+    clip = from_flac(data)
+    verdict, good = faults_of(prompt, own.events)
+    spoken = ", ".join(f"{e.label} {e.onset:.1f} to {e.offset:.1f} seconds" for e in own.events) or "nothing"
     return Player(
         system=system,
-        audio=data_uri(audio[view.id], "audio/flac"),
+        audio=place(system, own.id, data) if place else data_uri(data, "audio/flac"),
         picture=data_uri(mel_picture(clip), "image/png"),
         seconds=clip.seconds,
-        clap=f"{view.clap:.2f}".replace("-", "−") if math.isfinite(view.clap) else "–",
-        lanes=lanes(prompt, view.events, clip.seconds),
+        clap=f"{own.clap:.2f}".replace("-", "−") if math.isfinite(own.clap) else "–",
+        lanes=lanes(prompt, own.events, clip.seconds),
         verdict=verdict,
         good=good,
         spoken=f"detected: {spoken}",

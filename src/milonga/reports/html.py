@@ -1,7 +1,8 @@
 """The page of an evaluation, and the report of a run, which adds its pairs, training, recipe and manifest.
 
 One self-contained HTML file: style and script are inline, audio and pictures are data URIs, and a content security
-policy allows nothing else. Text from the run is escaped everywhere. The same run gives the same bytes.
+policy allows nothing else but clips beside a leaderboard that was asked for them. Text from the run is escaped
+everywhere. The same run gives the same bytes.
 """
 
 import tomllib
@@ -43,14 +44,14 @@ def page(view: EvaluationView, run: RunMaterial | None = None) -> str:
         + [name for row in view.comparisons for name in (row.b, row.a)]
         + [*(run.training if run else ()), *view.clips]
     )
-    content = evaluation_content(view, systems) | (run_content(run, systems) if run else {})
+    content = evaluation_content(view, systems, ranked=run is None) | (run_content(run, systems) if run else {})
     # Style and script are this package's own files, not data of the run.
     return pages.get_template("page.html").render(
         style=Markup(style), script=Markup(script), digest=digest, whole=run is not None, **content
     )
 
 
-def evaluation_content(view: EvaluationView, systems: list[str]) -> dict[str, Any]:
+def evaluation_content(view: EvaluationView, systems: list[str], ranked: bool = False) -> dict[str, Any]:
     """What the page shows of an evaluation, by name; empty lists stand for parts that are not there yet."""
     subject = subject_of(systems, view.baseline)
     others = [name for name in systems if name not in (view.baseline, "reference", subject)]
@@ -66,7 +67,9 @@ def evaluation_content(view: EvaluationView, systems: list[str]) -> dict[str, An
         "colours": {name: place % tables.COLOURS for place, name in enumerate(systems)},
         "claims": [sentence for rows in pairs if (sentence := claim(rows, view.sources))],
         "headlines": [(split_words(split), tables.headline(view, split, systems)) for split in splits],
-        "tables": tables.result_tables(view),
+        "tables": tables.result_tables(view, ranked),
+        "splits": list(dict.fromkeys(row.split for row in view.summaries)),
+        "files": view.files,
         "cards": cards,
         "clap_title": view.sources.get("clap_title", "CLAP"),
         "tags": sorted({tag for card in cards for tag in card.prompt.tags}),

@@ -1,13 +1,15 @@
 """`milonga.evaluate`, and the page of its result: tables, plots, pictures and players."""
 
-from dataclasses import fields
+import re
+from dataclasses import fields, replace
 from math import nan
 from pathlib import Path
 from typing import Any
 
 from milonga.core.audio import flac_bytes
+from milonga.core.ids import content_id
 from milonga.core.records import Clip, Prompt
-from milonga.core.store import write_json, write_text
+from milonga.core.store import write_bytes, write_json, write_text
 from milonga.evaluation import EvalConfig
 from milonga.evaluation.evaluate import Evaluation
 from milonga.evaluation.evaluate import evaluate as run_evaluation
@@ -16,14 +18,15 @@ from milonga.evaluation.formatting import OVERALL, agreement_tables, plain_rows
 from milonga.evaluation.inputs import REFERENCE, AudioRef
 from milonga.reports.html import page
 from milonga.reports.material import ClipView, EvaluationView
+from milonga.reports.tables import csv_table, latex_table
 
 
 class EvaluationResult(Evaluation):
     """An evaluation's `summaries`, `comparisons` and `warnings`; prints as the command's table; can be saved."""
 
-    def save(self, folder: Path | str) -> Path:
+    def save(self, folder: Path | str, audio: bool = False) -> Path:
         """Writes the result into a folder (`save_evaluation`); gives the page's path."""
-        return save_evaluation(self, Path(folder))
+        return save_evaluation(self, Path(folder), audio)
 
 
 def evaluate(
@@ -31,6 +34,7 @@ def evaluate(
     reference: Path | str | None = None,
     captions: Path | str | None = None,
     out: Path | str | None = None,
+    audio: bool = False,
     **options: Any,
 ) -> EvaluationResult:
     """Evaluates systems' clips, as the command `milonga evaluate` does.
@@ -39,7 +43,8 @@ def evaluate(
     names none), or one CSV; `captions` is a CSV with the columns clip and caption. `options` are the fields of
     `evaluation.EvalConfig`: `weights`, `metrics` (names, or `Metric` objects), `scorers` (names, or objects with `name`
     and `score(clips, texts)`; also `claps`), `tagger`, `panns`, `vggish`, `seed`, … With `out`, the result is saved
-    there. Raises a MilongaError in one line for what cannot be evaluated, audio without named weights among it.
+    there, with `audio` clips to listen to as well. Raises a MilongaError in one line for what cannot be evaluated,
+    audio without named weights among it.
     """
     if "claps" in options:
         options["scorers"] = (*options.get("scorers", ()), *options.pop("claps"))
@@ -47,18 +52,32 @@ def evaluate(
     evaluation = run_evaluation([str(source) for source in sources], real, words, EvalConfig.of(options))
     result = EvaluationResult(**{one.name: getattr(evaluation, one.name) for one in fields(Evaluation)})
     if out is not None:
-        result.save(out)
+        result.save(out, audio)
     return result
 
 
-def save_evaluation(evaluation: Evaluation, folder: Path) -> Path:
-    """Writes summary.json and comparisons.json in a run's form, agreement.json where there are ratings, and
-    leaderboard.html; gives the page's path."""
+def save_evaluation(evaluation: Evaluation, folder: Path, audio: bool = False) -> Path:
+    """Writes summary.json and comparisons.json in a run's form, agreement.json where there are ratings, each split's
+    results as CSV and LaTeX (`tables/`), and leaderboard.html, with `audio` the clips of its gallery beside it
+    (`audio/`); gives the page's path."""
     write_json(folder / "summary.json", plain_rows(evaluation.summaries))
     write_json(folder / "comparisons.json", plain_rows(evaluation.comparisons))
     if evaluation.agreement:
         write_json(folder / "agreement.json", plain_rows(evaluation.agreement))
-    write_text(folder / "leaderboard.html", page(view_of(evaluation)))
+    view, files = view_of(evaluation), list[str]()
+    for split in dict.fromkeys(row.split for row in view.summaries):
+        stem = re.sub(r"[^\w-]+", "-", split).strip("-") or "split"
+        for suffix, text in (("csv", csv_table(view, split)), ("tex", latex_table(view, split))):
+            files.append(f"tables/{stem}.{suffix}")
+            write_text(folder / files[-1], text)
+
+    def place_clip(system: str, clip: str, data: bytes) -> str:
+        name = f"audio/{content_id(system, clip)}.flac"
+        write_bytes(folder / name, data)
+        return name
+
+    placed = replace(view, files=tuple(files), read_clips=view.read_clips if audio else None, place_clip=place_clip)
+    write_text(folder / "leaderboard.html", page(placed))
     return folder / "leaderboard.html"
 
 

@@ -35,12 +35,14 @@ class ClipView:
 class EvaluationView:
     """An evaluation as a page shows it: the numbers, and the clips to listen to by system and prompt id.
 
-    `read_clips` gives a system's clips as FLAC bytes by id. Differences are from `baseline`. `sources` names where
-    features come from (`evaluation.metrics.metrics_named`).
+    `read_clips` gives a system's clips as FLAC bytes by id; where there is none, nothing can be listened to.
+    `place_clip` puts a clip of a system beside the page and gives its address; without it clips are inside the page.
+    Differences are from `baseline`. `sources` names where features come from (`evaluation.metrics.metrics_named`).
+    `files` are tables beside the page, to download.
     """
 
     name: str
-    read_clips: Callable[[str, set[str]], dict[str, bytes]]
+    read_clips: Callable[[str, set[str]], dict[str, bytes]] | None
     summaries: list[Summary]
     comparisons: list[Comparison]
     prompts: dict[str, Prompt]
@@ -50,6 +52,8 @@ class EvaluationView:
     sources: dict[str, str] = field(default_factory=dict)
     agreement: list[Any] = field(default_factory=list)  # tables of `evaluation.formatting.agreement_tables`
     ratings: list[str] = field(default_factory=list)
+    place_clip: Callable[[str, str, bytes], str] | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

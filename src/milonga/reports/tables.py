@@ -1,9 +1,12 @@
 """The pages' tables as plain rows: headline comparison, the paper's Tables 2 to 5 in miniature, training, rounds."""
 
+import csv
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -56,10 +59,11 @@ class PairRow:
     delta: str
 
 
-def result_tables(view: EvaluationView) -> list[dict[str, Any]]:
+def result_tables(view: EvaluationView, ranked: bool = False) -> list[dict[str, Any]]:
     """Tables 3 to 5, and one of any other splits, as far as there are summaries for them.
 
-    Each has its `name`, what it is `about`, the `metrics` of its columns, and `groups`: a split with `rows` of systems.
+    Each has its `name`, what it is `about`, the `metrics` of its columns, and `groups`: a split with `rows` of systems
+    (name, rank, cells), by rank where they are `ranked`.
     """
     splits = list(dict.fromkeys(row.split for row in view.summaries))
     listed = {split for _, _, names in TABLES for split in names}
@@ -69,15 +73,17 @@ def result_tables(view: EvaluationView) -> list[dict[str, Any]]:
         rows = [row for row in view.summaries if row.split in names]
         if rows:
             metrics = metrics_named([row.metric for row in rows], view.sources)
-            groups = [_group(view, split, metrics) for split in names if split in splits]
+            groups = [_group(view, split, metrics, ranked) for split in names if split in splits]
             tables.append({"name": name, "about": about, "metrics": metrics, "groups": groups})
     return tables
 
 
-def _group(view: EvaluationView, split: str, metrics: list[Metric]) -> dict[str, Any]:
+def _group(view: EvaluationView, split: str, metrics: list[Metric], ranked: bool) -> dict[str, Any]:
     """One split: for each system a cell for each metric, marked where it differs significantly from the base's."""
     values, rows = by_system_and_metric(view.summaries, split), []
-    for system in in_table_order([system for system, _ in values]):
+    ranks = mean_ranks(view.summaries, split) if ranked else {}
+    systems = in_table_order([system for system, _ in values])
+    for system in sorted(systems, key=lambda name: ranks.get(name, math.inf)) if ranks else systems:
         against, cells = compared(view.comparisons, system, view.baseline, split), []
         for metric in metrics:
             row, outcome = values.get((system, metric.name)), "neither"
@@ -85,9 +91,82 @@ def _group(view: EvaluationView, split: str, metrics: list[Metric]) -> dict[str,
                 outcome = verdict(against[metric.name])
             text = metric.format_value(row.value) if row else "–"
             interval = metric.format_interval(row.low, row.high) if row else ""
-            cells.append({"text": text, "interval": interval, "mark": outcome.replace("neither", "")})
-        rows.append((system, cells))
+            cells.append(
+                {
+                    "text": text,
+                    "interval": interval,
+                    "mark": outcome.replace("neither", ""),
+                    "value": row.value if row and math.isfinite(row.value) else "",
+                }
+            )
+        rows.append((system, f"{ranks[system]:.1f}" if system in ranks else "", cells))
     return {"split": split, "n": max(row.n for row in values.values()), "rows": rows}
+
+
+def mean_ranks(summaries: Sequence[Summary], split: str) -> dict[str, float]:
+    """Each system's mean rank, 1 the best, over the headline metrics that all systems of a split have (all metrics
+    where there is none); empty for one system. The real clips are no system."""
+    cells = {(row.system, row.metric): row.value for row in summaries if row.split == split}
+    systems = [name for name in dict.fromkeys(system for system, _ in cells) if name != "reference"]
+    shared = [metric for metric in metrics_named([name for _, name in cells])
+              if all(math.isfinite(cells.get((name, metric.name), math.nan)) for name in systems)]  # fmt: skip
+    used = [metric for metric in shared if metric.headline] or shared
+    if len(systems) < 2 or not used:
+        return {}
+    ranks = []
+    for metric in used:
+        values = np.array([cells[name, metric.name] for name in systems]) * (-1 if metric.higher else 1)
+        ranks.append((values[:, None] > values).sum(axis=1) + ((values[:, None] == values).sum(axis=1) + 1) / 2)
+    return dict(zip(systems, np.mean(ranks, axis=0).tolist(), strict=True))
+
+
+def csv_table(view: EvaluationView, split: str) -> str:
+    """The results of one split as CSV: system, mean rank, and value, low and high of each metric; empty where there is
+    none."""
+    out, ranks, values = StringIO(), mean_ranks(view.summaries, split), by_system_and_metric(view.summaries, split)
+    metrics = metrics_named([metric for _, metric in values], view.sources)
+    writer = csv.writer(out, lineterminator="\n")
+    names = [f"{metric.name}{suffix}" for metric in metrics for suffix in ("", "_low", "_high")]
+    writer.writerow(["system", "mean_rank", *names])
+    for system in _by_rank(values, ranks):
+        rows = [values.get((system, metric.name)) for metric in metrics]
+        numbers = [number for row in rows for number in ((row.value, row.low, row.high) if row else (math.nan,) * 3)]
+        cells = [repr(number) if math.isfinite(number) else "" for number in numbers]
+        writer.writerow([system, f"{ranks[system]:g}" if system in ranks else "", *cells])
+    return out.getvalue()
+
+
+def latex_table(view: EvaluationView, split: str) -> str:
+    """The results of one split as a LaTeX tabular: values with 95 % intervals, and ▲ or ▼ where a system is better or
+    worse than the base with significance."""
+    group = next(
+        part for table in result_tables(view, ranked=True) for part in table["groups"] if part["split"] == split
+    )
+    metrics = next(table["metrics"] for table in result_tables(view) if group["split"] in
+                   [part["split"] for part in table["groups"]])  # fmt: skip
+    arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
+    heads = [f"{_latex(metric.title)} {arrows[metric.higher]}" for metric in metrics]
+    lines = [f"% {split}, {group['n']} captions; 95 % intervals", f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}",
+             "\\hline", " & ".join(["System", *heads]) + r" \\", "\\hline"]  # fmt: skip
+    marks = {"better": "$^{\\blacktriangle}$", "worse": "$^{\\blacktriangledown}$", "": ""}
+    for system, _, cells in group["rows"]:
+        texts = [
+            f"{_latex(cell['text'])}{marks[cell['mark']]} {{\\scriptsize {_latex(cell['interval'])}}}" for cell in cells
+        ]
+        lines.append(" & ".join([_latex(system), *texts]) + r" \\")
+    return "\n".join([*lines, "\\hline", "\\end{tabular}", ""])
+
+
+def _by_rank(values: Mapping[tuple[str, str], Summary], ranks: Mapping[str, float]) -> list[str]:
+    return sorted(in_table_order([system for system, _ in values]), key=lambda name: ranks.get(name, math.inf))
+
+
+def _latex(text: str) -> str:
+    """A text with LaTeX's special characters escaped."""
+    text = text.replace("\\", "\\textbackslash ")
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text)
+    signs = {"−": "$-$", "∞": "$\\infty$", "–": "--", "~": "\\textasciitilde ", "^": "\\textasciicircum "}
+    return "".join(signs.get(letter, letter) for letter in text)
 
 
 def headline(view: EvaluationView, split: str, systems: Sequence[str]) -> list[dict[str, Any]]:

@@ -117,3 +117,36 @@
   document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
   arrange();
 })();
+
+// Tables of results: a heading sorts the systems of every split by its column, best first; a list filters splits.
+(() => {
+  for (const table of document.querySelectorAll(".sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      if (head.dataset.higher === undefined) return;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "order";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const higher = head.dataset.higher === "1";
+        const value = (row) => (row.cells[column].dataset.value === "" ? Infinity : (higher ? -1 : 1) * Number(row.cells[column].dataset.value));
+        for (const body of table.tBodies) {
+          const rows = [...body.rows].filter((row) => !row.classList.contains("split"));
+          body.append(...rows.sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0)));
+        }
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", higher ? "descending" : "ascending");
+      });
+    });
+  }
+  document.getElementById("rows")?.addEventListener("change", (event) => {
+    for (const body of document.querySelectorAll(".sortable tbody")) {
+      body.hidden = event.target.value !== "" && body.dataset.split !== event.target.value;
+    }
+    for (const part of document.querySelectorAll("#results .scroll")) {
+      part.hidden = [...part.querySelectorAll("tbody")].every((body) => body.hidden);
+    }
+  });
+})();
