@@ -67,6 +67,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path, audio: bool = False) -
     view, files = view_of(evaluation), list[str]()
     for split in dict.fromkeys(row.split for row in view.summaries):
         stem = re.sub(r"[^\w-]+", "-", split).strip("-") or "split"
+        stem += "-" * sum(name.startswith(f"tables/{stem}.") for name in files)
         for suffix, text in (("csv", csv_table(view, split)), ("tex", latex_table(view, split))):
             files.append(f"tables/{stem}.{suffix}")
             write_text(folder / files[-1], text)

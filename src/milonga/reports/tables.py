@@ -139,14 +139,11 @@ def csv_table(view: EvaluationView, split: str) -> str:
 def latex_table(view: EvaluationView, split: str) -> str:
     """The results of one split as a LaTeX tabular: values with 95 % intervals, and ▲ or ▼ where a system is better or
     worse than the base with significance."""
-    group = next(
-        part for table in result_tables(view, ranked=True) for part in table["groups"] if part["split"] == split
-    )
-    metrics = next(table["metrics"] for table in result_tables(view) if group["split"] in
-                   [part["split"] for part in table["groups"]])  # fmt: skip
+    parts = ((table, part) for table in result_tables(view, ranked=True) for part in table["groups"])
+    metrics, group = next((table["metrics"], part) for table, part in parts if part["split"] == split)
     arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
     heads = [f"{_latex(metric.title)} {arrows[metric.higher]}" for metric in metrics]
-    lines = [f"% {split}, {group['n']} captions; 95 % intervals", f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}",
+    lines = [f"% {' '.join(split.split())}, {group['n']} captions; 95 % intervals", f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}",
              "\\hline", " & ".join(["System", *heads]) + r" \\", "\\hline"]  # fmt: skip
     marks = {"better": "$^{\\blacktriangle}$", "worse": "$^{\\blacktriangledown}$", "": ""}
     for system, _, cells in group["rows"]:
