@@ -143,7 +143,8 @@ def latex_table(view: EvaluationView, split: str) -> str:
     metrics, group = next((table["metrics"], part) for table, part in parts if part["split"] == split)
     arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
     heads = [f"{_latex(metric.title)} {arrows[metric.higher]}" for metric in metrics]
-    lines = [f"% {' '.join(split.split())}, {group['n']} captions; 95 % intervals", f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}",
+    title = f"% {' '.join(split.split())}, {group['n']} captions; 95 % intervals"
+    lines = [title, f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}",
              "\\hline", " & ".join(["System", *heads]) + r" \\", "\\hline"]  # fmt: skip
     marks = {"better": "$^{\\blacktriangle}$", "worse": "$^{\\blacktriangledown}$", "": ""}
     for system, _, cells in group["rows"]:
