@@ -285,7 +285,7 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A folder or repository with the files of the original Tango, or LAION-CLAP's .pt."
+            metavar="SRC", help="A folder or repository with the original Tango or TangoFlux, or LAION-CLAP's .pt."
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to create.")],
@@ -298,17 +298,17 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Convert a checkpoint of the original Tango or Tango 2 to a diffusers pipeline, or a LAION-CLAP checkpoint to
-    transformers' layout, and print the folder.
+    """Convert a checkpoint of the original Tango, Tango 2 or TangoFlux to a diffusers pipeline, TangoFlux's pipeline
+    back to its published files, or a LAION-CLAP checkpoint to transformers' layout, and print the folder.
     """
     from milonga.core.weights import folder_of
-    from milonga.models.original.load import convert as convert_tango
+    from milonga.models.load import convert as convert_model
     from milonga.scorers.load import convert as convert_laion_clap
 
     if Path(source).is_file():
         typer.echo(convert_laion_clap(Path(source), destination, None if tokenizer is None else Path(tokenizer)))
     else:
-        typer.echo(convert_tango(folder_of(source), destination, tokenizer))
+        typer.echo(convert_model(folder_of(source), destination, tokenizer))
 
 
 app.command()(edit)

@@ -22,7 +22,9 @@ from milonga.core.store import write_bytes
 if TYPE_CHECKING:
     import pyarrow
 
-Mono = Literal["mean", "first"]  # which channels a mono clip is made of; the original Tango takes the first
+# Which channels a clip's waveform is made of: their mean, the first, as in the original Tango, or the mean, with all of
+# them kept beside it.
+Mono = Literal["mean", "first", "all"]
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 # libsndfile writes a longer tag into a WAV but no longer finds any when it reads (seen from 2048 bytes on).
 WAV_TAG_BYTES = 2000
@@ -69,8 +71,8 @@ def _integers(samples: np.ndarray, bits: int) -> np.ndarray:
 
 
 def read_audio(path: Path, rate: int | None = None, mono: Mono = "mean", seconds: float | None = None) -> Clip:
-    """Reads a file as a mono clip (the mean of its channels, or the `first`), resampled to `rate` Hz by soxr HQ when
-    given; of a longer file only the first `seconds`, with the `mean` of the whole.
+    """Reads a file as a mono clip (the mean of its channels, or the `first`; `all` also keeps them), resampled to
+    `rate` Hz by soxr HQ when given; of a longer file only the first `seconds`, with the `mean` of the whole.
 
     Raises AudioError when the file is missing, cannot be decoded, is empty, is cut off, or has samples that are not
     finite.
@@ -87,8 +89,8 @@ def resample(clip: Clip, rate: int) -> Clip:
 
     if rate == clip.rate:
         return clip
-    waveform = soxr.resample(clip.waveform, clip.rate, rate, quality="HQ").astype(np.float32)
-    return Clip(waveform, rate, mean=clip.mean)
+    samples = clip.waveform if clip.channels is None else clip.channels
+    return Clip.of(soxr.resample(samples, clip.rate, rate, quality="HQ").astype(np.float32), rate, mean=clip.mean)
 
 
 def beginning(clip: Clip, seconds: float) -> Clip:
@@ -97,11 +99,13 @@ def beginning(clip: Clip, seconds: float) -> Clip:
     if len(clip.waveform) <= samples:
         return clip
     mean = float(clip.waveform.mean(dtype=np.float64)) if clip.mean is None else clip.mean
-    return Clip(clip.waveform[:samples], clip.rate, mean=mean)
+    channels = None if clip.channels is None else clip.channels[:samples]
+    return Clip(clip.waveform[:samples], clip.rate, mean=mean, channels=channels)
 
 
 def write_audio(path: Path, clip: Clip, comment: dict[str, str] | None = None) -> None:
-    """Writes a clip as 16-bit WAV or FLAC, by the suffix; `comment` goes into the file's tags (`read_tags`).
+    """Writes a clip with all its channels as 16-bit WAV or FLAC, by the suffix; `comment` goes into the file's tags
+    (`read_tags`).
 
     The entry `prompt`, where there is one, is also the file's title, so that players show it. Of tags that a WAV cannot
     hold (2000 bytes each) the longest entries are cut, which ` […]` at their end shows. Raises AudioError for another
@@ -137,8 +141,10 @@ def wav_bytes(clip: Clip, comment: dict[str, str]) -> bytes:
     return _encode(clip, "WAV", comment)
 
 
-def from_flac(data: bytes, mono: Mono = "mean", seconds: float | None = None) -> Clip:
-    """The clip in the bytes of a FLAC (or WAV) file, cut as by `read_audio`; AudioError when they cannot be decoded."""
+def from_flac(data: bytes, mono: Mono = "all", seconds: float | None = None) -> Clip:
+    """The clip in the bytes of a FLAC (or WAV) file, cut as by `read_audio`, with its channels by default; AudioError
+    when they cannot be decoded.
+    """
     if not data:
         raise AudioError("audio bytes: there are none")
     return _decode(data, "audio bytes", mono, seconds)
@@ -153,7 +159,8 @@ def write_samples(path: Path, samples: np.ndarray, rate: int, subtype: str, comm
 
 
 def _encode(clip: Clip, kind: str, comment: dict[str, str], bits: int = 16) -> bytes:
-    return _encode_samples(_mono(clip.waveform)[:, None], clip.rate, kind, f"PCM_{bits}", comment)
+    _mono(clip.waveform)
+    return _encode_samples(clip.samples, clip.rate, kind, f"PCM_{bits}", comment)
 
 
 def _encode_samples(samples: np.ndarray, rate: int, kind: str, subtype: str, comment: dict[str, str]) -> bytes:
@@ -229,8 +236,10 @@ def read_samples(path: Path) -> tuple[np.ndarray, int, str, str]:
 
 def _decode(source: Path | bytes, name: str, mono: Mono, seconds: float | None) -> Clip:
     samples, rate, mean = _read(source, name, seconds)
+    mono_mean = None if mean is None else float(mean[0] if mono == "first" else mean.mean())
+    if mono == "all":
+        return Clip.of(samples, rate, mean=mono_mean)
     waveform = samples.mean(axis=1) if mono == "mean" else np.ascontiguousarray(samples[:, 0])
-    mono_mean = None if mean is None else float(mean.mean() if mono == "mean" else mean[0])
     return Clip(waveform, rate, mean=mono_mean)
 
 

@@ -317,6 +317,8 @@ class RewardReport(Record):
 class Clip:
     """A mono waveform, float32 in [-1, 1] with shape (samples,), and its sampling rate in Hz.
 
+    Of a clip with several channels `waveform` is their mean, which is what scorers are given, and `channels`, (samples,
+    channels), are what is written, played and encoded.
     A clip that a latent diffusion model made may carry its scaled latents, shape (C, T/r, F/r): training on them needs
     no VAE and loses nothing to a round trip through the vocoder. A clip that is the beginning of a longer one carries
     the `mean` of the whole. A clip that never passed a vocoder has no samples, but its log-mel picture `mel`, (frames,
@@ -329,6 +331,19 @@ class Clip:
     mean: float | None = None
     mel: np.ndarray | None = None
     mel_config: Any = None
+    channels: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, samples: np.ndarray, rate: int, latents: np.ndarray | None = None, mean: float | None = None) -> "Clip":
+        """A clip of samples (samples,) or (samples, channels), float32."""
+        if samples.ndim == 1 or samples.shape[1] == 1:
+            return cls(np.ascontiguousarray(samples.reshape(-1)), rate, latents, mean)
+        return cls(samples.mean(axis=1), rate, latents, mean, channels=samples)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """All channels, (samples, channels)."""
+        return self.waveform[:, None] if self.channels is None else self.channels
 
     @property
     def seconds(self) -> float:

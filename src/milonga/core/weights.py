@@ -43,9 +43,15 @@ MAIN, VAE = "pytorch_model_main.bin", "pytorch_model_vae.bin"
 TRAINED_MAIN = ("model_2.safetensors", "pytorch_model_2.bin")
 TRAINED_VAE = (VAE, "model.safetensors", "pytorch_model.bin")
 
+# The files of TangoFlux's weights, as published.
+TANGOFLUX = ("tangoflux.safetensors", "vae.safetensors", "config.json")
+
 # Weights of a component without a variant (`model.fp16.safetensors`), in one file or in numbered parts.
 _WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae", "vocoder")
+_PARTS = (
+    "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "projection_model", "language_model",
+    "feature_extractor", "unet", "transformer", "vae", "vocoder",
+)  # fmt: skip
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _SCORER = ("config.json", "front_end.json", "preprocessor_config.json", "vocab.json", "merges.txt")
 # The front end's weights (pytorch_model_stft.bin) are constants, and config.json is main_config.json again.
@@ -144,6 +150,8 @@ def fetch_tokenizer(name: str) -> Path:
 
 def needed(names: Sequence[str]) -> list[str]:
     """The files of a repository that a pipeline or a scorer is loaded from; none where it holds no model."""
+    if TANGOFLUX[0] in names:
+        return [name for name in names if name in TANGOFLUX or name.startswith("tokenizer/")]
     if "model_index.json" in names:
         return ["model_index.json", *(file for part in _PARTS for file in _component(names, part))]
     trained = MAIN not in names

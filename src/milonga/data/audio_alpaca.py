@@ -224,7 +224,7 @@ def paired_clips(
         try:
             source = embedded_audio(row[side], folder)
             if isinstance(source, Path):
-                source = read_audio(source, seconds=seconds)
+                source = read_audio(source, mono="all", seconds=seconds)
             clip = from_flac(source, seconds=seconds) if isinstance(source, bytes) else source
             if clip.seconds < SHORTEST:
                 raise AudioError(f"only {len(clip.waveform)} samples at {clip.rate} Hz")

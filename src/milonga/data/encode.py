@@ -7,6 +7,7 @@ shard and resumes where it was stopped.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SHARD = 64  # rows of a source in a shard: what is encoded again after a stop
 LONGEST = 300.0  # seconds of a recording that are decoded at most: no model is trained on more
 CAPTION_SHARD = 256  # captions in a shard
+SECONDS = "seconds"  # of `Conditioning`: the length of a clip, for models that are told it
 EncodeText = Callable[[Sequence[str]], "Conditioning"]
 
 
@@ -68,13 +70,14 @@ def encode_pairs(
                         run.stage("refused/encode").write_records(name, refused, Refusal)
                         winners = _posteriors(denoiser, [row.chosen for row in usable], "winner_")
                         losers = _posteriors(denoiser, [row.rejected for row in usable], "loser_")
-                        shards.write_table(name, _table(winners | losers))
+                        table = _table(winners | losers)
+                        shards.write_table(name, _add_seconds(denoiser, table, [row.chosen for row in usable]))
                     advance(len(part))
     report_left_out(_refused(run), total, run.path / "refused", allow_missing, "pairs", str(data))
     pairs = run.stage("pair").read_records(Pair, names)
     winner, loser = (_read_posteriors(denoiser, run, names, prefix) for prefix in ("winner_", "loser_"))
     captions = [pair.prompt for pair in pairs]
-    conditioning = encode_captions(denoiser, run, captions)(captions)
+    conditioning = encode_captions(denoiser, run, captions)(captions).with_seconds(_read_seconds(denoiser, run, names))
     return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=[pair.strategy for pair in pairs])
 
 
@@ -99,6 +102,9 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
         latents = denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in ids])
     captions = [pair.prompt for pair in pairs]
     conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), captions)(captions)
+    if SECONDS in conditioning:
+        lengths = _run_seconds(run, set(ids))
+        conditioning = conditioning.with_seconds([lengths[pair.chosen_id] for pair in pairs])
     halves, strategies = (latents[: len(pairs)], latents[len(pairs) :]), [pair.strategy for pair in pairs]
     return PairExamples(*halves, conditioning, groups=strategies)
 
@@ -131,7 +137,7 @@ def encode_clips(
             names.append(f"{len(names):05d}")
             if not shards.has(names[-1]):
                 refused: list[Refusal] = []
-                recordings = decoded(part, refused.append, "first" if legacy else "mean", LONGEST)
+                recordings = decoded(part, refused.append, "first" if legacy else "all", LONGEST)
                 mix_seed = derive_seed(seed, "mixed", names[-1])
                 table = _clips_table(denoiser, recordings, mix_ratio, legacy, mix_seed)
                 run.stage("refused/encode").write_records(names[-1], refused, Refusal)
@@ -141,7 +147,8 @@ def encode_clips(
     report_left_out(_refused(run), total, run.path / "refused", allow_missing, source=source)
     captions = [row for name in names for row in shards.read_table(name, ["captions"])["captions"].to_pylist()]
     encode_text = encode_captions(denoiser, run, [text for texts in captions for text in texts])
-    return CaptionedClips(_read_posteriors(denoiser, run, names), captions, encode_text, seed)
+    seconds = _read_seconds(denoiser, run, names)
+    return CaptionedClips(_read_posteriors(denoiser, run, names), captions, encode_text, seed, seconds)
 
 
 def encode_captions(denoiser: "Denoiser", run: Run, captions: Sequence[str]) -> EncodeText:
@@ -237,6 +244,36 @@ def _table(columns: "dict[str, torch.Tensor]") -> "pyarrow.Table":
     return pa.table({name: pa.array(rows, pa.binary()) for name, rows in packed.items()})
 
 
+def _add_seconds(denoiser: "Denoiser", table: "pyarrow.Table", clips: "Sequence[Clip | float]") -> "pyarrow.Table":
+    """The table with the seconds of each row's clip, for a model that is told them."""
+    import pyarrow as pa
+
+    if SECONDS not in denoiser.empty:
+        return table
+    lengths = [clip.seconds if isinstance(clip, Clip) else clip for clip in clips]
+    return table.append_column(SECONDS, pa.array(lengths, pa.float32()))
+
+
+def _read_seconds(denoiser: "Denoiser", run: Run, names: Sequence[str]) -> list[float]:
+    """The seconds of all rows; none for a model that is not told them."""
+    if SECONDS not in denoiser.empty:
+        return []
+    shards = run.stage("encode")
+    return [length for name in names for length in shards.read_table(name, [SECONDS])[SECONDS].to_pylist()]
+
+
+def _run_seconds(run: Run, wanted: set[str]) -> dict[str, float]:
+    """The lengths of a run's clips with these ids, from the heads of their files."""
+    import soundfile
+
+    shards, lengths = run.stage("generate"), dict[str, float]()
+    for shard in shards.names():
+        for row in shards.read_table(shard, ["id", "audio"]).to_pylist():
+            if row["id"] in wanted and row["audio"] is not None:
+                lengths[row["id"]] = soundfile.info(BytesIO(row["audio"]["bytes"])).duration
+    return lengths
+
+
 def _read_posteriors(denoiser: "Denoiser", run: Run, names: Sequence[str], prefix: str = "") -> "Posterior":
     from milonga.models.denoiser import Posterior
 
@@ -255,26 +292,32 @@ def _clips_table(
     """Captions and posteriors of some recordings, and after them of their mixes; one recording is in memory at once."""
     import pyarrow as pa
 
-    waves, captions = [], []
+    waves, captions, seconds = [], [], list[float]()
     for recording in recordings:
         waves.append(denoiser.prepare_waveform(recording.clip, legacy))
         captions.append(list(recording.captions))
+        seconds.append(recording.clip.seconds)
     if mix_ratio:
         count = round(mix_ratio * len(waves))
-        mixed, mixed_captions = _mixes(waves, captions, count, denoiser.sampling_rate, legacy, seed)
+        pairs, mixed, mixed_captions = _mixes(waves, captions, count, denoiser.sampling_rate, legacy, seed)
         waves, captions = waves + mixed, captions + mixed_captions
+        seconds += [max(seconds[first], seconds[other]) for first, other in pairs]
     empty = pa.table({name: pa.array([], pa.binary()) for name in ("mean", "logvar")})
     table = empty
     if waves:
         posterior = denoiser.encode_audio(waves)
         table = _table({"mean": posterior.mean, "logvar": posterior.logvar})
-    return table.add_column(0, "captions", pa.array(captions, pa.list_(pa.string())))
+    table = table.add_column(0, "captions", pa.array(captions, pa.list_(pa.string())))
+    return _add_seconds(denoiser, table, seconds)
 
 
 def _mixes(
     waves: "Sequence[torch.Tensor]", captions: Sequence[list[str]], count: int, rate: int, legacy: bool, seed: int
-) -> "tuple[list[torch.Tensor], list[list[str]]]":
-    """Up to `count` mixes with their joined captions; silent clips take no part."""
+) -> "tuple[list[tuple[int, int]], list[torch.Tensor], list[list[str]]]":
+    """Up to `count` mixes: the places of their clips, their waveforms and their joined captions.
+
+    Silent clips take no part.
+    """
     import numpy as np
     import torch
 
@@ -285,7 +328,7 @@ def _mixes(
     pairs = audible_pairs(arrays, count, rng)
     mixed = [torch.from_numpy(wave) for wave in mixes(arrays, pairs, rate, legacy)]
     drawn = [[captions[place][rng.integers(len(captions[place]))] for place in pair] for pair in pairs]
-    return mixed, [[joined(*two)] for two in drawn]
+    return pairs, mixed, [[joined(*two)] for two in drawn]
 
 
 def _captions_table(denoiser: "Denoiser", captions: Sequence[str]) -> "pyarrow.Table":

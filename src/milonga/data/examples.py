@@ -190,7 +190,8 @@ class CaptionedClips:
     """N real clips whose captions may differ from epoch to epoch, for the LDM phase (Eq. 4).
 
     `captions` are each clip's, of which one is drawn for each epoch, or a function (index, epoch) → caption;
-    `encode_text(captions)` gives the captions' conditioning.
+    `encode_text(captions)` gives the captions' conditioning, `seconds` are the clips' lengths for a model that is told
+    them.
     """
 
     num_prior = 0
@@ -201,8 +202,10 @@ class CaptionedClips:
         captions: Sequence[Sequence[str]] | Callable[[int, int], str],
         encode_text: Callable[[Sequence[str]], Conditioning],
         seed: int = 0,
+        seconds: Sequence[float] = (),
     ) -> None:
         self._latents, self._captions, self._encode_text, self._seed = latents, captions, encode_text, seed
+        self._seconds = seconds
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -217,6 +220,8 @@ class CaptionedClips:
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The clips with these indices and this epoch's captions."""
         conditioning = self._encode_text([self.caption_of(index, epoch) for index in indices])
+        if self._seconds:
+            conditioning = conditioning.with_seconds([self._seconds[index] for index in indices])
         return Batch(_latents(self._latents, list(indices), self._seed, "clip", epoch), None, conditioning)
 
     def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
@@ -351,7 +356,8 @@ def _contents(examples: Any) -> list[Any]:
         case GroupExamples():
             return [examples._latents, examples._advantages, examples._conditioning]
         case CaptionedClips() if not callable(examples._captions):
-            return [examples._latents, *map(list, examples._captions)]
+            lengths = [list(examples._seconds)] if examples._seconds else []
+            return [examples._latents, *map(list, examples._captions), *lengths]
         case CaptionExamples():
             return [examples.captions, examples._conditioning]
         case Subset():

@@ -106,10 +106,9 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
     does not have, or has not trained yet.
     """
     from milonga.models.adapter import name_base
-    from milonga.models.load import pipeline
+    from milonga.models.load import load_denoiser
     from milonga.reports.cards import model_card
     from milonga.reports.material import read_material
-    from milonga.training.align import PIPELINE
 
     manifest = _manifest(path)
     recipe = stored_recipe(manifest["recipe"]).model_dump(mode="json")
@@ -131,16 +130,19 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
     if folder.exists():
         folder.rmdir()
     with atomic_dir(folder) as part:
-        pipeline(recipe["models"]["model"], trained).save_pretrained(part)
+        denoiser = load_denoiser(recipe["models"]["model"], trained)
+        denoiser.save_model(part)
         if adapter.is_dir():
             shutil.copytree(adapter, part / "adapter")
             name_base(part / "adapter", recipe["models"]["model"])
-        write_text(part / "pipeline.py", PIPELINE)
         shutil.copy(path / "recipe.toml", part)
         for file in numbers:
             (part / "metrics").mkdir(exist_ok=True)
             shutil.copy(file, part / "metrics")
-        write_text(part / "README.md", model_card(read_material(path), tables[system], recipe, provenance(manifest)))
+        index = read_json(part / "model_index.json") if (part / "model_index.json").is_file() else {}
+        lines, network = provenance(manifest), getattr(denoiser, "network", "network")
+        card = model_card(read_material(path), tables[system], recipe, lines, index, network)
+        write_text(part / "README.md", card)
         write_json(part / NOTE, {"content": content})
     return folder
 

@@ -43,11 +43,7 @@ class Registry:
         """A model to encode data with and to train, fresh weights each time; `trained` replaces the network's."""
         if name not in self.objects:
             return models.load_denoiser(name, trained)
-        from milonga.models.denoiser import Denoiser
-        from milonga.models.tango_denoiser import TangoDenoiser
-
-        held = copy.deepcopy(self.objects[name])
-        denoiser = held if isinstance(held, Denoiser) else TangoDenoiser.of(held)
+        denoiser = models.as_denoiser(copy.deepcopy(self.objects[name]))
         if trained is not None:
             denoiser.load(trained)
         return denoiser

@@ -39,12 +39,12 @@ def playback_gain(clip: Clip, lufs: float | None) -> float:
     """
     if lufs is None:
         return 0.0
-    return min(TARGET - lufs, PEAK - 20 * float(np.log10(np.abs(clip.waveform).max())))
+    return min(TARGET - lufs, PEAK - 20 * float(np.log10(np.abs(clip.samples).max())))
 
 
 def amplified(clip: Clip, gain: float) -> Clip:
     """The clip with `gain` dB applied."""
-    return Clip((clip.waveform * 10 ** (gain / 20)).astype(np.float32), clip.rate)
+    return Clip.of((clip.samples * 10 ** (gain / 20)).astype(np.float32), clip.rate)
 
 
 CHECK_PROMPTS = 2

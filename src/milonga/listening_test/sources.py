@@ -66,7 +66,7 @@ def from_folders(path: Path, captions: Path, systems: Sequence[str]) -> tuple[li
 
 def _short_clip(file: Path) -> Clip:
     """A clip that people can listen to. Raises DataError for one longer than LONGEST, of which no more is in memory."""
-    clip = read_audio(file, seconds=LONGEST)
+    clip = read_audio(file, mono="all", seconds=LONGEST)
     if clip.mean is not None:  # what a clip that was cut carries
         raise DataError(
             f"{file}: a clip of a listening test has at most {LONGEST:g} s; cut it to what people shall rate"

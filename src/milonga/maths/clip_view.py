@@ -28,7 +28,7 @@ def clip_view(clip: Clip) -> dict[str, Any]:
     """
     wave = clip.waveform
     parts = np.array_split(wave, min(POINTS, len(wave)))
-    lufs, peak = loudness(clip), float(np.abs(wave).max())
+    lufs, peak = loudness(clip), float(np.abs(clip.samples).max())
     return {
         "seconds": len(wave) / clip.rate,
         "rate": clip.rate,
@@ -47,7 +47,8 @@ def loudness(clip: Clip) -> float | None:
     block = min(BLOCK, (len(clip.waveform) - 1) / clip.rate)
     if len(clip.waveform) < 2 or not np.any(clip.waveform):
         return None
-    lufs = float(Meter(clip.rate, block_size=block).integrated_loudness(clip.waveform.astype(np.float64)))
+    lufs = float(Meter(clip.rate, block_size=block).integrated_loudness(clip.samples.astype(np.float64)))
+    lufs -= 10 * np.log10(clip.samples.shape[1])  # BS.1770 sums channels, and one channel is played on both speakers
     return lufs if np.isfinite(lufs) else None
 
 

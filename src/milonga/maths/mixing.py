@@ -26,7 +26,11 @@ def a_weighting(rate: int) -> np.ndarray:
 
 
 def levels(waveform: np.ndarray, rate: int) -> np.ndarray:
-    """The A-weighted sound pressure level of each whole frame, in dB (relative), float64; at least one frame."""
+    """The A-weighted sound pressure level of each whole frame, in dB (relative), float64; at least one frame.
+
+    Of a waveform with several channels, (channels, samples), it is that of their mean.
+    """
+    waveform = waveform if waveform.ndim == 1 else waveform.mean(axis=0)
     wave = np.pad(waveform.astype(np.float64), (0, max(0, FRAME - len(waveform))))
     frames = np.lib.stride_tricks.sliding_window_view(wave, FRAME)[::HOP]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FRAME) / FRAME)

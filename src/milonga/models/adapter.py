@@ -32,8 +32,9 @@ def merge_adapter(module: nn.Module, folder: Path) -> None:
         downs = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
         if not downs or len(tensors) != 2 * len(downs):
             raise ValueError("it holds other tensors than pairs of lora_A and lora_B")
+        layers = dict(module.named_modules())
         for name in downs:
-            layer: Any = module.get_submodule(name)
+            layer: Any = layers.get(name) or layers[f"transformer.{name}"]  # whose prefix may belong to the network
             change = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
             if change.shape != layer.weight.shape:
                 raise ValueError(f"{name} has the shape {tuple(change.shape)}, not {tuple(layer.weight.shape)}")

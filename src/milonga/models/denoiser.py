@@ -19,6 +19,7 @@ from milonga.maths.noise import Omega, Prediction, seeded
 
 Precision = Literal["fp32", "bf16"]
 Network = Any  # a denoiser's module, or what stands in its place: compiled, wrapped by DDP, a frozen copy
+SECONDS = "seconds"  # the tensor (B,) of a conditioning that says how long each clip is, where a model is told that
 
 
 class Conditioning(dict[str, Tensor]):
@@ -29,6 +30,9 @@ class Conditioning(dict[str, Tensor]):
 
     Dimension 1 of a tensor with two or more dimensions counts tokens. Where two batches differ there, the shorter one
     is padded with zeros, so a boolean mask among the tensors must tell which tokens count.
+
+    `seconds` (B,), where it is among them, is the length of each clip: a model's own where `encode_text` gave it, and
+    replaced by that of the clips that are generated or trained on.
     """
 
     @property
@@ -52,10 +56,22 @@ class Conditioning(dict[str, Tensor]):
         """All rows, `times` times over."""
         return Conditioning({name: torch.cat([value] * times) for name, value in self.items()})
 
+    def with_seconds(self, seconds: Sequence[float] | Tensor) -> "Conditioning":
+        """The same rows for clips of these lengths (B); unchanged for a model that is not told lengths."""
+        if SECONDS not in self:
+            return self
+        return Conditioning(self | {SECONDS: torch.as_tensor(seconds).to(self[SECONDS])})
+
     def replace(self, chosen: Tensor, other: "Conditioning") -> "Conditioning":
-        """These rows, with the single row of `other` where `chosen` (B,) bool is true; both padded to the longer."""
+        """These rows, with the single row of `other` where `chosen` (B,) bool is true; both padded to the longer.
+
+        `seconds` stay: they are a clip's, not its caption's.
+        """
         mixed = Conditioning()
         for name, value in self.items():
+            if name == SECONDS:
+                mixed[name] = value
+                continue
             length = max(value.shape[1], other[name].shape[1]) if value.dim() > 1 else 0
             place = chosen.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
             mixed[name] = torch.where(place, _padded(other[name].to(value), length), _padded(value, length))
@@ -117,19 +133,21 @@ class Process:
     """A model's forward process (Eq. 3): ᾱ (N,) of its N timesteps, what it predicts, and the scheduler of its sampler.
 
     A flow's ᾱ have the signal-to-noise ratios of its 1 − σ and σ. `scheduler` is one of diffusers'; None: the process
-    can be trained on, and not sampled from.
+    can be trained on, and not sampled from. `times` (N,) are what the network is given for each timestep, where that is
+    neither the timestep's number nor a flow's N·σ.
     """
 
     alphas_cumprod: Tensor
     prediction: Prediction
     scheduler: Any = None
+    times: Tensor | None = None
 
     @classmethod
     def of(cls, scheduler: Any) -> Self:
         """The process of a diffusers scheduler; RecipeError for a prediction or a flow that is not supported."""
-        from milonga.models.schedulers import forward_process
+        from milonga.models.schedulers import continuous_times, forward_process
 
-        return cls(*forward_process(scheduler), scheduler)
+        return cls(*forward_process(scheduler), scheduler, continuous_times(scheduler))
 
     @classmethod
     def flow(cls, shift: float = 1.0, total: int = 1000) -> Self:
@@ -162,7 +180,9 @@ class Process:
         return self.target(latents, noise, steps)
 
     def shown(self, steps: Tensor) -> Tensor:
-        """The timesteps as the network is given them (B,): `steps` themselves, or a flow's N·σ in float32."""
+        """The timesteps as the network is given them (B,): `steps` themselves, `times`, or a flow's N·σ in float32."""
+        if self.times is not None:
+            return self.times[steps]
         return noises.shown_timesteps(steps, self.alphas_cumprod[steps], len(self), self.prediction)
 
     def weights(self, steps: Tensor, weighting: Omega, gamma: float | None) -> Tensor | None:
@@ -218,7 +238,8 @@ class Denoiser(Protocol):
         ...
 
     def prepare_waveform(self, clip: Clip, legacy: bool = False) -> Tensor:
-        """A clip (any rate and length) as the autoencoder takes it: one mono waveform (samples,) of the trained length.
+        """A clip (any rate and length) as the autoencoder takes it, of the trained length: a mono waveform (samples,),
+        or (channels, samples) where the model has channels.
 
         `legacy` asks for the data path of the original code where the model has one.
         """
@@ -229,7 +250,7 @@ class Denoiser(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Waveforms (B, samples), float32 on the CPU, of scaled latents (B, *latent_shape).
+        """Waveforms (B, samples) or (B, channels, samples), float32 on the CPU, of scaled latents (B, *latent_shape).
 
         With gradients where they are enabled: `draft` trains through it.
         """

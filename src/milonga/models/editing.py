@@ -72,7 +72,9 @@ class Canvas:
     """Latents of B clips of any number of rows, as a denoiser of a fixed length sees them.
 
     `words` and `negative`, B each, are what a clip is guided to and away from. The parts of a `timeline` hold in the
-    place of the words, for all clips. Raises RecipeError for a guidance, an interval or parts that make no sense.
+    place of the words, for all clips. `seconds` is the length that a model is told which is told one (None: that of all
+    rows), and at most its trained length, which is what it sees. Raises RecipeError for a guidance, an interval or
+    parts that make no sense.
     """
 
     def __init__(
@@ -84,12 +86,13 @@ class Canvas:
         guidance: float,
         interval: tuple[float, float] = ALWAYS,
         timeline: Sequence[TimelinePart] = (),
+        seconds: float | None = None,
     ) -> None:
         check_guidance(guidance, interval)
         self.denoiser, self.guidance, self.interval = denoiser, guidance, interval
         parameter = next(denoiser.module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.axis, self.size = denoiser.time_axis + 1, denoiser.latent_shape[denoiser.time_axis]
+        self.axis, self.size = denoiser.time_axis + 1, min(rows, denoiser.latent_shape[denoiser.time_axis])
         self.shape = list(denoiser.latent_shape)
         self.shape[denoiser.time_axis] = rows
         parts = [[text] * len(words) for *_, text in timeline] or [words]
@@ -98,15 +101,16 @@ class Canvas:
         if any(last <= first for first, last in pairwise(edges)):
             raise RecipeError(f"a part of a timeline must be longer than {row:g} s with this model")
         self.windows = windows_over(rows, self.size, list(pairwise(edges)))
-        self.words = [denoiser.encode_text(part).to(self.device) for part in parts]
-        self.against = None
+        length = [min(self.size * row, rows * row if seconds is None else seconds)] * len(words)
+        self.words = [denoiser.encode_text(part).with_seconds(length).to(self.device) for part in parts]
+        self.against: list[Conditioning] | None = None
         if getattr(denoiser, "guidance_input", False):  # distilled: it is told the scale, and needs no second pass
             if any(negative) or interval != ALWAYS:
                 raise RecipeError("a distilled model has no second pass: leave negative prompt and interval out")
             for part in self.words:
                 part["guidance"] = torch.full((len(words),), float(guidance), device=self.device)
         elif guidance > 1:
-            self.against = denoiser.encode_text(list(negative)).to(self.device)
+            self.against = [_against(denoiser, negative, part).with_seconds(length).to(self.device) for part in parts]
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Noise (B, *shape), float32, each clip's from its own generator, drawn on the CPU."""
@@ -126,7 +130,7 @@ class Canvas:
             words = Conditioning.concat([self.words[window.span] for window in group])
             if guided and self.against is not None:
                 noisy = torch.cat([noisy] * 2)
-                words = Conditioning.concat([self.against.repeat(len(group)), words])
+                words = Conditioning.concat([*(self.against[window.span] for window in group), words])
             prediction = self.denoiser.predict(noisy, step.expand(len(noisy)).to(self.device), words).float()
             if guided:  # classifier-free guidance: u + g·(c − u)
                 unguided, conditioned = prediction.chunk(2)
@@ -162,7 +166,7 @@ class Canvas:
             next_share = noise_share(scheduler, scheduler.timesteps[number + 1]) if number + 1 < len(levels) - 1 else 0
             times = RESAMPLE if known is not None and share > 0.5 and signal > 0 else 1
             for again in range(times):
-                before = copy.deepcopy(scheduler) if again + 1 < times else scheduler
+                before = _snapshot(scheduler) if again + 1 < times else scheduler
                 prediction = self.predict(model_input(scheduler, latents, step), step, share)
                 latents = scheduler.step(prediction, step, latents, **more).prev_sample
                 if known is not None and free is not None:
@@ -178,10 +182,28 @@ class Canvas:
         return latents
 
 
+def _snapshot(scheduler: Any) -> Any:
+    """A scheduler as it is before a step; a source of noise, which gives the same at every time, is shared."""
+    before = copy.copy(scheduler)
+    for name, value in list(vars(before).items()):
+        if isinstance(value, list):
+            setattr(before, name, list(value))
+    return before
+
+
+def _against(denoiser: Any, negative: Sequence[str], words: Sequence[str]) -> Conditioning:
+    """What `words` are guided away from, by the model's own rule where it has one."""
+    if hasattr(denoiser, "encode_against"):
+        return denoiser.encode_against(list(negative), list(words))
+    return denoiser.encode_text(list(negative))
+
+
 def noise_levels(scheduler: Any, process: Any) -> list[tuple[float, float]]:
     """How much of latents and of noise there is at each of a scheduler's timesteps, and (1, 0) after the last."""
     if process.prediction == "flow_prediction":
         return [(1 - sigma, sigma) for sigma in scheduler.sigmas.tolist()]
+    if process.times is not None:  # its sampler's latents are x + σ·noise, scaled for the network alone
+        return [(1.0, sigma) for sigma in scheduler.sigmas.tolist()]
     alphas = process.alphas_cumprod[scheduler.timesteps.long().cpu()].double().tolist()
     return [*((math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in alphas), (1.0, 0.0)]
 
@@ -189,7 +211,7 @@ def noise_levels(scheduler: Any, process: Any) -> list[tuple[float, float]]:
 def samples_per_row(denoiser: Denoiser) -> int:
     """Samples of a waveform for each row of latents."""
     silence = Clip(np.zeros(denoiser.sampling_rate, np.float32), denoiser.sampling_rate)
-    return len(denoiser.prepare_waveform(silence)) // denoiser.latent_shape[denoiser.time_axis]
+    return denoiser.prepare_waveform(silence).shape[-1] // denoiser.latent_shape[denoiser.time_axis]
 
 
 def encode(denoiser: Denoiser, wave: np.ndarray) -> tuple[Tensor, float]:
@@ -201,13 +223,14 @@ def encode(denoiser: Denoiser, wave: np.ndarray) -> tuple[Tensor, float]:
     size, rows = denoiser.latent_shape[axis], len(wave) // hop
     windows = windows_over(rows, size, [(0, rows)])
     parts = [wave[window.start * hop : (window.start + size) * hop].astype(np.float32) for window in windows]
-    gains = []
-    for part in parts:
+    prepared, gains = [denoiser.prepare_waveform(Clip(part, rate)) for part in parts], []
+    for part, own in zip(parts, prepared, strict=True):
         energy = float(part @ part)
-        scale = float(part @ denoiser.prepare_waveform(Clip(part, rate)).numpy()) / energy if energy else 0.0
+        scale = float(part @ own.reshape(-1, len(part))[0].numpy()) / energy if energy else 0.0
         gains += [scale] if scale > 0 else []
     gain = min(gains, default=1.0)
-    posterior = denoiser.encode_audio([torch.from_numpy(part * np.float32(gain)) for part in parts])
+    shape = prepared[0].shape  # a model of several channels gets the same in all of them
+    posterior = denoiser.encode_audio([torch.from_numpy(part * np.float32(gain)).expand(shape) for part in parts])
     shape = list(denoiser.latent_shape)
     shape[axis] = rows
     latents = torch.zeros(shape)
@@ -219,13 +242,17 @@ def encode(denoiser: Denoiser, wave: np.ndarray) -> tuple[Tensor, float]:
 
 @torch.no_grad()
 def decode(denoiser: Denoiser, latents: Tensor) -> np.ndarray:
-    """Waveforms (B, samples) of latents (B, …) of any length: windows follow each other with a crossfade of a row."""
+    """Waveforms (B, samples) or (B, channels, samples) of latents (B, …) of any length: windows follow each other
+    with a crossfade of a row.
+    """
     axis, hop = denoiser.time_axis, samples_per_row(denoiser)
-    size, rows = denoiser.latent_shape[axis], latents.shape[axis + 1]
-    waves = np.zeros((len(latents), rows * hop), np.float32)
+    rows = latents.shape[axis + 1]
+    size = min(rows, denoiser.latent_shape[axis])
+    waves = np.zeros(0, np.float32)
     for window in windows_over(rows, size, [(0, rows)], HANDOVER, hop):
         part = denoiser.decode(latents.narrow(axis + 1, window.start, size)).float().cpu().numpy()
-        waves[:, window.start * hop :][:, : size * hop] += part * window.weight.numpy()
+        waves = waves if waves.size else np.zeros((*part.shape[:-1], rows * hop), np.float32)
+        waves[..., window.start * hop :][..., : size * hop] += part * window.weight.numpy()
     return waves
 
 
@@ -291,6 +318,7 @@ def edit(
     )
     edited = []
     for wave in decode(denoiser, latents):
+        wave = wave if wave.ndim == 1 else wave.mean(axis=0)
         patch = resample(Clip(wave / np.float32(gain) + mean, model_rate), rate).waveform
         edited.append(_spliced(samples, fit(patch, stop - offset), offset, first, last, round(SPLICE * rate)))
     return np.roll(np.stack(edited), -shift, axis=1) if shift else np.stack(edited)

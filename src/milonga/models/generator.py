@@ -1,36 +1,29 @@
-"""Models that make clips from requests: Tango's pipeline, any `Denoiser`, and the baselines of §5.2.
+"""Models that make clips from requests: Tango's pipeline, and any `Denoiser`."""
 
-The baselines are AudioLDM, AudioLDM 2 and Stable Audio Open by diffusers' own pipelines. They run by their own defaults
-(steps, guidance, length) and without a choice among several candidates, which AudioLDM's published numbers have and
-Tango's have not. Their requests run one by one: within a batch those pipelines pad captions to the longest, and the
-padding changes the sound.
-"""
-
-import inspect
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from milonga.core.errors import CheckpointError, RecipeError, brief
-from milonga.core.records import Clip, Request
+from milonga.core.errors import RecipeError
+from milonga.core.records import Clip, Prompt, Request
 from milonga.maths.mel import MelSettings
-from milonga.models.denoiser import Denoiser
+from milonga.models.denoiser import SECONDS, Denoiser
 from milonga.models.editing import Canvas, decode, samples_per_row
 from milonga.models.schedulers import prepare_scheduler
-from milonga.models.tango import StepCallback, TangoPipeline, TimelinePart
+from milonga.models.tango import (
+    AudioPipelineOutput,
+    StepCallback,
+    TangoPipeline,
+    TimelinePart,
+    clip_seeds,
+    repeated,
+)
 from milonga.models.tango_denoiser import TangoDenoiser, takes_guidance
 
 OnStep = Callable[[int], None]
-# Baseline pipelines by the class that `model_index.json` names, with their call's argument for a clip's length.
-LENGTHS = {
-    "AudioLDMPipeline": "audio_length_in_s",
-    "AudioLDM2Pipeline": "audio_length_in_s",
-    "StableAudioPipeline": "audio_end_in_s",
-}
+SAMPLING = (50, 3.0)  # steps and guidance of a denoiser that has none of its own
 
 
 class TangoModel:
@@ -109,6 +102,11 @@ class DenoiserModel:
             raise RecipeError(f"{name}: its process has no scheduler, so it cannot be sampled")
         self.name, self.denoiser, self.rate, self.seconds = name, denoiser, denoiser.sampling_rate, seconds
 
+    @property
+    def sampling_rate(self) -> int:
+        """Of the waveforms, in Hz."""
+        return self.rate
+
     @torch.no_grad()
     def generate(
         self,
@@ -121,9 +119,12 @@ class DenoiserModel:
         (steps, guidance), denoiser, count = shared_sampling(requests), self.denoiser, len(requests)
         hop, trained = samples_per_row(denoiser), denoiser.latent_shape[denoiser.time_axis]
         seconds = timeline[-1][1] if timeline else self.seconds
+        if seconds is None and SECONDS in denoiser.empty:  # the model's own default
+            seconds = float(denoiser.empty[SECONDS][0])
         samples = hop * trained if seconds is None else round(seconds * self.rate)
-        rows, words = max(trained, -(-samples // hop)), [request.words for request in requests]
-        canvas = Canvas(denoiser, rows, words, [negative] * count, guidance, timeline=timeline)
+        rows = max(1 if getattr(denoiser, "any_length", False) else trained, -(-samples // hop))
+        words = [request.words for request in requests]
+        canvas = Canvas(denoiser, rows, words, [negative] * count, guidance, timeline=timeline, seconds=seconds)
         scheduler = prepare_scheduler(denoiser.process.scheduler, steps, canvas.device)
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         noise = canvas.noise(generators) * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -134,41 +135,39 @@ class DenoiserModel:
             return latents
 
         latents = canvas.sample(scheduler, noise, generators, after_step)
-        waves, packed = decode(denoiser, latents)[:, :samples], latents.float().cpu().numpy()
-        return [Clip(np.ascontiguousarray(wave), self.rate, row) for wave, row in zip(waves, packed, strict=True)]
+        waves, packed = decode(denoiser, latents)[..., :samples], latents.float().cpu().numpy()
+        return [Clip.of(np.ascontiguousarray(wave.T), self.rate, row) for wave, row in zip(waves, packed, strict=True)]
 
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        seeds: int | Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str = "",
+        num_waveforms_per_prompt: int = 1,
+        audio_length_in_s: float | None = None,
+    ) -> AudioPipelineOutput:
+        """Clips for one text or several, as a call of `TangoPipeline`; `audios` is a list of (samples,) or (samples,
+        channels).
 
-class BaselineModel:
-    """A `Model` around one of diffusers' own text-to-audio pipelines; clips are mono, the mean of its channels.
-
-    `seconds` is the length of a clip; None leaves it to the pipeline.
-    """
-
-    def __init__(self, name: str, pipeline: Any, seconds: float | None = None) -> None:
-        self.name, self.pipeline, self.seconds = name, pipeline, seconds
-        vocoder = getattr(pipeline, "vocoder", None)
-        self.rate: int = pipeline.vae.sampling_rate if vocoder is None else vocoder.config.sampling_rate
-        pipeline.set_progress_bar_config(disable=True)
-
-    @torch.no_grad()
-    def generate(self, requests: Sequence[Request], on_step: OnStep | None = None, negative: str = "") -> list[Clip]:
-        """One clip per request, float32, from its own words, steps and guidance, and noise drawn on the CPU."""
-        more: dict[str, Any] = {"negative_prompt": negative} if negative else {}
-        if self.seconds is not None:
-            more[LENGTHS[type(self.pipeline).__name__]] = self.seconds
-        clips = []
-        for request in requests:
-            audio = self.pipeline(
-                request.words,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance,
-                num_waveforms_per_prompt=1,
-                generator=torch.Generator().manual_seed(request.seed),
-                **more,
-            ).audios[0]
-            wave = np.asarray(audio.float().cpu() if isinstance(audio, torch.Tensor) else audio, dtype=np.float32)
-            clips.append(Clip(np.ascontiguousarray(wave.mean(axis=0) if wave.ndim == 2 else wave), self.rate))
-        return clips
+        Steps and guidance are the model's own by default, seeds are drawn where none are given. Raises as
+        `TangoPipeline` does.
+        """
+        words = repeated(prompt, num_waveforms_per_prompt)
+        own = clip_seeds(words, seeds, num_waveforms_per_prompt)
+        own = own or torch.randint(2**63 - 1, (len(words),)).tolist()
+        steps, guidance = getattr(self.denoiser, "sampling", SAMPLING)
+        steps = steps if num_inference_steps is None else num_inference_steps
+        guidance = guidance if guidance_scale is None else guidance_scale
+        requests = [
+            Request.of(0, Prompt.of(text, "call"), text, steps, guidance).model_copy(update={"seed": int(seed)})
+            for text, seed in zip(words, own, strict=True)
+        ]
+        model = DenoiserModel(self.name, self.denoiser, audio_length_in_s or self.seconds)
+        clips = model.generate(requests, negative=negative_prompt)
+        audios: Any = [clip.waveform if clip.channels is None else clip.channels for clip in clips]
+        return AudioPipelineOutput(audios=audios)
 
 
 def generator_of(name: str, denoiser: Denoiser) -> "TangoModel | DenoiserModel":
@@ -182,41 +181,3 @@ def shared_sampling(requests: Sequence[Request]) -> tuple[int, float]:
     if len(settings) != 1:
         raise RecipeError("requests of one batch must share their steps and guidance")
     return settings.pop()
-
-
-def baseline_class(folder: Path) -> str | None:
-    """The class of the pipeline in a folder, where it is one of `LENGTHS`; None for any other folder."""
-    try:
-        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return name if name in LENGTHS else None
-
-
-def baseline_sampling(kind: str) -> tuple[int, float]:
-    """The default steps and guidance of a baseline's pipeline."""
-    parameters = inspect.signature(_diffusers(kind).__call__).parameters
-    return parameters["num_inference_steps"].default, parameters["guidance_scale"].default
-
-
-def load_baseline(
-    name: str, folder: Path, seconds: float | None = None, dtype: torch.dtype = torch.float32
-) -> BaselineModel:
-    """The baseline of a folder in diffusers' layout, on the CPU.
-
-    Raises CheckpointError naming the folder and what is wrong with it.
-    """
-    kind = baseline_class(folder)
-    if kind is None:
-        raise CheckpointError(f"{folder} holds none of {', '.join(LENGTHS)}: its model_index.json names no such class")
-    try:
-        pipeline = _diffusers(kind).from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
-    except Exception as error:  # diffusers, transformers, safetensors and the Rust tokenizers raise their own
-        raise CheckpointError(f"{folder} holds no usable {kind}: {brief(error)}") from None
-    return BaselineModel(name, pipeline, seconds)
-
-
-def _diffusers(kind: str) -> Any:
-    import diffusers
-
-    return getattr(diffusers, kind)

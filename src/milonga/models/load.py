@@ -1,13 +1,13 @@
 """Models by name: weights that ship, a run's systems, folders, classes of one's own, repositories on the Hub.
 
-`nano` · `runs/demo/aligned` · a folder in diffusers' layout or an original Tango's · a baseline's folder ·
+`nano` · `runs/demo/aligned` · a folder in diffusers' layout, an original Tango's or TangoFlux's ·
 `package.module:Class@FOLDER` · `user/name[@revision]`.
 """
 
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from milonga.core.deferred import LOADING, deferred_imports
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
-from milonga.core.store import Run, read_manifest
+from milonga.core.store import Run, atomic_dir, read_manifest
 from milonga.core.weights import SHIPPED, WRAPPER, adapted, all_finite, read_weights, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from milonga.models.denoiser import Denoiser
     from milonga.models.tango import TangoPipeline
 
+# The classes that a folder's model_index.json names, and the denoisers that generate with them and train them.
+BACKBONES = {
+    "StableAudioPipeline": "milonga.models.stable_audio:StableAudioDenoiser",
+    "TangoFluxPipeline": "milonga.models.tangoflux:TangoFluxDenoiser",
+    "AudioLDMPipeline": "milonga.models.audioldm:AudioLDMDenoiser",
+    "AudioLDM2Pipeline": "milonga.models.audioldm:AudioLDM2Denoiser",
+}
+PUBLISHED = {"tangoflux.safetensors": "TangoFluxPipeline"}  # layouts of their own, by a file of theirs
 NETWORKS = ("text_encoder", "unet", "vae", "vocoder")
 # A network's weights: of one variant (fp16) or none, in one file or in parts.
 NETWORK_FILE = re.compile(r"(?:\w+_)?model(?:\.(?P<variant>\w+))??(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
@@ -98,12 +106,11 @@ def pipeline(
 
     `name` may be a run's system. The folder is in diffusers' layout or in one of the original Tango's; `tokenizer` is
     the folder or repository of the tokenizer that the latter leave out. Nothing is filled with random numbers first.
-    Raises CheckpointError naming the file or folder and what is wrong with it; RecipeError for a baseline.
+    Raises CheckpointError naming the file or folder and what is wrong with it; RecipeError for another backbone.
     """
     import torch
 
     from milonga.models.adapter import merge_adapter
-    from milonga.models.generator import baseline_class
     from milonga.models.original.layout import is_original
     from milonga.models.original.load import load_original
     from milonga.models.tango import (
@@ -118,13 +125,13 @@ def pipeline(
     own = run_system(name) if trained is None else None
     name, trained = (name, trained) if own is None else (own.model, own.trained)
     folder, dtype = weights_of(name, revision), dtype or torch.float32
+    if backbone := backbone_class(folder):
+        raise RecipeError(f"{name} is no Tango but a model for {backbone.__name__}: load it by milonga.load")
     if base := adapted(folder):
         pipe = pipeline(base, trained, tokenizer=tokenizer, dtype=dtype)
         if trained is None:  # a trained network has the adapter in it already
             merge_adapter(pipe.unet, folder)
         return pipe
-    if kind := baseline_class(folder):
-        raise RecipeError(f"{name} is a {kind}: it makes clips to compare with, and cannot be trained")
     folder_sampling(folder)  # a folder without an index is no model at all
     if is_original(folder):
         pipe = load_original(folder, tokenizer)
@@ -156,7 +163,6 @@ def load_public(
     """`milonga.load`: a pipeline, or a generator for what is not a Tango."""
     import torch
 
-    from milonga.models.generator import baseline_class
     from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
@@ -165,7 +171,13 @@ def load_public(
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise RecipeError(f"{dtype!r} is no torch dtype: use float32, float16 or bfloat16")
         dtype = getattr(torch, dtype)
-    if CUSTOM.fullmatch(name) or (run_system(name) is None and baseline_class(weights_of(name, revision))):
+    own = run_system(name)
+    base = name if own is None else own.model
+    if not CUSTOM.fullmatch(base) and backbone_class(weights_of(base, revision)):
+        model = _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None)
+        model.denoiser.pipe.to(device or "cpu")
+        return model
+    if CUSTOM.fullmatch(name):
         return load(name, scheduler)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
     return (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device or "cpu")
@@ -177,23 +189,20 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None) 
 
     Raises RecipeError for an unknown scheduler, and for any with a model that runs by its own.
     """
-    from milonga.models.generator import TangoModel, baseline_class, load_baseline
+    from milonga.models.generator import TangoModel
     from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
     _no_progress_bars()
     if own := run_system(name):
         return own.load(scheduler, seconds)
-    if CUSTOM.fullmatch(name):
-        return _custom(name, load_denoiser(name), scheduler, seconds)
-    if kind := baseline_class(weights_of(name)):
-        if scheduler is not None:
-            raise RecipeError(f"{name} is a {kind}, which runs by its own scheduler: leave --scheduler out")
-        return load_baseline(name, weights_of(name), seconds)
+    if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
+        return _sampled(name, load_denoiser(name), scheduler, seconds)
     return TangoModel(name, pipeline(name), scheduler, seconds)
 
 
-def _custom(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: float | None) -> Model:
+def _sampled(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: float | None) -> Any:
+    """A denoiser as a model, with its own scheduler and length or with these."""
     from milonga.models.denoiser import Process
     from milonga.models.generator import DenoiserModel
     from milonga.models.schedulers import scheduler_named
@@ -203,16 +212,40 @@ def _custom(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: flo
     return DenoiserModel(name, denoiser, seconds)
 
 
-def load_denoiser(name: str, trained: Path | None = None) -> "Denoiser":
+def load_denoiser(
+    name: str, trained: Path | None = None, revision: str | None = None, dtype: Any = None, tokenizer: str | None = None
+) -> "Denoiser":
     """A model to encode data with and to train, freshly loaded, with a trained network from another folder if given.
 
-    `package.module:Class@FOLDER` is `Class.load_model(FOLDER)`. Raises RecipeError for a class that is not there.
+    `package.module:Class@FOLDER` is `Class.load_model(FOLDER)`. Raises RecipeError for a class that is not there,
+    CheckpointError as `pipeline` does.
     """
+    import torch
+
+    from milonga.models.adapter import merge_adapter
     from milonga.models.tango_denoiser import TangoDenoiser
 
+    if (own := run_system(name)) and trained is None:
+        name, trained = own.model, own.trained
     custom = CUSTOM.fullmatch(name)
+    if custom is None and (backbone := backbone_class(weights_of(name, revision))):
+        folder, part = weights_of(name, revision), backbone.network
+        if base := adapted(folder):
+            denoiser = load_denoiser(base, trained, dtype=dtype, tokenizer=tokenizer)
+            if trained is None:  # a trained network has the adapter in it already
+                merge_adapter(denoiser.module, folder)
+            return type(denoiser).of(denoiser.pipe, name)
+        places = {} if trained is None else {part: trained}
+        if (folder / "model_index.json").is_file():
+            pipe = _or_checkpoint_error(folder, lambda: _stock_pipeline(folder, backbone, places, dtype))
+            return backbone.of(pipe, name)
+        denoiser = backbone.of(backbone.read_published(folder, tokenizer), name)
+        denoiser.pipe.to(dtype or torch.float32)
+        if trained is not None:
+            _or_checkpoint_error(trained, lambda: denoiser.load(trained))
+        return denoiser
     if custom is None:
-        return TangoDenoiser.of(pipeline(name, trained), name)
+        return TangoDenoiser.of(pipeline(name, trained, revision, tokenizer, dtype), name)
     module, kind, folder = custom.groups()
     try:
         denoiser_class = getattr(importlib.import_module(module), kind)
@@ -224,8 +257,66 @@ def load_denoiser(name: str, trained: Path | None = None) -> "Denoiser":
     return denoiser
 
 
+def convert(source: Path, destination: Path, tokenizer: str | None = None) -> Path:
+    """Writes a published checkpoint in a layout of its own (Tango's, TangoFlux's) as a pipeline in diffusers' layout,
+    or TangoFlux's pipeline in its published one, atomically; gives `destination`.
+
+    Raises CheckpointError when `source` cannot be used, RecipeError when `destination` exists already.
+    """
+    from milonga.models.original.load import convert as convert_tango
+
+    backbone = backbone_class(source)
+    published = backbone is not None and not (source / "model_index.json").is_file()
+    if not published and not hasattr(backbone, "write_published"):
+        return convert_tango(source, destination, tokenizer)
+    if destination.exists():
+        raise RecipeError(f"{destination} exists already: name a new folder")
+    denoiser: Any = load_denoiser(str(source), tokenizer=tokenizer)
+    with atomic_dir(destination) as part:
+        (denoiser.save_model if published else denoiser.write_published)(part)
+    return destination
+
+
+def backbone_class(folder: Path) -> Any:
+    """The denoiser of `BACKBONES` for a folder's pipeline, or for that which its adapter changes; None for any other."""
+    if base := adapted(folder):
+        return None if CUSTOM.fullmatch(base) else backbone_class(weights_of(base))
+    try:
+        return _backbone(json.loads((folder / "model_index.json").read_text())["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        kinds = [kind for file, kind in PUBLISHED.items() if (folder / file).is_file()]
+        return _backbone(kinds[0]) if kinds else None
+
+
+def _backbone(kind: str) -> Any:
+    if kind not in BACKBONES:
+        return None
+    module, name = BACKBONES[kind].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _stock_pipeline(folder: Path, backbone: Any, places: Mapping[str, Path], dtype: Any) -> Any:
+    """The pipeline in a folder of diffusers' layout; networks in `places` come from there. Raises as `_network`."""
+    import diffusers
+    import torch
+    import transformers
+
+    dtype = dtype or torch.float32
+    index = json.loads((folder / "model_index.json").read_text())
+    rooms, parts = (diffusers, transformers, importlib.import_module(backbone.__module__)), {}
+    for part, entry in index.items():
+        name = str(entry[1]) if isinstance(entry, list) else ""
+        kind = next((getattr(room, name) for room in rooms if hasattr(room, name)), None)
+        if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
+            place = places.get(part, folder / part)
+            parts[part] = _or_checkpoint_error(place, lambda kind=kind, place=place: _network(kind, place, dtype))
+    kind = next(getattr(room, index["_class_name"]) for room in rooms if hasattr(room, index["_class_name"]))
+    with _quiet():  # it does not know its own projection model
+        return kind.from_pretrained(folder, local_files_only=True, **parts)
+
+
 def as_denoiser(model: Any) -> "Denoiser":
-    """The denoiser of a name, a pipeline or a denoiser; RecipeError for anything else."""
+    """The denoiser of a name, a pipeline, a denoiser or a model around one; RecipeError for anything else."""
     from milonga.models.denoiser import Denoiser
     from milonga.models.tango import TangoPipeline
     from milonga.models.tango_denoiser import TangoDenoiser
@@ -234,9 +325,12 @@ def as_denoiser(model: Any) -> "Denoiser":
         return load_denoiser(str(model))
     if isinstance(model, TangoPipeline):
         return TangoDenoiser.of(model)
+    model = getattr(model, "denoiser", model)
     if isinstance(model, Denoiser):
         return model
-    raise RecipeError(f"a {type(model).__name__} cannot be trained: give a model's name, a TangoPipeline or a Denoiser")
+    if backbone := _backbone(type(model).__name__):
+        return backbone.of(model)
+    raise RecipeError(f"a {type(model).__name__} cannot be trained: give a model's name, a pipeline or a Denoiser")
 
 
 def as_model(model: Any, scheduler: str | None = None) -> Model:
@@ -249,6 +343,8 @@ def as_model(model: Any, scheduler: str | None = None) -> Model:
         return load(str(model), scheduler)
     if isinstance(model, TangoPipeline):
         return TangoModel(str(model.config.get("_name_or_path") or "pipeline"), model, scheduler)
+    if _backbone(type(model).__name__):
+        return _sampled(type(model).__name__, as_denoiser(model), scheduler, None)
     return generator_of(type(model).__name__, model) if isinstance(model, Denoiser) else model
 
 
@@ -288,8 +384,8 @@ def tuned(name: str, trained: Path, scheduler: str | None = None, seconds: float
 def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | None, _written: int) -> Model:
     from milonga.models.generator import TangoModel
 
-    if CUSTOM.fullmatch(name):
-        return _custom(trained.parent.name, load_denoiser(name, trained), scheduler, seconds)
+    if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
+        return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds)
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds)
 
 
@@ -298,11 +394,11 @@ def sampling(name: Any) -> tuple[int, float]:
 
     Raises CheckpointError when there is no readable config, RecipeError for an object without one.
     """
-    from milonga.models.generator import baseline_class, baseline_sampling
-
     if not isinstance(name, str):
         config = getattr(getattr(name, "pipeline", name), "config", {})
         if not {"steps", "guidance"} <= set(config):
+            if own := getattr(getattr(name, "denoiser", name), "sampling", None):
+                return own
             raise RecipeError(f"a {type(name).__name__} has no steps and guidance of its own: give both")
         return config["steps"], config["guidance"]
     if own := run_system(name):
@@ -310,10 +406,11 @@ def sampling(name: Any) -> tuple[int, float]:
     if custom := CUSTOM.fullmatch(name):
         return folder_sampling(Path(custom[3])) if (Path(custom[3]) / "model_index.json").is_file() else (50, 3.0)
     folder = weights_of(name)
+    if backbone := backbone_class(folder):
+        return backbone.sampling
     if base := adapted(folder):
         return sampling(base)
-    kind = baseline_class(folder)
-    return baseline_sampling(kind) if kind else folder_sampling(folder)
+    return folder_sampling(folder)
 
 
 def folder_sampling(folder: Path) -> tuple[int, float]:

@@ -21,6 +21,7 @@ from milonga.maths.noise import Prediction
 
 with deferred_imports():
     from diffusers import (
+        CosineDPMSolverMultistepScheduler,
         DDIMScheduler,
         DDPMScheduler,
         DPMSolverMultistepScheduler,
@@ -68,6 +69,8 @@ def scheduler_named(name: str, config: Any) -> Any:
     Raises RecipeError for an unknown name, and for one that the model's prediction rules out, listing those it has.
     """
     check_scheduler(name)
+    if "sigma_data" in config:
+        raise RecipeError(f"scheduler {name} does not fit a model of continuous time, which has one sampler: name none")
     flow = predicts_flow(config)
     known = FLOW_SCHEDULERS if flow else SCHEDULERS
     if name not in known:
@@ -96,12 +99,25 @@ def forward_process(scheduler: Any) -> tuple[torch.Tensor, Prediction]:
     if not predicts_flow(config):
         if config.prediction_type not in ("epsilon", "v_prediction"):
             raise RecipeError(f"the model predicts {config.prediction_type!r}: only noise, velocity and flow are known")
-        return scheduler.alphas_cumprod, config.prediction_type
+        times = continuous_times(scheduler)
+        alphas = scheduler.alphas_cumprod if times is None else torch.cos(times.double() * math.pi / 2) ** 2
+        return alphas, config.prediction_type
     _check_even(config)
     total, shift = config.num_train_timesteps, config.get("shift", config.get("flow_shift", 1.0))
     even = torch.arange(1, total + 1, dtype=torch.float64) / total
     sigmas = shift * even / (1 + (shift - 1) * even)
     return (1 - sigmas) ** 2 / ((1 - sigmas) ** 2 + sigmas**2), "flow_prediction"
+
+
+def continuous_times(scheduler: Any) -> torch.Tensor | None:
+    """N times spread evenly over (0, 1), float32, of a model that is trained at any time t and given t itself.
+
+    Those are models with the cosine schedule √ᾱ = cos(πt/2), such as Stable Audio's; None for any other.
+    """
+    if not isinstance(scheduler, CosineDPMSolverMultistepScheduler):
+        return None
+    total = scheduler.config["num_train_timesteps"]
+    return (torch.arange(total, dtype=torch.float32) + 0.5) / total
 
 
 def prepare_scheduler(scheduler: Any, steps: int, device: Any = None) -> Any:
@@ -138,6 +154,8 @@ def check_guidance(guidance: float, interval: tuple[float, float]) -> None:
 
 def noise_share(scheduler: Any, step: Any) -> float:
     """The place of a timestep between no noise (0) and full noise (1), as a share of the schedule."""
+    if isinstance(scheduler, CosineDPMSolverMultistepScheduler):  # whose timesteps are that share
+        return float(step)
     is_flow = isinstance(scheduler, FLOWS)  # whose timesteps count from 1
     return float(step if is_flow else step + 1) / scheduler.config.num_train_timesteps
 

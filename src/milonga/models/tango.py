@@ -293,7 +293,7 @@ class TangoPipeline(DiffusionPipeline):
             raise RecipeError("a timeline has its own words: leave the prompt out")
         parts = [] if timeline is None else parse_timeline(timeline)
         prompt = (timeline or "") if prompt is None else prompt
-        words = _repeated(prompt, num_waveforms_per_prompt)
+        words = repeated(prompt, num_waveforms_per_prompt)
         _check_call(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         against = _against(negative_prompt, prompt, num_waveforms_per_prompt)
         if parts and audio_length_in_s is not None:
@@ -301,7 +301,7 @@ class TangoPipeline(DiffusionPipeline):
         length = parts[-1][1] if parts else audio_length_in_s
         steps = self.config["steps"] if num_inference_steps is None else num_inference_steps
         guidance = self.config["guidance"] if guidance_scale is None else guidance_scale
-        own = _seeds(words, seeds, num_waveforms_per_prompt)
+        own = clip_seeds(words, seeds, num_waveforms_per_prompt)
         sampled = self.sample(
             words, own, steps, guidance, length, against, latents, generator, callback_on_step_end,
             guidance_interval, callback_on_step_end_tensor_inputs, parts,
@@ -339,7 +339,7 @@ class TangoPipeline(DiffusionPipeline):
 
         rate = sampling_rate or self.sampling_rate
         samples, rate = (audio, rate) if isinstance(audio, np.ndarray) else read_samples(Path(audio))[:2]
-        own = _seeds([prompt] * num_waveforms, seeds, num_waveforms) or ()
+        own = clip_seeds([prompt] * num_waveforms, seeds, num_waveforms) or ()
         takes = edit(
             TangoDenoiser.of(self), samples[:, None] if samples.ndim == 1 else samples, rate, prompt,
             steps=self.config["steps"] if num_inference_steps is None else num_inference_steps,
@@ -351,7 +351,8 @@ class TangoPipeline(DiffusionPipeline):
         return AudioPipelineOutput(audios=audios)
 
 
-def _repeated(prompt: str | Sequence[str], count: int) -> list[str]:
+def repeated(prompt: str | Sequence[str], count: int) -> list[str]:
+    """Each prompt `count` times over; DataError for an empty one or half a character, RecipeError for no clip."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
     if not prompts or any(not isinstance(text, str) or not text.strip() for text in prompts):
         raise DataError("the prompt is empty: describe a sound, for example 'a dog barks'")
@@ -372,7 +373,11 @@ def _against(negative: str | Sequence[str] | None, prompt: str | Sequence[str], 
     return [text for text in negative for _ in range(count)]
 
 
-def _seeds(words: Sequence[str], seeds: int | Sequence[int] | None, count: int) -> Sequence[int] | None:
+def clip_seeds(words: Sequence[str], seeds: int | Sequence[int] | None, count: int) -> Sequence[int] | None:
+    """A seed for each of `words`, of which `count` belong to one prompt, from a number or as many; None for None.
+
+    Raises RecipeError for what is no seed, or another number of them.
+    """
     numbers = [seeds] if isinstance(seeds, int | np.integer) else list(seeds or ())
     for seed in numbers:
         if not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:

@@ -132,31 +132,37 @@ non-commercial and under the same licence. Recordings and captions used in train
 (AudioCaps' clips are from YouTube; Audio-alpaca's card says Apache-2.0), and so have people's ratings."""
 
 
-ADAPTER = """The folder `adapter` holds the LoRA adapter, which the U-Net here has already. On the base's own U-Net it
-is loaded by
+ADAPTER = """The folder `adapter` holds the LoRA adapter, which the network here has already. On the base's own network
+it is loaded by
 
 ```python
-unet.load_lora_adapter("FOLDER/adapter", prefix=None, weight_name="pytorch_lora_weights.safetensors")
+network.load_lora_adapter("FOLDER/adapter", prefix=None, weight_name="pytorch_lora_weights.safetensors")
 ```
 
 With another `prefix` diffusers finds no weights in it, and only warns."""
 
 
 def model_card(
-    run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any], provenance: Sequence[tuple[str, str]]
+    run: RunMaterial,
+    system: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    provenance: Sequence[tuple[str, str]],
+    index: Mapping[str, Any],
+    trained: str,
 ) -> str:
     """The card of a run's trained system as Markdown with its YAML head.
 
-    `system` is its table of the recipe, `recipe` the whole recipe's, `provenance` (what, value) lines of the manifest.
+    `system` is its table of the recipe, `recipe` the whole recipe's, `provenance` (what, value) lines of the manifest,
+    `index` the model's model_index.json (empty for one without), of which the part `trained` was trained.
     """
     name, settings = system["name"], recipe["train"] | system["settings"]
     base = recipe["models"]["model"]
     parts = [
         _model_head(f"{run.name}: {name}", system["phases"]),
         f"# {run.name}: {name}",
-        f"A text-to-audio latent diffusion model: {code(base)}, whose U-Net was aligned to preferences by Milonga. "
-        f"It was trained on {DATA[system['data']]}.",
-        _load(base) + (f"\n\n{ADAPTER}" if settings.get("lora_rank") else ""),
+        f"A text-to-audio latent diffusion model: {code(base)}, whose {PARTS.get(trained, trained)} was aligned to "
+        f"preferences by Milonga. It was trained on {DATA[system['data']]}.",
+        _load(base, index, trained) + (f"\n\n{ADAPTER}" if settings.get("lora_rank") else ""),
         f"## Results\n\n{_results(run, name)}",
         f"## Training\n\n{_phases(system)}\n\n{_settings(recipe['train'])}",
         f"## Data\n\n{_data(run, system, recipe)}",
@@ -167,6 +173,10 @@ def model_card(
         "it cannot generate either.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+OWN = ("TangoPipeline", "TangoFluxPipeline")  # pipelines whose classes are Milonga's
+PARTS = {"unet": "U-Net"}  # of a pipeline, where a name is not what it is called
 
 
 MEASURED = {
@@ -183,18 +193,27 @@ def _model_head(title: str, phases: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "tags:", "  - audio", "  - milonga", *losses, "---"])
 
 
-def _load(base: str) -> str:
-    return f"""```python
+def _load(base: str, index: Mapping[str, Any], trained: str) -> str:
+    """How the model is loaded, by Milonga and, where it has diffusers' layout, by its stock classes."""
+    ours = """```python
 import milonga
 
-tango = milonga.load("FOLDER")
-clip = tango("a dog barks then a bell rings", seeds=[7]).audios[0]  # tango.sampling_rate samples a second
-```
+model = milonga.load("FOLDER")
+clip = model("a dog barks then a bell rings", seeds=[7]).audios[0]  # model.sampling_rate samples a second
+```"""
+    if not index:
+        return ours
+    stock = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[0] == "transformers"}
+    stock |= {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[0] == "diffusers"}
+    names = ", ".join(f"`{name}` ({part})" for part, name in sorted(stock.items()))
+    own = str(index["_class_name"]) in OWN
+    arguments = "FOLDER, custom_pipeline=FOLDER, trust_remote_code=True" if own else "FOLDER"
+    needed = ", whose class Milonga has to be installed for" if own else ""
+    return f"""{ours}
 
-With diffusers: `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)` gives the
-same pipeline, whose class Milonga has to be installed for. Its parts are stock classes and need nothing else:
-`UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")`, `AutoencoderKL` (vae), `T5EncoderModel`
-(text_encoder), `SpeechT5HifiGan` (vocoder). Only the U-Net differs from {code(base)}."""
+With diffusers: `DiffusionPipeline.from_pretrained({arguments})` gives the same pipeline{needed}.
+Its parts are stock classes and need nothing else: {names}, each by `from_pretrained(FOLDER, subfolder=PART)`. Only the
+{PARTS.get(trained, trained)} differs from {code(base)}."""
 
 
 def _results(run: RunMaterial, name: str) -> str:

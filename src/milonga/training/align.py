@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from milonga.models.denoiser import Denoiser
     from milonga.training.trainer import TrainerCallback
 
-PIPELINE = '''"""Where diffusers finds this model's pipeline: `pip install milonga`."""
-
-from milonga.models.tango import TangoPipeline
-
-__all__ = ["TangoPipeline"]
-'''
 # What a training leaves in its folder.
 TRAINING_FILES = ("checkpoints", "model", "adapter", "reference", "plan.json", "curves.jsonl", "rewards.json")
 
@@ -261,8 +255,6 @@ class AlignTrainer:
             denoiser = self.denoiser
             denoiser.load(network)
         denoiser.save_model(folder)
-        if (folder / "model_index.json").is_file():
-            (folder / "pipeline.py").write_text(PIPELINE, encoding="utf-8")
         if (self.folder / "adapter").is_dir():
             shutil.copytree(self.folder / "adapter", folder / "adapter", dirs_exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""AudioLDM, AudioLDM 2 and Stable Audio of the real classes, untrained and as small as they go."""
+"""AudioLDM, AudioLDM 2, Stable Audio and TangoFlux of the real classes, untrained and as small as they go."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from diffusers import (
     AutoencoderOobleck,
     CosineDPMSolverMultistepScheduler,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     StableAudioDiTModel,
     StableAudioPipeline,
     StableAudioProjectionModel,
@@ -32,6 +33,8 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+from milonga.models.tangoflux import TangoFluxNetwork, TangoFluxPipeline
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TEXT: dict[str, Any] = {
@@ -98,6 +101,13 @@ def audioldm2() -> AudioLDM2Pipeline:
     )  # fmt: skip
 
 
+def _oobleck() -> AutoencoderOobleck:
+    return AutoencoderOobleck(
+        encoder_hidden_size=8, downsampling_ratios=[2, 4], channel_multiples=[1, 2], decoder_channels=4,
+        decoder_input_channels=4, audio_channels=2, sampling_rate=4410,
+    )  # fmt: skip
+
+
 def stable_audio() -> StableAudioPipeline:
     words, t5 = _t5()
     transformer = StableAudioDiTModel(
@@ -105,17 +115,27 @@ def stable_audio() -> StableAudioPipeline:
         num_key_value_attention_heads=2, out_channels=4, cross_attention_dim=8, time_proj_dim=8,
         global_states_input_dim=16, cross_attention_input_dim=8,
     )  # fmt: skip
-    vae = AutoencoderOobleck(
-        encoder_hidden_size=4, downsampling_ratios=[2, 4], channel_multiples=[1, 2], decoder_channels=4,
-        decoder_input_channels=4, audio_channels=2, sampling_rate=4410,
-    )  # fmt: skip
     return StableAudioPipeline(
-        vae=vae, text_encoder=t5, projection_model=StableAudioProjectionModel(32, 8, 0, 32), tokenizer=words,
+        vae=_oobleck(), text_encoder=t5, projection_model=StableAudioProjectionModel(32, 8, 0, 32), tokenizer=words,
         transformer=transformer, scheduler=CosineDPMSolverMultistepScheduler(),
     )  # fmt: skip
 
 
-MAKERS = {"AudioLDMPipeline": audioldm, "AudioLDM2Pipeline": audioldm2, "StableAudioPipeline": stable_audio}
+def tangoflux() -> TangoFluxPipeline:
+    words, t5 = _t5()
+    network = TangoFluxNetwork(
+        num_layers=1, num_single_layers=1, in_channels=4, attention_head_dim=8, joint_attention_dim=32,
+        num_attention_heads=2, audio_seq_len=64, max_duration=0.2, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    return TangoFluxPipeline(words, t5, network, _oobleck(), FlowMatchEulerDiscreteScheduler())
+
+
+MAKERS = {
+    "AudioLDMPipeline": audioldm,
+    "AudioLDM2Pipeline": audioldm2,
+    "StableAudioPipeline": stable_audio,
+    "TangoFluxPipeline": tangoflux,
+}
 
 
 def make(kind: str) -> Any:

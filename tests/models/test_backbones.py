@@ -1,0 +1,316 @@
+"""Backbones × jobs: every model of `BACKBONES`, of tiny untrained components of its real classes, does every job.
+
+A backbone is generated from, encoded for, fine-tuned, tuned by LoRA, aligned by DPO, trained online, exported,
+converted and evaluated by the same code; each cell of the table is a test.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_backbones
+import torch
+from safetensors.torch import load_file
+from tiny_parts import parts_folder
+
+import milonga
+from milonga.core.audio import read_audio, write_audio
+from milonga.core.errors import CheckpointError, RecipeError
+from milonga.core.records import Clip, Prompt, Request
+from milonga.core.weights import TANGOFLUX
+from milonga.data.encode import encode_clips, encode_pairs
+from milonga.data.examples import PairExamples
+from milonga.experiment import run as pipeline
+from milonga.experiment.export import export_system
+from milonga.experiment.recipe import parse_recipe
+from milonga.models import load as models
+from milonga.models.denoiser import SECONDS, Denoiser, module_hash
+from milonga.models.editing import SPLICE, edit
+from milonga.models.load import convert
+from milonga.training.align import AlignConfig, AlignTrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:Should have t:UserWarning:torchsde")  # rounding of its own times
+torch.set_num_threads(1)
+# Each backbone's own steps and guidance, the rate of its sound, its channels, and the samples of its trained length.
+KNOWN = {
+    "StableAudioPipeline": ((100, 7.0), 4410, 2, 512),
+    "TangoFluxPipeline": ((25, 4.5), 4410, 2, 512),
+    "AudioLDMPipeline": ((200, 2.5), 16000, 1, 512),
+    "AudioLDM2Pipeline": ((200, 3.5), 16000, 1, 256),
+}
+WORDS = ("a dog barks", "a bell rings twice then rain", "rain")
+LENGTHS = {  # the argument of diffusers' own pipelines for a clip's length
+    "StableAudioPipeline": "audio_end_in_s",
+    "AudioLDMPipeline": "audio_length_in_s",
+    "AudioLDM2Pipeline": "audio_length_in_s",
+}
+RECIPE = """
+name = "rounds"
+seed = 5
+[models]
+model = "{model}"
+scorers = ["{parts}/one", "{parts}/two"]
+judge = "{parts}/judge"
+tagger = "{parts}/tagger"
+[plan]
+shard_size = 4
+[online]
+iterations = 1
+sources = ["world:train:2:multi"]
+clips = 2
+steps = 2
+prompts = ["world:tune:2"]
+[train]
+batch_size = 2
+learning_rate = 1e-2
+systems = [{{ name = "aligned", data = "online", phases = [{{ loss = "dpo", steps = 2, beta = 10.0 }}] }}]
+[evaluate]
+prompts = ["world:test:3"]
+steps = 2
+resamples = 20
+"""
+
+
+@pytest.fixture(scope="module", params=KNOWN)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("backbones") / kind
+    small_backbones.make(kind).save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def denoiser(folder: Path) -> Denoiser:
+    return models.load_denoiser(str(folder))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return parts_folder(tmp_path_factory.mktemp("parts"))
+
+
+def requests(guidance: float = 3.0, steps: int = 4) -> list[Request]:
+    return [Request.of(1, Prompt.of(text, "test"), text, steps, guidance) for text in WORDS]
+
+
+def tuned_part(folder: Path) -> str:
+    return models.backbone_class(folder).network
+
+
+def sounds(folder: Path, rate: int = 8000) -> Path:
+    """A table of captioned clips of 0.1 to 0.3 s, two of them stereo."""
+    stream, lines = np.random.default_rng(0), ["file_name,caption"]
+    for place, text in enumerate(WORDS * 2):
+        shape = (round((0.1 + 0.04 * place) * rate), 1 + place % 2)
+        clip = Clip.of((0.3 * stream.standard_normal(shape)).clip(-1, 1).astype(np.float32), rate)
+        write_audio(folder / f"{place}.wav", clip)
+        lines.append(f"{place}.wav,{text}")
+    table = folder / "metadata.csv"
+    table.write_text("\n".join(lines))
+    return table
+
+
+def pairs(denoiser: Denoiser, count: int = 4) -> PairExamples:
+    stream = torch.Generator().manual_seed(0)
+    winner, loser = torch.randn(2, count, *denoiser.latent_shape, generator=stream).unbind(0)
+    captions = denoiser.encode_text([WORDS[place % len(WORDS)] for place in range(count)])
+    return PairExamples(winner + 0.5, loser - 0.5, captions)
+
+
+def config(folder: Path, **changes) -> AlignConfig:
+    settings = {"batch_size": 2, "learning_rate": 1e-3, "phases": ["dpo:2"], "beta": 100, "caption_dropout": 0.5}
+    return AlignConfig(output_dir=folder, **settings | changes)
+
+
+def test_generate_by_its_own_defaults_each_clip_from_its_seed(kind: str, folder: Path) -> None:
+    sampling, rate, channels, samples = KNOWN[kind]
+    model = models.load(str(folder))
+    assert (models.sampling(str(folder)), model.rate) == (sampling, rate)
+    clips = model.generate(requests())
+    assert [clip.samples.shape for clip in clips] == [(samples, channels)] * 3
+    alone = model.generate(requests()[1:2])[0]
+    np.testing.assert_allclose(alone.samples, clips[1].samples, atol=1e-5)
+    assert np.abs(clips[0].samples - clips[2].samples).max() > 1e-4
+    unguided = model.generate(requests(guidance=1.0))[0]
+    assert np.abs(unguided.samples - clips[0].samples).max() > 1e-4
+    shorter = models.load(str(folder), seconds=200 / rate).generate(requests()[:1])[0]
+    assert shorter.samples.shape == (200, channels)
+    called = milonga.load(folder)(WORDS[0], seeds=[requests()[0].seed], num_inference_steps=4, guidance_scale=3.0)
+    np.testing.assert_allclose(called.audios[0].reshape(samples, -1), clips[0].samples, atol=1e-6)
+
+
+@pytest.mark.parametrize("negative", ["", "noise"], ids=["guided", "negative"])
+def test_its_sampler_equals_stock_diffusers(kind: str, folder: Path, negative: str) -> None:
+    length = 256 / KNOWN[kind][1]
+    request, stock = requests()[1], small_backbones.make(kind)
+    if kind in LENGTHS:
+        stock.set_progress_bar_config(disable=True)
+        theirs = stock(
+            request.words, negative_prompt=negative or None, num_inference_steps=4, guidance_scale=3.0,
+            generator=[torch.Generator().manual_seed(request.seed)], **{LENGTHS[kind]: length},
+        ).audios[0]  # fmt: skip
+    else:
+        theirs = published_tangoflux(stock, request, negative, length)
+    ours = models.load(str(folder), seconds=length).generate([request], negative=negative)[0]
+    np.testing.assert_allclose(ours.samples.T, np.atleast_2d(np.asarray(theirs)), atol=1e-5)
+
+
+@torch.no_grad()
+def published_tangoflux(pipe, request: Request, negative: str, seconds: float) -> np.ndarray:
+    """TangoFlux by the formulas of its published code: an Euler step along the guided flow from σ 1, 1 − 1/n, …"""
+    network, tokens = pipe.transformer, pipe.tokenizer([request.words], return_tensors="pt")
+    against = pipe.tokenizer(
+        [negative], max_length=tokens.input_ids.shape[1], padding="max_length", truncation=True, return_tensors="pt"
+    )
+    states, pooled = [], []
+    for row in (against, tokens):
+        hidden = pipe.text_encoder(input_ids=row.input_ids, attention_mask=row.attention_mask)[0]
+        pooled.append(hidden[row.attention_mask.bool()].mean(0, keepdim=True))
+        states.append(torch.cat([hidden, network.duration_embedder(torch.tensor([seconds]))], 1))
+    x = torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(request.seed))
+    for step in range(request.steps):
+        sigma = 1 - step / request.steps
+        flows = [
+            network.transformer(
+                x, encoder_hidden_states=state, pooled_projections=network.fc(own), timestep=torch.tensor([sigma]),
+                txt_ids=torch.zeros(state.shape[1], 3), img_ids=torch.arange(64.0)[:, None].repeat(1, 3),
+            ).sample
+            for state, own in zip(states, pooled, strict=True)
+        ]  # fmt: skip
+        x = x - (flows[0] + request.guidance * (flows[1] - flows[0])) / request.steps
+    return pipe.vae.decode(x.transpose(1, 2)).sample[0, :, : round(seconds * 4410)].numpy()
+
+
+def test_encode_clips_and_pairs_with_their_channels_and_lengths(denoiser: Denoiser, kind: str, tmp_path: Path) -> None:
+    table = sounds(tmp_path / "sounds")
+    examples = encode_clips(denoiser, f"clips:{table}", tmp_path / "work", mix_ratio=0.5)
+    batch = examples.batch(range(len(examples)), 0)
+    assert batch.winner.shape == (9, *denoiser.latent_shape)
+    assert torch.isfinite(batch.winner).all()
+    if SECONDS in denoiser.empty:
+        torch.testing.assert_close(batch.conditioning[SECONDS][:3], torch.tensor([0.1, 0.14, 0.18]))
+        assert batch.conditioning[SECONDS][6:].min() > 0.1  # of a mix: that of the longer clip
+    if KNOWN[kind][2] == 2:
+        stereo = read_audio(table.parent / "1.wav", mono="all")
+        swapped = Clip.of(stereo.samples[:, ::-1].copy(), stereo.rate)
+        first, other = (denoiser.encode_audio([denoiser.prepare_waveform(c)]).mean for c in (stereo, swapped))
+        assert (first - other).abs().max() > 1e-4
+    rows = [
+        {"prompt": text, "chosen": f"{place}.wav", "rejected": f"{place + 3}.wav"} for place, text in enumerate(WORDS)
+    ]
+    data = tmp_path / "pairs.parquet"
+    cells = {"prompt": [row["prompt"] for row in rows], "strategy": ["1"] * 3}
+    for side in ("chosen", "rejected"):
+        cells[side] = [{"bytes": (table.parent / row[side]).read_bytes(), "path": row[side]} for row in rows]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(cells), data)
+    found, encoded = encode_pairs(denoiser, data, tmp_path / "encoded")
+    assert len(found) == len(encoded) == 3
+    if SECONDS in denoiser.empty:
+        torch.testing.assert_close(encoded.batch([0, 1], 0).conditioning[SECONDS], torch.tensor([0.1, 0.14]))
+
+
+def test_fine_tune_on_a_folder_of_clips(denoiser: Denoiser, folder: Path, tmp_path: Path) -> None:
+    before = module_hash(denoiser.module)
+    data = f"clips:{sounds(tmp_path / 'sounds')}"
+    out = AlignTrainer(str(folder), data, config(tmp_path / "out", phases=["sft:1"])).train()
+    tuned = models.load_denoiser(str(out))
+    assert module_hash(tuned.module) != before
+    assert models.load(str(out)).generate(requests()[:1])[0].samples.shape[1] == KNOWN[type(denoiser.pipe).__name__][2]
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "LoRA"])
+def test_dpo_and_its_output_folder_is_a_whole_model(denoiser: Denoiser, rank: int, tmp_path: Path) -> None:
+    if rank:
+        pytest.importorskip("peft")
+    before = module_hash(denoiser.module)
+    trainer = AlignTrainer(denoiser, pairs(denoiser), config(tmp_path / "out", lora_rank=rank))
+    out = trainer.train()
+    rows = [json.loads(line) for line in (out / "training" / "curves.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(np.log(2), rel=1e-3)  # policy and reference agree at first
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    tuned = models.load_denoiser(str(out))
+    assert module_hash(tuned.module) == module_hash(denoiser.module) != before
+    assert (out / "adapter").is_dir() == bool(rank)
+    assert {path.name for path in out.iterdir()} >= {"model_index.json", denoiser.network}
+
+
+@pytest.mark.parametrize("loss", ["ipo", "sdpo", "kto", "dgpo"])
+def test_other_preference_losses(denoiser: Denoiser, loss: str, tmp_path: Path) -> None:
+    from milonga.data.examples import GroupExamples
+
+    examples = pairs(denoiser)
+    if loss == "dgpo":
+        latents = torch.stack([examples.winners, examples.losers], 1)
+        examples = GroupExamples(latents, torch.tensor([[1.0, 0.0]] * 4), examples.conditioning)
+    if loss == "kto":
+        liked = torch.tensor([True, False] * 2)
+        examples = PairExamples(examples.winners, None, examples.conditioning, desirable=liked)
+    before = module_hash(denoiser.module)
+    AlignTrainer(denoiser, examples, config(tmp_path, phases=[f"{loss}:1"])).train()
+    assert module_hash(denoiser.module) != before
+
+
+@pytest.mark.slow  # a whole run: its captions, clips, scores, pairs, training, evaluation and report
+def test_rounds_evaluation_and_export(folder: Path, parts: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(RECIPE.format(model=folder, parts=parts), "rounds.toml", ())
+    run = pipeline.run(recipe, tmp_path / "run")
+    systems = {row["system"] for row in json.loads((run.path / "metrics" / "summary.json").read_text())}
+    assert systems >= {"base", "aligned"}
+    assert (run.path / "report.html").exists()
+    exported = export_system(run.path, tmp_path / "exported", "aligned")
+    card = (exported / "README.md").read_text()
+    assert f"({tuned_part(folder)})" in card
+    assert "TangoPipeline" not in card
+    ours = models.load(str(exported)).generate(requests()[:1])[0]
+    theirs = models.load(f"{run.path}/aligned").generate(requests()[:1])[0]
+    assert np.array_equal(ours.samples, theirs.samples)
+    base = models.load(str(folder)).generate(requests()[:1])[0]
+    assert np.abs(ours.samples - base.samples).max() > 1e-6
+
+
+def test_edit_repaints_a_region(denoiser: Denoiser) -> None:
+    rate = denoiser.sampling_rate
+    samples = 0.3 * np.random.default_rng(0).standard_normal((rate // 5, 2)).clip(-3, 3)
+    edited = edit(denoiser, samples, rate, "rain", region=(0.05, 0.08), steps=4, guidance=3.0, seeds=[1])
+    places = np.flatnonzero((edited != samples).any(axis=(0, 2)))
+    assert 0.05 - SPLICE - 1 / rate <= places[0] / rate <= places[-1] / rate <= 0.08 + SPLICE
+    assert np.isfinite(edited).all()
+
+
+def test_broken_folders_and_foreign_schedulers_are_refused(folder: Path, kind: str, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    part = models.load_denoiser(str(folder)).network
+    (broken / part / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=str(part)):
+        models.load_denoiser(str(broken))
+    with pytest.raises(RecipeError, match="scheduler"):
+        models.load(str(folder), "ddim" if kind == "TangoFluxPipeline" else "euler")
+
+
+def test_convert_to_its_published_layout_and_back(folder: Path, kind: str, tmp_path: Path) -> None:
+    if kind != "TangoFluxPipeline":  # those are published in diffusers' layout
+        with pytest.raises(CheckpointError, match="is a diffusers pipeline already"):
+            convert(folder, tmp_path / "converted")
+        return
+    published = convert(folder, tmp_path / "published")
+    assert {path.name for path in published.iterdir()} == {*TANGOFLUX, "tokenizer"}
+    names = load_file(published / "tangoflux.safetensors").keys()
+    assert {"fc.0.weight", "duration_emebdder.time_positional_embedding.1.bias", "text_encoder.shared.weight"} <= names
+    back = convert(published, tmp_path / "back")
+    direct, ours, again = (models.load(str(path)).generate(requests()[:1])[0] for path in (published, folder, back))
+    assert np.array_equal(direct.samples, ours.samples)
+    assert np.array_equal(again.samples, ours.samples)
+    (published / "vae.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"vae\.safetensors is missing"):
+        models.load_denoiser(str(published))
