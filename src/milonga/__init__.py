@@ -54,13 +54,14 @@ def load(
 ) -> Any:
     """A model by name: `nano` (ships), a run's system (`runs/demo/aligned`), a folder, or a repository on the Hub.
 
-    The result is a `TangoPipeline`, for a folder or repository in diffusers' layout or one of the original Tango's. A
-    folder with an AudioLDM, AudioLDM 2 or Stable Audio pipeline, or `package.module:Class@FOLDER`, gives a generator
-    with `generate(requests)`. A folder is preferred to a repository of the same name; of a repository (`user/name`)
-    only the needed files are fetched, at a branch, tag or commit named by `revision`. `scheduler` is one of `ddpm`,
-    `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; for a model that predicts a flow `euler`, `dpm++`
-    and `unipc`. `dtype` and `device` are torch's or their names, such as "bfloat16" (default: float32 on the CPU).
-    `tokenizer` is a folder or repository with the text encoder's tokenizer, which the original's repositories leave
+    The result is a `TangoPipeline`, for a folder or repository in diffusers' layout or one of the original Tango's.
+    Stable Audio Open, TangoFlux, AudioLDM and AudioLDM 2, and `package.module:Class@FOLDER`, give a `DenoiserModel`,
+    which is called alike and has `generate(requests)`. A folder is preferred to a repository of the same name; of a
+    repository (`user/name`) only the needed files are fetched, at a branch, tag or commit named by `revision`.
+    `scheduler` is one of `ddpm`, `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; for a model that
+    predicts a flow `euler`, `dpm++` and `unipc`. `dtype` and `device` are torch's or their names, such as "bfloat16"
+    (default: float32 on the CPU). `tokenizer` is a folder or repository with the text encoder's tokenizer, which the
+    original's repositories leave
     out. Raises RecipeError for an unknown name, scheduler, dtype or device; CheckpointError when weights cannot be
     fetched or used.
     """

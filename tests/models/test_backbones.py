@@ -5,9 +5,12 @@ converted and evaluated by the same code; each cell of the table is a test.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_backbones
 import torch
@@ -36,8 +39,8 @@ torch.set_num_threads(1)
 KNOWN = {
     "StableAudioPipeline": ((100, 7.0), 4410, 2, 512),
     "TangoFluxPipeline": ((25, 4.5), 4410, 2, 512),
-    "AudioLDMPipeline": ((200, 2.5), 16000, 1, 512),
-    "AudioLDM2Pipeline": ((200, 3.5), 16000, 1, 256),
+    "AudioLDMPipeline": ((200, 2.5), 16000, 1, 2048),
+    "AudioLDM2Pipeline": ((200, 3.5), 16000, 1, 2048),
 }
 WORDS = ("a dog barks", "a bell rings twice then rain", "rain")
 LENGTHS = {  # the argument of diffusers' own pipelines for a clip's length
@@ -207,9 +210,6 @@ def test_encode_clips_and_pairs_with_their_channels_and_lengths(denoiser: Denois
     cells = {"prompt": [row["prompt"] for row in rows], "strategy": ["1"] * 3}
     for side in ("chosen", "rejected"):
         cells[side] = [{"bytes": (table.parent / row[side]).read_bytes(), "path": row[side]} for row in rows]
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table(cells), data)
     found, encoded = encode_pairs(denoiser, data, tmp_path / "encoded")
     assert len(found) == len(encoded) == 3
@@ -286,8 +286,6 @@ def test_edit_repaints_a_region(denoiser: Denoiser) -> None:
 
 
 def test_broken_folders_and_foreign_schedulers_are_refused(folder: Path, kind: str, tmp_path: Path) -> None:
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     part = models.load_denoiser(str(folder)).network
@@ -296,6 +294,22 @@ def test_broken_folders_and_foreign_schedulers_are_refused(folder: Path, kind: s
         models.load_denoiser(str(broken))
     with pytest.raises(RecipeError, match="scheduler"):
         models.load(str(folder), "ddim" if kind == "TangoFluxPipeline" else "euler")
+
+
+def test_audioldm_2_as_published_names_gpt_2_without_its_head(folder: Path, kind: str, tmp_path: Path) -> None:
+    if kind != "AudioLDM2Pipeline":
+        pytest.skip("it has no language model")
+    published = tmp_path / "published"
+    shutil.copytree(folder, published)
+    shutil.rmtree(published / "language_model")
+    models.load_denoiser(str(folder)).pipe.language_model.transformer.save_pretrained(published / "language_model")
+    index = json.loads((published / "model_index.json").read_text())
+    index["language_model"] = ["transformers", "GPT2Model"]
+    (published / "model_index.json").write_text(json.dumps(index))
+    config = json.loads((folder / "language_model" / "config.json").read_text())
+    (published / "language_model" / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2Model"]}))
+    ours, theirs = (models.load(str(path)).generate(requests()[:1])[0] for path in (published, folder))
+    assert np.array_equal(ours.samples, theirs.samples)
 
 
 def test_convert_to_its_published_layout_and_back(folder: Path, kind: str, tmp_path: Path) -> None:

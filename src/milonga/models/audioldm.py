@@ -22,12 +22,6 @@ class AudioLDMDenoiser(MelDenoiser):
     frozen = ("text_encoder", "vae")
     sampling = (200, 2.5)  # the Tango 2 paper's steps (§5.4); diffusers' own default is 10
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, T/r, F/r) of a clip of the trained 10.24 s, of which diffusers' config names the half."""
-        channels, rows, bands = super().latent_shape
-        return channels, 2 * rows, bands
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """CLAP's unit-norm `embeddings` (B, D)."""

@@ -33,6 +33,8 @@ BACKBONES = {
     "AudioLDMPipeline": "milonga.models.audioldm:AudioLDMDenoiser",
     "AudioLDM2Pipeline": "milonga.models.audioldm:AudioLDM2Denoiser",
 }
+# AudioLDM 2 as published names GPT-2 without the head that current diffusers asks for; the weights are the same.
+RENAMED = {"GPT2Model": "GPT2LMHeadModel"}
 PUBLISHED = {"tangoflux.safetensors": "TangoFluxPipeline"}  # layouts of their own, by a file of theirs
 NETWORKS = ("text_encoder", "unet", "vae", "vocoder")
 # A network's weights: of one variant (fp16) or none, in one file or in parts.
@@ -305,7 +307,7 @@ def _stock_pipeline(folder: Path, backbone: Any, places: Mapping[str, Path], dty
     index = json.loads((folder / "model_index.json").read_text())
     rooms, parts = (diffusers, transformers, importlib.import_module(backbone.__module__)), {}
     for part, entry in index.items():
-        name = str(entry[1]) if isinstance(entry, list) else ""
+        name = RENAMED.get(entry[1], str(entry[1])) if isinstance(entry, list) else ""
         kind = next((getattr(room, name) for room in rooms if hasattr(room, name)), None)
         if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
             place = places.get(part, folder / part)

@@ -13,6 +13,9 @@ from milonga.maths.resampling import windowed_sinc
 from milonga.models.denoiser import Posterior
 from milonga.models.pipeline_denoiser import PipelineDenoiser
 
+# Latent rows of the trained 10.24 s: `latent_t_size` of both AudioLDMs' original configs. diffusers' `sample_size`
+# names another length, which the network does not depend on.
+ROWS = 256
 ENCODE_BATCH = 8  # clips that pass the VAE at once; results do not depend on it
 MARGIN = 1.0  # seconds beyond the trained duration that are resampled too, so that the filter ends outside
 
@@ -28,8 +31,7 @@ class MelDenoiser(PipelineDenoiser):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(C, T/r, F/r) of a clip of the trained duration."""
-        config = self.pipe.unet.config
-        return config.out_channels, config.sample_size, self.mel_config.bands // self._compression
+        return self.pipe.unet.config.out_channels, ROWS, self.mel_config.bands // self._compression
 
     @property
     def _compression(self) -> int:
