@@ -61,9 +61,8 @@ def load(
     `scheduler` is one of `ddpm`, `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; for a model that
     predicts a flow `euler`, `dpm++` and `unipc`. `dtype` and `device` are torch's or their names, such as "bfloat16"
     (default: float32 on the CPU). `tokenizer` is a folder or repository with the text encoder's tokenizer, which the
-    original's repositories leave
-    out. Raises RecipeError for an unknown name, scheduler, dtype or device; CheckpointError when weights cannot be
-    fetched or used.
+    original's repositories leave out. Raises RecipeError for an unknown name, scheduler, dtype or device;
+    CheckpointError when weights cannot be fetched or used.
     """
     from milonga.models.load import load_public
 

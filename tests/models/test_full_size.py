@@ -130,6 +130,6 @@ def test_a_step_of_sampling_and_of_lora_dpo_at_full_size(kind: str, tmp_path: Pa
     AlignTrainer(denoiser, examples, config).train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\n{kind}: load {loaded - started:.0f} s, a step of sampling with decoding {sampled - loaded:.0f} s, a step of "
+        f"\n{kind}: load {loaded - started:.0f} s, a step of sampling, decoded, {sampled - loaded:.0f} s, a step of "
         f"LoRA DPO on 2 pairs {time.monotonic() - sampled:.0f} s, peak {peak:.1f} GiB"
     )
