@@ -142,4 +142,8 @@ def make(kind: str) -> Any:
     """A pipeline of that class whose weights are always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return MAKERS[kind]()
+        pipe = MAKERS[kind]()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return pipe
