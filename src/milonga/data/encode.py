@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SHARD = 64  # rows of a source in a shard: what is encoded again after a stop
 LONGEST = 300.0  # seconds of a recording that are decoded at most: no model is trained on more
 CAPTION_SHARD = 256  # captions in a shard
-SECONDS = "seconds"  # of `Conditioning`: the length of a clip, for models that are told it
+SECONDS = "clip_seconds"  # of `Conditioning`: the length of a clip, for models that are told it
 EncodeText = Callable[[Sequence[str]], "Conditioning"]
 
 

@@ -19,7 +19,9 @@ from milonga.maths.noise import Omega, Prediction, seeded
 
 Precision = Literal["fp32", "bf16"]
 Network = Any  # a denoiser's module, or what stands in its place: compiled, wrapped by DDP, a frozen copy
-SECONDS = "seconds"  # the tensor (B,) of a conditioning that says how long each clip is, where a model is told that
+SECONDS = (
+    "clip_seconds"  # the tensor (B,) of a conditioning that says how long each clip is, where a model is told that
+)
 
 
 class Conditioning(dict[str, Tensor]):
@@ -31,7 +33,7 @@ class Conditioning(dict[str, Tensor]):
     Dimension 1 of a tensor with two or more dimensions counts tokens. Where two batches differ there, the shorter one
     is padded with zeros, so a boolean mask among the tensors must tell which tokens count.
 
-    `seconds` (B,), where it is among them, is the length of each clip: a model's own where `encode_text` gave it, and
+    `clip_seconds` (B,), where it is among them, is the length of each clip: a model's own where `encode_text` gave it, and
     replaced by that of the clips that are generated or trained on.
     """
 
@@ -65,7 +67,7 @@ class Conditioning(dict[str, Tensor]):
     def replace(self, chosen: Tensor, other: "Conditioning") -> "Conditioning":
         """These rows, with the single row of `other` where `chosen` (B,) bool is true; both padded to the longer.
 
-        `seconds` stay: they are a clip's, not its caption's.
+        `clip_seconds` stay: they are a clip's, not its caption's.
         """
         mixed = Conditioning()
         for name, value in self.items():

@@ -53,7 +53,7 @@ class StableAudioDenoiser(PipelineDenoiser):
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """T5's projected `states` (B, T, D), zero beyond each caption's tokens; `given` (B,) bool, false for the empty
-        caption; and `seconds` (B,), the trained duration.
+        caption; and `clip_seconds` (B,), the trained duration.
         """
         tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
         tokens = tokenizer(
@@ -64,7 +64,7 @@ class StableAudioDenoiser(PipelineDenoiser):
         given = torch.tensor([bool(text) for text in captions], device=states.device)
         length = self.latent_shape[1] * self.pipe.vae.hop_length / self.sampling_rate
         seconds = torch.full((len(captions),), length, device=states.device)
-        return Conditioning(states=states * tokens.attention_mask[:, :, None], given=given, seconds=seconds)
+        return Conditioning(states=states * tokens.attention_mask[:, :, None], given=given, clip_seconds=seconds)
 
     def prepare_waveform(self, clip: Clip, legacy: bool = False) -> Tensor:
         """A clip as the model is trained on it, (channels, samples), at its own level."""

@@ -136,7 +136,7 @@ class TangoFluxDenoiser(PipelineDenoiser):
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """FLAN-T5's `states` (B, T, D), which of them are attended to (`mask`), their mean `pooled` (B, D), and
-        `seconds` (B,), the original's default length.
+        `clip_seconds` (B,), the original's default length.
         """
         return Conditioning.concat([self._encode(text, None) for text in captions])
 
@@ -162,7 +162,7 @@ class TangoFluxDenoiser(PipelineDenoiser):
         pooled = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         longest = self.latent_shape[0] * self.pipe.vae.hop_length / self.sampling_rate
         seconds = torch.tensor([min(SECONDS_GENERATED, longest)], device=states.device)
-        return Conditioning(states=states, mask=torch.ones_like(mask), pooled=pooled, seconds=seconds)
+        return Conditioning(states=states, mask=torch.ones_like(mask), pooled=pooled, clip_seconds=seconds)
 
     def prepare_waveform(self, clip: Clip, legacy: bool = False) -> Tensor:
         """A clip as the model is trained on it, (channels, samples), at its own level."""
