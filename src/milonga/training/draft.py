@@ -129,6 +129,7 @@ class DraftStep(TrainStep):
     def _scores(self, latents: Tensor, batch: Batch) -> Tensor:
         """Every scorer's scores of the clips (S, B), with gradients where they are enabled."""
         waves, rate, texts = self._denoiser.decode(latents), self._denoiser.sampling_rate, batch.texts or ()
+        waves = waves.mean(1) if waves.dim() == 3 else waves  # scorers hear the mean of the channels
         rows = [scorer.wave_rewards(waves, rate, texts).to(latents.device).float() for scorer in self._scorers]
         return torch.stack(rows)
 
