@@ -33,8 +33,8 @@ class Conditioning(dict[str, Tensor]):
     Dimension 1 of a tensor with two or more dimensions counts tokens. Where two batches differ there, the shorter one
     is padded with zeros, so a boolean mask among the tensors must tell which tokens count.
 
-    `clip_seconds` (B,), where it is among them, is the length of each clip: a model's own where `encode_text` gave it, and
-    replaced by that of the clips that are generated or trained on.
+    `clip_seconds` (B,), where it is among them, is the length of each clip in seconds: the model's own where
+    `encode_text` gave it, replaced by that of the clips that are generated or trained on.
     """
 
     @property
