@@ -280,7 +280,7 @@ def convert(source: Path, destination: Path, tokenizer: str | None = None) -> Pa
 
 
 def backbone_class(folder: Path) -> Any:
-    """The denoiser of `BACKBONES` for a folder's pipeline, or for that which its adapter changes; None for any other."""
+    """The denoiser of `BACKBONES` for a folder's pipeline, or for the one that its adapter changes; None for others."""
     if base := adapted(folder):
         return None if CUSTOM.fullmatch(base) else backbone_class(weights_of(base))
     try:
