@@ -103,9 +103,9 @@ def agreement(
         known = np.isfinite(scores).any(axis=1)
         seed = derive_seed(numbers.plan.seed, "against", scale)
         by_clip = clip_agreement(scores[known], arrays, seed, min(numbers.plan.resamples, MOST_DRAWS))
-        kept = [name for name, is_known in zip(names, known, strict=True) if is_known]
+        ranked = [name for name, is_known in zip(names, known, strict=True) if is_known]
         lead = "pairs" if scale == PREFERENCE else "srcc"
-        for name, statistics, p in zip(kept, by_clip.rows, by_clip.behind.tolist(), strict=True):
+        for name, statistics, p in zip(ranked, by_clip.rows, by_clip.behind.tolist(), strict=True):
             rows += _rows(scale, "clip", name, statistics, lead, p)
         if scale != PREFERENCE:
             rows += _ceilings(scale, arrays)

@@ -146,10 +146,10 @@ def _add_ratings(
 def _add_pairs(judgements: Judgements, embedders: Sequence[Any], source: Any) -> None:
     """Pairs as choices for the winner; people's carry their share of votes as `human_preference`."""
     rows, first = read_pairs(source), len(judgements.captions)
-    kept = [row.pair for row in rows]
+    pairs = [row.pair for row in rows]
     _embed(judgements, embedders, (clip for row in rows for clip in (row.chosen, row.rejected)),
-           [pair.prompt for pair in kept for _ in range(2)])  # fmt: skip
-    for number, pair in enumerate(kept):
+           [pair.prompt for pair in pairs for _ in range(2)])  # fmt: skip
+    for number, pair in enumerate(pairs):
         share = pair.chosen_scores.get("human_preference", 1.0)
         judgements.choices.append((first + 2 * number, first + 2 * number + 1, "", share))
 

@@ -133,13 +133,13 @@ class RubricScorer(LanguageModel):
                 stored = read_json(path) if path.exists() else {}
                 yes = float(stored["yes"])
             except (StoreError, KeyError, TypeError, ValueError):  # not there, or damaged: it is asked again
-                yes = self._asked(sound, question, path)
+                yes = self._request(sound, question, path)
             else:
                 self._count(cached=1, cached_tokens_in=stored.get("tokens_in", 0),
                             cached_tokens_out=stored.get("tokens_out", 0))  # fmt: skip
             return yes
 
-    def _asked(self, sound: bytes, question: str, path: Path) -> float:
+    def _request(self, sound: bytes, question: str, path: Path) -> float:
         parts: list[dict[str, Any]] = [
             {"type": "text", "text": f"{question} Listen to the audio and answer with one word, yes or no."},
             {"type": "input_audio", "input_audio": {"data": b64encode(sound).decode(), "format": "wav"}},
@@ -162,8 +162,8 @@ class RubricScorer(LanguageModel):
             replies += [reply for _, reply in samples]
         spent = {"tokens_in": sum(reply.tokens_in for reply in replies),
                  "tokens_out": sum(reply.tokens_out for reply in replies)}  # fmt: skip
-        asked = {"url": self._endpoint.url, "model": self._endpoint.model, "question": question}
-        write_json(path, asked | {"yes": reading, "sampled": self._sampled} | spent)
+        request = {"url": self._endpoint.url, "model": self._endpoint.model, "question": question}
+        write_json(path, request | {"yes": reading, "sampled": self._sampled} | spent)
         return reading
 
 
