@@ -24,10 +24,12 @@ class Tones:
 
     name, rate = "tones", RATE
 
-    def __init__(self, pause: float = 0.0) -> None:
-        self.pause = pause
+    def __init__(self, pause: float = 0.0, seconds: float = 0.5) -> None:
+        self.pause, self.seconds, self.denoiser = pause, seconds, self
 
-    def generate(self, requests: Sequence[Request], on_step: Callable[[int], None] | None = None) -> list[Clip]:
+    def generate(
+        self, requests: Sequence[Request], on_step: Callable[[int], None] | None = None, negative: str = ""
+    ) -> list[Clip]:
         return [self._one(request, on_step) for request in requests]
 
     def _one(self, request: Request, on_step: Callable[[int], None] | None) -> Clip:
@@ -35,19 +37,19 @@ class Tones:
             time.sleep(self.pause)
             if on_step is not None:
                 on_step(step + 1)
-        hertz, time_ = 200 + request.seed % 1500, np.arange(RATE // 2) / RATE
+        hertz, time_ = 200 + request.seed % 1500, np.arange(round(RATE * self.seconds)) / RATE
         wave = 0.3 * np.sin(2 * np.pi * hertz * time_)
         return Clip(wave.astype(np.float32), RATE, np.full((2, 2, 2), request.seed % 7, dtype=np.float32))
 
 
-def no_weights() -> Tones:
+def no_weights(scheduler: str | None = None) -> Tones:
     raise CheckpointError("runs/lost/unet holds no usable model: make it again")
 
 
 def systems(pause: float = 0.0) -> list[System]:
     return [
-        System("nano", "w1", 4, 3.0, lambda: Tones(pause)),
-        System("runs/demo/aligned", "w2", 4, 3.0, lambda: Tones(pause)),
+        System("nano", "w1", 4, 3.0, lambda scheduler: Tones(pause)),
+        System("runs/demo/aligned", "w2", 4, 3.0, lambda scheduler: Tones(pause)),
         System("lost", "w3", 4, 3.0, no_weights),
     ]
 
@@ -59,6 +61,18 @@ class Low:
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
         return np.array([-float(np.abs(np.diff(np.sign(clip.waveform))).sum()) for clip in clips])
+
+
+def edit(denoiser: Tones, samples: np.ndarray, rate: int, prompt: str, **options) -> np.ndarray:
+    """In the place of `models.editing.edit`: silence where something new is wanted."""
+    for step in range(options["steps"]):
+        time.sleep(denoiser.pause)
+        options["on_step"](step + 1)
+    extra = np.zeros((round((options.get("extend") or 0) * rate), samples.shape[1]))
+    edited = np.concatenate([samples, extra])
+    first, last = options.get("region", (0, 0))
+    edited[round(first * rate) : round(last * rate)] = 0
+    return edited[None]
 
 
 def small_studio(folder: Path, pause: float = 0.0) -> Studio:
@@ -74,6 +88,8 @@ def until(true: Callable[[], bool], seconds: float = 200.0) -> None:
 
 
 if __name__ == "__main__":
+    from milonga.models import editing
     from milonga.studio.server import serve
 
+    editing.edit = edit
     serve(small_studio(Path(sys.argv[1]), float(sys.argv[3])), "127.0.0.1", int(sys.argv[2]), print)

@@ -13,7 +13,7 @@ import typer
 
 from milonga.cli.errors import handle_errors
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
-from milonga.core.ids import clip_seed, content_id, file_hash
+from milonga.core.ids import clip_seed, content_id, file_hash, slug
 from milonga.core.progress import tracked
 
 VARIATION = 0.4  # strength of a variation: on nano nine of ten events stay, even under other words
@@ -114,7 +114,7 @@ def edit_files(
     file's; what is neither WAV nor FLAC becomes a WAV, with a warning. Raises DataError for a file without words,
     RecipeError for a model that cannot edit, and what `edit` raises.
     """
-    from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files, slug
+    from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files
     from milonga.core.audio import read_samples, read_tags, write_samples
     from milonga.models.editing import edit as edit_samples
 

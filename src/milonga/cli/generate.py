@@ -6,8 +6,6 @@ The manifest `clips.jsonl` beside the clips is a table that `clips:`, `captions:
 
 import json
 import os
-import sys
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 from milonga.core.audio import write_audio
 from milonga.core.errors import DataError, RecipeError, StoreError
-from milonga.core.ids import clip_seed, content_id
+from milonga.core.ids import clip_seed, content_id, slug
 from milonga.core.progress import tracked
 from milonga.core.protocols import Model, Scorer
 from milonga.core.records import Clip, Prompt, Request
@@ -25,7 +23,6 @@ from milonga.preference.candidates import rank_clips, score_clips
 BATCH = 8  # clips that are generated at once; a clip is the same in any batch
 MANIFEST = "clips.jsonl"
 SHORTEST = 0.01  # seconds: less is not even one row of a latent picture
-SLUG_BYTES = 120  # of a prompt in a file's name; most file systems allow 255 for all of it
 
 
 def generate_clips(
@@ -186,19 +183,6 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise DataError(f"{path} holds no prompt: write one a line")
     return prompts
-
-
-def slug(text: str, length: int = 60) -> str:
-    """A prompt as a part of a file's name: small letters and digits of any script, and dashes; `clip` where nothing is
-    left, or where the file system's encoding has not these letters."""
-    letters = unicodedata.normalize("NFC", text.lower())
-    words = "".join(letter if unicodedata.category(letter)[0] in "LNM" else " " for letter in letters).split()
-    name = "-".join(words)[:length].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-")
-    try:
-        name.encode(sys.getfilesystemencoding())
-    except UnicodeEncodeError:
-        return slug(name.encode("ascii", "ignore").decode())
-    return name or "clip"
 
 
 def listed_files(manifest: Path) -> dict[str, dict[str, Any]]:

@@ -7,9 +7,12 @@ depends on batch size, order or the moment of a crash.
 
 import hashlib
 import json
+import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+SLUG_BYTES = 120  # of a prompt in a file's name; most file systems allow 255 for all of it
 # Created once: `json.dumps` creates an encoder in every call, which is half of the time that an id takes.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -37,3 +40,16 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex; read in blocks, so any size will do."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def slug(text: str, length: int = 60) -> str:
+    """A prompt as a part of a file's name: small letters and digits of any script, and dashes; `clip` where nothing is
+    left, or where the file system's encoding has not these letters."""
+    letters = unicodedata.normalize("NFC", text.lower())
+    words = "".join(letter if unicodedata.category(letter)[0] in "LNM" else " " for letter in letters).split()
+    name = "-".join(words)[:length].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-")
+    try:
+        name.encode(sys.getfilesystemencoding())
+    except UnicodeEncodeError:
+        return slug(name.encode("ascii", "ignore").decode())
+    return name or "clip"

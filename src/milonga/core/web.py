@@ -4,11 +4,11 @@ Pages come from a package by name, never from a path in a request; nothing is lo
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
-from milonga.core.errors import DataError, MilongaError, RecipeError, ServiceError
+from milonga.core.errors import AudioError, DataError, MilongaError, RecipeError, ServiceError
 
 MAX_BODY = 4096  # bytes
 HEADERS = {
@@ -18,8 +18,11 @@ HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 SHARED = {  # files that all pages use
     f"/page/{name}": ("milonga.core/static", name) for name in ("style.css", "parts.js", "player.css", "player.js")
@@ -34,14 +37,25 @@ class NotNow(MilongaError):
     """A request that is not allowed at this point of a session, or for this trial."""
 
 
-STATUS: dict[type[MilongaError], int] = {Unknown: 404, NotNow: 409, RecipeError: 400, DataError: 400}
+class FieldError(RecipeError):
+    """A value of a form that cannot be used; `field` is the form's name of it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+STATUS: dict[type[MilongaError], int] = {
+    Unknown: 404, NotNow: 409, RecipeError: 400, DataError: 400, AudioError: 400, FieldError: 400,
+}  # fmt: skip
 
 
 class Guard:
-    """ASGI middleware: sets HEADERS on every answer and refuses request bodies above MAX_BODY."""
+    """ASGI middleware: sets HEADERS on every answer, refuses request bodies above MAX_BODY, or above the limit for the
+    end of their path, and changes that another site's page asks for."""
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Any, limits: Mapping[str, int]) -> None:
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request."""
@@ -50,39 +64,57 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
         size = headers.get("content-length", b"0")
-        if "transfer-encoding" in headers or not size.isdigit() or int(size) > MAX_BODY:
-            await send({"type": "http.response.start", "status": 413, "headers": []})
+        send, last = _with_headers(send), scope["path"].rpartition("/")[2]
+        foreign = scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") in (
+            b"cross-site",
+            b"same-site",
+        )
+        if (
+            foreign
+            or "transfer-encoding" in headers
+            or not size.isdigit()
+            or int(size) > self.limits.get(last, MAX_BODY)
+        ):
+            await send({"type": "http.response.start", "status": 403 if foreign else 413, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
-        await self.app(scope, receive, _with_headers(send))
+        await self.app(scope, receive, send)
 
 
-def application(pages: dict[str, tuple[str, str]], hidden: str = "") -> Any:
+def application(
+    pages: dict[str, tuple[str, str]], hidden: str = "", limits: Mapping[str, int] | None = None, local: bool = False
+) -> Any:
     """A FastAPI application with routes for static pages; `pages` maps a path to (package folder, file name).
 
-    A MilongaError becomes JSON `{"error": ...}`. With `hidden`, that text replaces the message of errors with status
-    503.
+    A MilongaError becomes JSON `{"error": ...}`, with the `field` of a FieldError. With `hidden`, that text replaces
+    the message of errors with status 503. `limits` are bytes of a request's body by the last part of its path. A
+    `local` one refuses requests that name another host than this machine: a page elsewhere could otherwise let its
+    name point here (DNS rebinding).
     """
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(MilongaError)
     def on_error(request: Request, error: MilongaError) -> JSONResponse:
         status = STATUS.get(type(error), 503)
-        return JSONResponse({"error": hidden if hidden and status == 503 else str(error)}, status)
+        field = {"field": error.field} if isinstance(error, FieldError) else {}
+        return JSONResponse({"error": hidden if hidden and status == 503 else str(error)} | field, status)
 
     @app.exception_handler(RequestValidationError)
     def on_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}", "field": f"{first['loc'][-1]}"}, 422)
 
     for path, (folder, name) in pages.items():
         body, kind = page(folder, name), KINDS[name.rpartition(".")[2]]
         app.get(path)(lambda body=body, kind=kind: Response(body, media_type=f"{kind}; charset=utf-8"))
-    app.add_middleware(Guard)
+    if local:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL, www_redirect=False)
+    app.add_middleware(Guard, limits=limits or {})
     return app
 
 

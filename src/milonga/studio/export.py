@@ -21,7 +21,7 @@ from milonga.listening_test.export import (
 from milonga.listening_test.records import ScreenedRating
 from milonga.listening_test.sessions import Sessions
 from milonga.studio.clips import STUDIO, Choice, Take, Takes
-from milonga.studio.studio import shard_of
+from milonga.studio.sounds import shard_of
 
 FORMS = ("table", "takes", "pairs", "labels")
 

@@ -4,21 +4,35 @@ A request names takes by their ids, which are looked up in the database, and nev
 """
 
 from collections.abc import Callable
+from functools import partial
 from secrets import compare_digest
 from typing import Any
+from urllib.parse import quote
 
 from milonga.core import web
 from milonga.core.records import Record
-from milonga.studio.studio import Order, Studio
+from milonga.studio.orders import Order
+from milonga.studio.sounds import MAX_UPLOAD
+from milonga.studio.studio import Studio
+
+MAX_ORDER = 16_384  # bytes: a prompt, a negative one and words of an edit
 
 FOLDER = "milonga.studio/static"
-PAGES = web.SHARED | {f"/page/{name}": (FOLDER, name) for name in ("studio.js", "studio.css")}
+PAGES = web.SHARED | {f"/page/{name}": (FOLDER, name) for name in ("studio.js", "cards.js", "forms.js", "studio.css")}
 
 
-class Decision(Record):
-    """Whether a take is kept (True), discarded (False) or neither (None)."""
+class Change(Record):
+    """What changes of a take: kept (True), discarded (False) or neither (None), its name, whether it is deleted."""
 
-    keep: bool | None
+    keep: bool | None = None
+    title: str = ""
+    deleted: bool = False
+
+
+class Deletion(Record):
+    """Whether a prompt is deleted."""
+
+    deleted: bool
 
 
 class Comparison(Record):
@@ -29,10 +43,11 @@ class Comparison(Record):
     better: str
 
 
-def application(studio: Studio) -> Any:
-    """The ASGI application of a studio."""
-    from fastapi import APIRouter, Depends
-    from fastapi.responses import FileResponse, HTMLResponse, Response
+def application(studio: Studio, local: bool = True) -> Any:
+    """The ASGI application of a studio; a `local` one answers for this machine's names alone."""
+    from fastapi import APIRouter, Depends, Request
+    from fastapi.responses import FileResponse, HTMLResponse, Response, StreamingResponse
+    from starlette.concurrency import run_in_threadpool
 
     def only_owner(token: str) -> None:
         if not compare_digest(token.encode(), studio.takes.admin_token().encode()):
@@ -45,21 +60,37 @@ def application(studio: Studio) -> Any:
     def state(prompt: str = "") -> dict[str, Any]:
         return studio.state(prompt)
 
+    @routes.get("/history")
+    def history(words: str = "", start: int = 0) -> dict[str, Any]:
+        return studio.history(words, start)
+
     @routes.post("/takes")
     def order(order: Order) -> dict[str, Any]:
         return studio.order(order)
 
-    @routes.delete("/takes")
-    def cancel(prompt: str = "") -> dict[str, Any]:
-        return studio.cancel(prompt)
+    @routes.post("/upload")
+    async def upload(request: Request, name: str = "", prompt: str = "") -> dict[str, Any]:
+        data = await request.body()
+        return await run_in_threadpool(studio.upload, name, prompt, data)
 
     @routes.post("/takes/{name}")
     def retry(name: str) -> dict[str, Any]:
         return studio.retry(name)
 
     @routes.put("/takes/{name}")
-    def decide(name: str, decision: Decision) -> dict[str, Any]:
-        return studio.decide(name, decision.keep)
+    def change(name: str, change: Change) -> dict[str, Any]:
+        fields = change.model_fields_set
+        if "deleted" in fields:
+            return studio.delete(name, change.deleted)
+        return studio.rename(name, change.title) if "title" in fields else studio.decide(name, change.keep)
+
+    @routes.delete("/prompts/{prompt}/queue")
+    def cancel(prompt: str) -> dict[str, Any]:
+        return studio.cancel(prompt)
+
+    @routes.put("/prompts/{prompt}")
+    def delete_prompt(prompt: str, deletion: Deletion) -> dict[str, Any]:
+        return studio.delete_prompt(prompt, deletion.deleted)
 
     @routes.get("/comparison")
     def next_comparison(prompt: str) -> dict[str, Any]:
@@ -69,18 +100,38 @@ def application(studio: Studio) -> Any:
     def choose(answer: Comparison) -> dict[str, Any]:
         return studio.choose(answer.a, answer.b, answer.better)
 
+    @routes.delete("/comparison")
+    def undo_choice(prompt: str) -> dict[str, Any]:
+        return studio.undo_choice(prompt)
+
     @routes.get("/takes/{name}/sound")
     def sound(name: str) -> FileResponse:
-        return FileResponse(studio.playback_file(name), media_type="audio/flac")
+        return FileResponse(studio.sound(name), media_type="audio/flac")
 
-    @routes.get("/takes/{name}/wav")
-    def wav(name: str) -> Response:
-        file, data = studio.wav(name)
-        return Response(data, media_type="audio/wav", headers={"Content-Disposition": f'attachment; filename="{file}"'})
+    @routes.get("/takes/{name}/view")
+    def view(name: str) -> dict[str, Any]:
+        return studio.view(name)
 
-    app = web.application(PAGES)
+    @routes.get("/takes/{name}/original")
+    def original(name: str) -> Response:
+        file, data = studio.original(name)
+        return Response(data, media_type="application/octet-stream", headers=_download(file))
+
+    @routes.get("/kept.zip")
+    def kept(prompt: str = "") -> StreamingResponse:
+        return StreamingResponse(
+            iter(partial(studio.archive(prompt).read, 2**16), b""),
+            media_type="application/zip",
+            headers=_download("kept.zip"),
+        )
+
+    app = web.application(PAGES, limits={"takes": MAX_ORDER, "upload": MAX_UPLOAD}, local=local)
     app.include_router(routes)
     return app
+
+
+def _download(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
 
 
 def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -88,6 +139,7 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) ->
 
     Raises ServiceError where the port is not available.
     """
+    studio.purge()
     token = studio.takes.admin_token()
 
     def begin(base: str) -> None:
@@ -95,6 +147,6 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) ->
         ready(f"{base}/studio/{token}")
 
     try:
-        web.serve(application(studio), host, port, begin)
+        web.serve(application(studio, host in web.LOCAL), host, port, begin)
     finally:
         studio.worker.stop()

@@ -20,25 +20,32 @@ const here = location.pathname.replace(/\/+$/, "");
 const notice = (text) => { byId("notice").textContent = text; };
 const wait = (milliseconds) => new Promise((done) => { setTimeout(done, milliseconds); });
 
-// Repeats a request until the server answers, so that no answer is lost while the server restarts.
+const FAILURES = 4; // answers "internal error" in a row, after which a request is given up
+let away = false; // whether the page says that the server does not answer
+
+// Repeats a request until the server answers, so that no answer is lost while the server restarts. What the server
+// refuses is `refused`, with the `field` of the form that is wrong where it is one.
 async function ask(method, path, body) {
-  for (let pause = 500; ; pause = Math.min(pause * 1.6, 8000)) {
+  for (let pause = 500, failures = 0; ; pause = Math.min(pause * 1.6, 8000)) {
     try {
       const options = body === undefined ? { method } : {
         method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
       };
-      const answer = await fetch(here + path, options);
+      const answer = await fetch(here + path, body instanceof Blob ? { method, body } : options);
       if (answer.ok) {
-        notice("");
+        if (away) notice("");
+        away = false;
         return await answer.json();
       }
-      if (answer.status < 500) {
+      failures += answer.status === 503 ? 0 : 1;
+      if (answer.status < 500 || failures >= FAILURES) {
         const body = await answer.json().catch(() => ({}));
-        return { refused: typeof body.error === "string" ? body.error : `The server refused this (${answer.status}).` };
+        return { refused: typeof body.error === "string" ? body.error : `The server refused this (${answer.status}).`, field: body.field };
       }
     } catch (error) {
       if (!(error instanceof TypeError)) throw error; // fetch raises a TypeError where no server answers
     }
+    away = true;
     notice(method === "GET" ? "The server does not answer. Retrying …" : "Not saved yet. Retrying …");
     await wait(pause);
   }
@@ -46,6 +53,7 @@ async function ask(method, path, body) {
 
 function show(...children) {
   const stage = byId("stage");
+  notice("");
   stage.replaceChildren(...children);
   scrollTo(0, 0);
   stage.focus({ preventScroll: true });

@@ -53,7 +53,7 @@ function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => 
   const loop = make("button.loop", { type: "button", title: "Loop (l)", "aria-label": `Loop ${label}`, onclick: () => setLooping(!group.looping) }, "Loop");
   const level = make("span.level");
   const trouble = make("p.trouble", { role: "alert", hidden: true });
-  const element = make("div.sound", { "data-url": url }, make("div.transport", {}, button, make("span.label", {}, label), time, level, loop), screen, trouble);
+  const element = make("div.sound", { "data-url": url }, make("div.transport", {}, button, make("span.label", {}, label), time, loop), screen, level, trouble);
   let seconds = 0;
   let points = [];
   let cells = null; // which parts have been played

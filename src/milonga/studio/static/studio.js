@@ -1,17 +1,20 @@
 "use strict";
-// One prompt: its takes appear as they are generated, and each is kept or discarded, or compared with another. The
+// One prompt: its takes appear as they are generated, and each is edited, kept or discarded, or compared with another. The
 // server stores requests and decisions, so a reload, or another device, shows the same.
 
 const form = byId("ask");
-const takes = byId("stage");
-const cards = new Map(); // the takes on the screen by id
+const stage = byId("stage");
 let state = null;
 let shown = location.hash.slice(1); // the prompt whose takes are on the screen
 let comparing = null;
 let all = false; // whether the takes after the best are shown too
+let stamp = ""; // of the history that is shown
+let first = 0; // the place of the first prompt of the history that is shown
 
-const own = (take) => `${take.system} · ${take.steps} steps · guidance ${take.guidance} · seed ${take.seed}, no. ${take.number + 1}`;
-const button = (kind, label, onclick, properties = {}) => make(`button.${kind}`, { type: "button", onclick, ...properties }, label);
+const remember = (name, value) => { try { localStorage.setItem(`studio-${name}`, value ? "1" : ""); } catch { /* a private window stores nothing */ } };
+const recall = (name) => { try { return localStorage.getItem(`studio-${name}`) === "1"; } catch { return false; } };
+const blind = () => recall("blind");
+const shortcuts = () => !recall("shortcuts-off");
 
 async function request(method, path, body) {
   const answer = await ask(method, path, body);
@@ -22,107 +25,19 @@ async function request(method, path, body) {
 async function change(method, path, body) {
   const answer = await request(method, path, body);
   if (!answer.refused) draw(answer);
+  return !answer.refused;
 }
-
-// A take's card: its buttons depend on whether it is generated, waits or failed.
-function card(take, place) {
-  const one = make("li.take", { tabindex: "-1", "data-id": take.id });
-  const names = `take ${place + 1}`;
-  if (take.generated) {
-    const sound = player(`${here}/takes/${take.id}/sound`, `Take ${place + 1}`);
-    const keep = button("keep", "Keep", () => decide(one.take, true), { "aria-label": `Keep ${names}` });
-    const drop = button("drop", "Discard", () => decide(one.take, false), { "aria-label": `Discard ${names}` });
-    const save = make("a.save", { href: `${here}/takes/${take.id}/wav`, download: "", "aria-label": `Save ${names} as a WAV file` }, "Save");
-    one.append(sound.element, make("p.settings", {}, own(take)), make("div.verdict", {}, keep, drop, save));
-    Object.assign(one, { toggle: sound.toggle, keep, drop });
-  } else {
-    const status = make("p.status");
-    const again = button("back", "Try again", () => change("POST", `/takes/${take.id}`), { "aria-label": `Try ${names} again` });
-    one.append(make("p.name", {}, `Take ${place + 1}`), status, make("p.settings", {}, own(take)), again);
-    Object.assign(one, { status, again });
-  }
-  return one;
-}
-
-function refresh(one, take, current) {
-  one.take = take;
-  one.querySelector(".settings").textContent = own(take) + (take.rank && bestFirst() ? ` · rank ${take.rank}` : "");
-  one.classList.toggle("kept", take.keep === true);
-  one.classList.toggle("dropped", take.keep === false);
-  if (take.generated) {
-    one.keep.setAttribute("aria-pressed", take.keep === true);
-    one.drop.setAttribute("aria-pressed", take.keep === false);
-    return;
-  }
-  one.classList.toggle("failed", take.trouble !== "");
-  one.again.hidden = take.trouble === "";
-  const step = current && current.id === take.id ? current.step : null;
-  one.status.textContent = take.trouble ? `Generation failed: ${take.trouble}`
-    : !take.offered ? `Waiting for ${take.system}, which this studio was started without.`
-      : step === null ? "Waiting in the queue." : step ? `Step ${step} of ${take.steps}` : "Loading the model …";
-}
-
-// The number of takes that are shown, the best first; null for all in the order of their requests. Not before every take
-// is there, so that none moves while it is listened to.
-function bestFirst() {
-  const waiting = state.takes.some((take) => !take.generated && !take.trouble && take.offered);
-  return state.scorers.length && !waiting && form.elements.best.checkValidity() ? number("best") : null;
-}
-
-function list() {
-  const rows = new Map(state.takes.map((take, place) => [take.id, [take, place]]));
-  for (const [id, one] of cards) {
-    const now = rows.get(id);
-    if (!now || Boolean(one.toggle) !== now[0].generated) cards.delete(id);
-  }
-  for (const [take, place] of rows.values()) {
-    if (!cards.has(take.id)) cards.set(take.id, card(take, place));
-    refresh(cards.get(take.id), take, state.current);
-  }
-  const best = bestFirst();
-  const order = best ? [...state.takes].sort((a, b) => (a.rank ?? 1e9) - (b.rank ?? 1e9)) : state.takes;
-  return order.map((take, place) => Object.assign(cards.get(take.id), { hidden: best !== null && !all && place >= best }));
-}
-
-function drawMore(items) {
-  const rest = items.filter((one) => one.hidden).length;
-  const more = takes.querySelector(".more");
-  more.hidden = !rest;
-  more.textContent = `Show ${rest} more`;
-}
-
-function drawTakes() {
-  const prompt = state.prompts.find((one) => one.id === state.prompt);
-  if (!prompt) {
-    takes.replaceChildren(make("p.hint", {}, "No prompts yet. Type what you want to hear; each variation can be played as soon as it is generated."));
-    return;
-  }
-  const items = list();
-  const present = takes.querySelector("ol");
-  const comparable = state.takes.filter((one) => one.generated && one.keep !== false).length > 1;
-  if (present && takes.dataset.prompt === prompt.id) { // leave the playing and the focused card in place
-    items.forEach((one, place) => { if (present.children[place] !== one) present.insertBefore(one, present.children[place] || null); });
-    while (present.children.length > items.length) present.lastChild.remove();
-    takes.querySelector(".compare").disabled = !comparable;
-    drawMore(items);
-    return;
-  }
-  takes.dataset.prompt = prompt.id;
-  takes.replaceChildren(
-    make("div.head", {}, make("h1.prompt", { dir: "auto" }, prompt.text), button("compare", "Compare two", compareTwo, { disabled: !comparable })),
-    make("ol.takes", {}, items), button("more", "", () => { all = true; drawTakes(); }), hints());
-  drawMore(items);
-}
-
-const hints = () => make("p.keys", {}, [["↑ ↓", "move"], ["space", "play"], ["k", "keep"], ["d", "discard"], ["c", "compare two"], ["/", "new prompt"]]
-  .map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)));
 
 function drawProgress() {
   const { current, waiting } = state;
+  const own = state.takes.filter((take) => !take.generated && !take.trouble && take.offered).length;
   byId("progress").hidden = !waiting;
+  byId("cancel").hidden = !own;
+  byId("disk").hidden = !state.trouble;
+  byId("disk").textContent = state.trouble && `Nothing can be written at the moment: ${state.trouble}. Trying again …`;
   if (!waiting) return;
-  const take = current && state.takes.find((one) => one.id === current.id);
-  const step = !current ? "" : current.step ? `${take ? `${take.system}: ` : ""}step ${current.step} of ${current.steps}` : "loading the model";
+  const of = current && current.prompt !== state.prompt?.text ? ` of “${current.prompt}”` : "";
+  const step = !current ? "" : current.loading ? "loading the model" : `step ${current.step} of ${current.steps}${of}`;
   byId("what").textContent = [`${waiting} in the queue`, step].filter(Boolean).join(" · ");
   const gauge = byId("progress").querySelector(".gauge");
   gauge.setAttribute("aria-valuemax", current ? current.steps : 1);
@@ -130,144 +45,192 @@ function drawProgress() {
   gauge.firstChild.style.width = current ? `${(100 * current.step) / current.steps}%` : "0";
 }
 
-function drawPrompts() {
-  byId("earlier").hidden = state.prompts.length < 2;
-  byId("earlier").querySelector("ul").replaceChildren(...state.prompts.map((one) => make("li", {},
-    make("button.earlier", { type: "button", dir: "auto", "aria-current": `${one.id === state.prompt}`, onclick: () => go(one.id) },
-      make("span", {}, one.text), make("small", {}, one.num_kept ? `${one.num_kept} of ${one.num_generated} kept` : `${one.num_generated} generated`)))));
+async function drawHistory() {
+  const words = byId("find").value;
+  const history = await ask("GET", `/history?start=${first}&words=${encodeURIComponent(words)}`);
+  if (history.refused || words !== byId("find").value) return;
+  const last = first + history.prompts.length;
+  byId("history").hidden = !words && history.total < 2;
+  byId("history").querySelector("ul").replaceChildren(...history.prompts.map((one) => make("li", {},
+    make("button.earlier", { type: "button", dir: "auto", "aria-current": `${one.id === state?.prompt?.id}`, onclick: () => go(one.id) },
+      make("span", {}, one.text), make("small", {}, one.num_waiting ? `${one.num_waiting} queued` : one.num_kept ? `${one.num_kept} of ${one.num_generated} kept` : `${one.num_generated} generated`)))));
+  byId("page").textContent = history.total ? `${first + 1} to ${last} of ${history.total}` : "No matching prompts";
+  byId("newer").disabled = first === 0;
+  byId("older").disabled = last >= history.total;
+  byId("newer").onclick = () => { first = Math.max(0, first - history.size); drawHistory(); };
+  byId("older").onclick = () => { first = last; drawHistory(); };
 }
 
 function drawSystems() {
-  const field = byId("systems");
+  const chips = byId("systems");
   byId("best").hidden = !state.scorers.length;
-  if (field.querySelector("input")) return;
-  field.hidden = state.systems.length < 2;
-  field.append(...state.systems.map((one) => make("label.chip", {}, make("input", { type: "checkbox", name: "system", value: one.name, checked: true }), make("span", {}, one.name))));
+  schedulers(form.elements.scheduler);
+  if (chips.querySelector("input")) return;
+  chips.hidden = state.systems.length < 2;
+  chips.append(...state.systems.map((one) => make("label.chip", {}, make("input", { type: "checkbox", name: "systems", value: one.name, checked: true }), make("span", {}, one.name))));
   for (const name of ["steps", "guidance"]) {
-    const values = [...new Set(state.systems.map((one) => one[name]))];
-    form.elements[name].placeholder = values.length === 1 ? `${values[0]}` : "default";
+    const defaults = [...new Set(state.systems.map((one) => one[name]))];
+    form.elements[name].placeholder = defaults.length === 1 ? `${defaults[0]}` : "default";
   }
 }
 
 function draw(answer) {
   state = answer;
-  shown = state.prompt;
+  shown = state.prompt?.id || "";
+  if (shown && location.hash.slice(1) !== shown) history.replaceState(null, "", `#${shown}`);
   drawSystems();
   drawProgress();
-  drawPrompts();
   if (!comparing) drawTakes();
+  const current = `${state.stamp} ${shown}`;
+  if (current === stamp) return;
+  stamp = current;
+  drawHistory();
 }
 
 async function go(prompt) {
   stopComparing();
+  stopSound();
   all = false;
   shown = prompt;
-  history.replaceState(null, "", `#${prompt}`);
   await change("GET", `/state?prompt=${prompt}`);
-  scrollTo({ top: takes.offsetTop - 20, behavior: "instant" });
+  scrollTo({ top: stage.offsetTop - 20, behavior: "instant" });
 }
 
 const decide = (take, keep) => change("PUT", `/takes/${take.id}`, { keep: take.keep === keep ? null : keep });
 
-// Pairs of takes, without the names of their systems, until none are left or the user stops.
-async function compareTwo() {
-  const pair = await request("GET", `/comparison?prompt=${shown}`);
-  if (!pair.refused) drawComparison(pair);
+function offerUndo(text, undo) {
+  notice(text);
+  byId("notice").append(" ", button("plain", "Undo", async () => { if (await undo()) notice(""); }));
 }
 
-function drawComparison(pair) {
-  if (stopPlaying) stopPlaying();
-  if (!pair.left) {
-    stopComparing();
-    notice("All pairs of takes that are not discarded have been compared.");
-    return;
-  }
-  const sound = (side) => player(`${here}/takes/${pair[side].id}/sound`, side.toUpperCase());
-  const [a, b] = ["a", "b"].map(sound);
-  const answer = async (better) => {
-    const next = await request("PUT", "/comparison", { a: pair.a.id, b: pair.b.id, better });
-    if (!next.refused && comparing) drawComparison(next);
-  };
-  const choices = [["a", "A is better"], ["same", "No difference"], ["b", "B is better"]]
-    .map(([value, label]) => button("choice", label, () => answer(value)));
-  comparing = { a: a.toggle, b: b.toggle, answer };
-  document.body.classList.add("comparing");
-  const prompt = state.prompts.find((one) => one.id === shown);
-  delete takes.dataset.prompt;
-  show(make("div.card.comparison", {}, make("p.step", {}, `Which one do you prefer? ${pair.left} ${pair.left > 1 ? "comparisons" : "comparison"} left`),
-    make("h1.prompt", { dir: "auto" }, prompt.text), make("div.two", {}, a.element, b.element), make("div.choices", {}, choices),
-    make("div.ends", {}, button("back", "Stop", stopComparing)),
-    make("p.keys", {}, [["a", "play A"], ["b", "play B"], ["1", "A better"], ["2", "no difference"], ["3", "B better"], ["esc", "stop"]]
-      .map(([key, what]) => make("span", {}, make("kbd", {}, key), ` ${what}`)))));
+async function deleteTake(take, place) {
+  cards.get(take.id)?.sound?.pause();
+  if (await change("PUT", `/takes/${take.id}`, { deleted: true })) offerUndo(`${title(take, place)} is deleted.`, () => change("PUT", `/takes/${take.id}`, { deleted: false }));
 }
 
-function stopComparing() {
-  if (!comparing) return;
-  if (stopPlaying) stopPlaying();
-  comparing = null;
-  document.body.classList.remove("comparing");
-  cards.clear();
-  drawTakes();
+async function deletePrompt() {
+  const { id, text } = state.prompt;
+  stopSound();
+  if (await change("PUT", `/prompts/${id}`, { deleted: true })) offerUndo(`“${text.slice(0, 60)}” is deleted.`, () => change("PUT", `/prompts/${id}`, { deleted: false }));
+}
+
+// Four close variations of a take.
+async function moreLikeThis(take) {
+  const offered = state.systems.map((one) => one.name);
+  const order = { edit: "vary", source: take.id, strength: VARIATION, count: 4, systems: [offered.includes(take.system) ? take.system : offered[0]], scheduler: take.scheduler, negative: take.negative };
+  if (take.edit !== "upload") Object.assign(order, { steps: take.steps, guidance: take.guidance });
+  if (await change("POST", "/takes", order)) notice("Queued: 4 variations.");
+}
+
+// Puts a take's prompt, seed and settings into the form.
+function useSettings(take) {
+  form.elements.prompt.value = state.prompt.text;
+  for (const name of ["seed", "steps", "guidance", "negative", "scheduler"]) form.elements[name].value = take[name];
+  form.elements.seconds.value = take.edit === "" ? take.seconds ?? "" : "";
+  byId("more").open = true;
+  form.scrollIntoView({ block: "start" });
+  byId("words").focus();
+}
+
+async function upload(file) {
+  if (!file) return;
+  stopComparing();
+  notice(`Reading ${file.name} …`);
+  const query = new URLSearchParams({ name: file.name, prompt: byId("words").value });
+  const answer = await ask("POST", `/upload?${query}`, file.slice(0, file.size, ""));
+  byId("file").value = "";
+  if (answer.refused) return showError(form, { refused: `${file.name}: ${answer.refused}` });
+  clearErrors(form);
+  draw(answer);
+  notice(`${file.name} is here: edit it, or ask for more like it.`);
 }
 
 function move(by) {
-  const items = [...takes.querySelectorAll(".take:not([hidden])")];
+  const items = [...stage.querySelectorAll(".take")];
   const next = items[items.indexOf(document.activeElement.closest(".take")) + by] || (by < 0 ? items[0] : items.at(-1));
   if (!next) return;
   next.focus({ preventScroll: true });
   next.scrollIntoView({ block: "nearest" });
 }
 
-const current = () => document.activeElement.closest(".take") || takes.querySelector(".take");
+const current = () => document.activeElement.closest(".take") || stage.querySelector(".take");
+const placeOf = (item) => state.takes.findIndex((take) => take.id === item.dataset.id);
 const KEYS = {
   ArrowDown: () => move(1),
   ArrowUp: () => move(-1),
-  " ": () => current()?.toggle?.(),
+  " ": () => current()?.sound?.toggle(),
   k: () => current()?.keep?.click(),
   d: () => current()?.drop?.click(),
-  c: () => { const compare = takes.querySelector(".compare"); if (compare && !compare.disabled) compareTwo(); },
+  e: () => { const item = current(); if (item?.sound) openEditor(item.take, placeOf(item), item.sound.group.region); },
+  m: () => { const item = current(); if (item?.sound) moreLikeThis(item.take); },
+  c: () => { const compare = stage.querySelector(".compare"); if (compare && !compare.disabled) compareTwo(); },
   "/": () => byId("words").focus(),
 };
 const COMPARISON_KEYS = {
-  a: () => comparing.a(), b: () => comparing.b(), Escape: stopComparing,
+  a: () => comparing.a(), b: () => comparing.b(), u: () => comparing.undo(), Escape: stopComparing,
   1: () => comparing.answer("a"), 2: () => comparing.answer("same"), 3: () => comparing.answer("b"),
 };
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select")) return;
+  if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select, dialog")) return;
   if (event.target === byId("words")) {
     if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); form.requestSubmit(); }
     else if (event.key === "Escape") event.target.blur();
     return;
   }
-  if (event.key === " " && event.target.closest("button, a")) return; // the browser activates the focused element
+  if (event.key === " " && event.target.closest("button, a, summary")) return; // the browser activates the focused element
+  const menu = event.target.closest(".menu[open]");
+  if (event.key === "Escape" && menu) {
+    menu.open = false;
+    menu.querySelector("summary").focus();
+    return;
+  }
   const action = (comparing ? COMPARISON_KEYS : KEYS)[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!action || event.repeat) return;
+  if (!action || event.repeat || (event.key.length === 1 && event.key !== " " && !shortcuts())) return;
   event.preventDefault();
   action();
 });
 
-const number = (name) => (form.elements[name].value === "" ? null : Number(form.elements[name].value));
-
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const systems = state.systems.length < 2 ? state.systems.map((one) => one.name) : [...form.querySelectorAll("[name=system]:checked")].map((one) => one.value);
-  const order = { prompt: form.elements.prompt.value, systems, count: number("count") };
-  for (const name of ["steps", "guidance", "seed"]) order[name] = number(name);
+  clearErrors(form);
+  const order = values(form, ["count", "steps", "guidance", "seconds"], ["prompt", "negative", "scheduler"]);
+  if (!order) return;
+  const seed = form.elements.seed.value.trim();
+  if (seed && !(Number.isSafeInteger(Number(seed)) && Number(seed) >= 0)) return showError(form, { refused: `A seed is a whole number from 0 to ${Number.MAX_SAFE_INTEGER}.`, field: "seed" });
+  order.seed = seed ? Number(seed) : null;
+  order.systems = state.systems.length < 2 ? state.systems.map((one) => one.name) : [...form.querySelectorAll("[name=systems]:checked")].map((one) => one.value);
   stopComparing();
   all = false;
-  const answer = await request("POST", "/takes", order);
-  if (answer.refused) return;
-  history.replaceState(null, "", `#${answer.prompt}`);
+  const answer = await ask("POST", "/takes", order);
+  if (answer.refused) return showError(form, answer);
+  notice("");
   draw(answer);
   byId("words").blur();
 });
-form.elements.best.addEventListener("input", () => { all = false; if (state && !comparing) drawTakes(); });
-byId("cancel").addEventListener("click", () => change("DELETE", `/takes?prompt=${shown}`));
+form.addEventListener("input", (event) => {
+  if (event.target.getAttribute("aria-invalid")) clearErrors(form);
+  if (event.target.name !== "best" || !state || comparing) return;
+  all = false;
+  drawTakes();
+});
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+});
+byId("cancel").addEventListener("click", () => change("DELETE", `/prompts/${shown}/queue`));
+byId("find").addEventListener("input", () => { first = 0; drawHistory(); });
+byId("file").addEventListener("change", (event) => upload(event.target.files[0]));
+for (const name of ["dragover", "drop"]) {
+  document.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    if (name === "drop") upload(event.dataTransfer.files[0]);
+  });
+}
 
 async function watch() {
   for (;;) {
-    if (document.visibilityState === "visible") {
+    if (document.visibilityState === "visible" && !document.querySelector("dialog[open]")) {
       const prompt = shown;
       const answer = await ask("GET", `/state?prompt=${prompt}`);
       if (answer.refused) notice(answer.refused);
