@@ -232,16 +232,19 @@ def test_prior_clips_are_real_clips_through_the_models_own_vae(saved: Path, tmp_
     assert not torch.equal(batch.winner, found.prior_batch([2, 0], epoch=1).winner)
 
 
-def test_clips_without_latents_cannot_be_trained_on(saved: Path, tmp_path: Path) -> None:
-    pairs, _ = stored(Run(tmp_path), latents=False)
-    with pytest.raises(DataError, match="has no stored latents"):
-        own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs)
+def test_clips_without_latents_pass_the_autoencoder(saved: Path, tmp_path: Path) -> None:
+    pairs, latents = stored(Run(tmp_path), latents=False)
+    found = own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs)
+    batch = found.batch([0], epoch=0)
+    assert batch.loser is not None
+    assert batch.winner.shape == batch.loser.shape == (1, *next(iter(latents.values())).shape)
+    assert not torch.equal(batch.winner, found.batch([0], epoch=1).winner)  # drawn anew in each epoch
 
 
 def test_a_pair_whose_clip_was_thrown_away_is_named(saved: Path, tmp_path: Path) -> None:
     pairs, _ = stored(Run(tmp_path))
     gone = pairs[0].model_copy(update={"chosen_id": "gone"})
-    with pytest.raises(DataError, match="clip gone has no stored latents"):
+    with pytest.raises(DataError, match="lacks clip gone"):
         own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), [gone])
 
 

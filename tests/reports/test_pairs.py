@@ -3,19 +3,23 @@
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from fake_parts import RECIPE, FakeParts
 from serving import ask, serving
 
+from milonga.core import web
 from milonga.core.audio import clips_of
-from milonga.core.errors import ServiceError, StoreError
+from milonga.core.errors import RecipeError, ServiceError, StoreError
 from milonga.core.records import Pair, Prompt
 from milonga.core.store import Run
+from milonga.data.pairs import read_pairs
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
 from milonga.reports import pairs as pages
@@ -42,7 +46,7 @@ def place(run) -> Iterator[str]:
 
 
 def get(place: str, path: str) -> Any:
-    status, _, body = ask(place, "GET", f"/{path}")
+    status, _, body = ask(place, "GET", f"{urlsplit(place).path}/{path}")
     assert status == 200, body
     return body
 
@@ -86,20 +90,53 @@ def test_pairs_are_filtered_and_sorted(run, place):
 
 @pytest.mark.parametrize("path", ["pairs?start=-1", "pairs?start=x", "pairs?scorer=nobody"])
 def test_a_question_that_makes_no_sense_is_told(place, path):
-    status, _, told = ask(place, "GET", f"/{path}")
+    status, _, told = ask(place, "GET", f"{urlsplit(place).path}/{path}")
     assert status == 400
     assert told["error"].startswith("start must be a whole number")
 
 
-@pytest.mark.parametrize("path", ["clips/../../manifest.json", "clips/", "manifest.json", "clips/0"])
+@pytest.mark.parametrize("path", ["clips/../../manifest.json", "clips/", "manifest.json", "clips/0", "clips/0/view"])
 def test_there_is_nothing_but_the_page_its_data_and_the_runs_clips(place, path):
-    assert ask(place, "GET", f"/{path}")[0] == 404
+    assert ask(place, "GET", f"{urlsplit(place).path}/{path}")[0] == 404
+
+
+@pytest.mark.parametrize("token", ["", "x", "A" * 22])
+def test_without_the_token_nothing_is_there(place, token):
+    for path in ("", "/about", "/pairs"):
+        assert ask(place, "GET", f"/pairs/{token}{path}")[0] == 404
+    assert ask(place, "PUT", f"/pairs/{token}/pairs/x", {"action": "swap"})[0] in (404, 405)
+
+
+def test_a_correction_is_stored_shown_and_trained_on(run, place, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = Run(tmp_path / "run")
+    kept, refused = (copy.stage(stage).read_records(Pair) for stage in ("pair", "refused"))
+    pages.Pairs(copy.path).correct(kept[0].id, "swap")
+    pages.Pairs(copy.path).correct(kept[1].id, "drop")
+    pages.Pairs(copy.path).correct(refused[0].id, "keep")
+    pairs = pages.Pairs(copy.path)
+    assert pairs.about()["verdicts"]["corrected by hand"] == 3
+    [shown] = pairs.page({"pair": kept[0].id})["pairs"]
+    assert (shown["chosen"]["id"], shown["correction"]) == (kept[0].rejected_id, "swap")
+    trained = {pair.id: pair for pair in read_pairs(copy.path).pairs}
+    assert trained.keys() == {pair.id for pair in kept} - {kept[1].id} | {refused[0].id}
+    assert trained[kept[0].id].chosen_words == kept[0].rejected_words
+    assert trained[kept[0].id].rejected_scores == kept[0].chosen_scores
+    assert read_pairs(copy.path).refused[0].refused
+    assert {pair["id"] for pair in pairs.page({"verdict": "corrected"})["pairs"]} == {kept[1].id}
+    for pair in (kept[0], kept[1], refused[0]):
+        pairs.correct(pair.id, "")  # taken back
+    assert read_pairs(copy.path).pairs == read_pairs(run.path).pairs
+    with pytest.raises(RecipeError, match="swap, drop, keep"):
+        pairs.correct(kept[0].id, "delete")
+    with pytest.raises(web.Unknown):
+        pairs.correct("nobody", "swap")
 
 
 def test_another_name_for_this_machine_gets_nothing(place):
-    for host in ("evil.example", f"evil.example:{place.split(':')[2].rstrip('/')}"):
+    for host in ("evil.example", f"evil.example:{urlsplit(place).port}"):
         for path in ("", "about", "pairs"):
-            assert ask(place, "GET", f"/{path}", headers={"Host": host})[0] == 400
+            assert ask(place, "GET", f"{urlsplit(place).path}/{path}", headers={"Host": host})[0] == 400
 
 
 def test_a_score_that_is_not_a_number_is_null_and_sorts_as_closest(run):
@@ -113,9 +150,9 @@ def test_a_score_that_is_not_a_number_is_null_and_sorts_as_closest(run):
 
 def test_what_cannot_be_shown_is_told(run, tmp_path, place):
     with pytest.raises(StoreError, match="holds no pairs"):
-        pages.application(tmp_path)
+        pages.application(tmp_path, "token")
     with pytest.raises(ServiceError, match="choose another --port"):
-        pages.serve(run.path, int(place.split(":")[2].rstrip("/")), pytest.fail)
+        pages.serve(run.path, urlsplit(place).port, pytest.fail)
     with pytest.raises(ServiceError, match="choose another --port"):
         pages.serve(run.path, 70000, pytest.fail)
 
@@ -128,30 +165,52 @@ def test_the_command_serves_until_it_is_stopped(run):
         assert (process.returncode, told) == (0, "")
 
 
-def test_in_a_real_browser_both_clips_play_and_a_prompt_is_text(browser, place, tmp_path):
+def test_in_a_real_browser_both_clips_play_and_a_pair_is_corrected(browser, run, tmp_path):
     from playwright.sync_api import expect
 
-    page, troubles, requests = browser.new_page(viewport={"width": 1100, "height": 900}), [], []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(place)
-    page.select_option("select[name=verdict]", "")
-    page.fill("input[name=words]", "quotes")
-    expect(page.locator(".card")).to_have_count(3)
-    assert page.locator(".card h2").first.inner_text() == HOSTILE
-    assert page.title() == "Pairs of run · Milonga"
-    page.evaluate("player.addEventListener('ended', () => document.body.append(document.createElement('hr')))")
-    page.locator("h1").click()
-    page.keyboard.press("b")
-    expect(page.locator("hr")).to_have_count(2, timeout=20000)
-    page.keyboard.press("j")
-    assert page.evaluate("document.activeElement.className") == "card"
-    page.fill("input[name=words]", "")
-    expect(page.locator(".card")).to_have_count(20)
-    page.click("#on")
-    expect(page.locator(".card")).to_have_count(13)
-    page.screenshot(path=os.environ.get("MILONGA_SCREENSHOT") or str(Path(tmp_path) / "pairs.png"))
-    page.close()
-    assert troubles == []
-    assert all(url.startswith((place, "data:", "blob:")) for url in requests)
+    shutil.copytree(run.path, tmp_path / "run")
+    with serving("pairs", str(tmp_path / "run"), "--no-open") as (_, place):
+        page, troubles, requests = browser.new_page(viewport={"width": 1100, "height": 900}), [], []
+        page.set_default_timeout(120000)
+        expect.set_options(timeout=120000)
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(place)
+        page.select_option("select[name=verdict]", "")
+        page.fill("input[name=words]", "quotes")
+        expect(page.locator(".card")).to_have_count(3)
+        assert page.locator(".card h2").first.inner_text() == HOSTILE
+        assert page.title() == "Pairs of run · Milonga"
+        page.locator("h1").click()
+        for key in "wl":
+            page.keyboard.press(key)
+            page.wait_for_function(
+                "(count) => document.querySelectorAll('.sound.heard').length === count", arg=" wl".index(key)
+            )
+        page.keyboard.press("j")
+        assert page.evaluate("document.activeElement.className") == "card"
+        pair = page.locator(".card").first.get_attribute("id")
+        winner = page.locator(".card").first.locator(".chosen .sound").get_attribute("data-url")
+        page.locator(".card").first.get_by_role("button", name="Swap winner and loser").click()
+        page.wait_for_selector("text=The pair is swapped by hand")
+        assert page.locator(".card").first.locator(".rejected .sound").get_attribute("data-url") == winner
+        page.locator(".card").first.get_by_role("link", name="Link to this pair").click()
+        expect(page.locator(".card")).to_have_count(1)
+        page.reload()
+        page.wait_for_selector(f"[id='{pair}']:has-text('swapped by hand')")
+        page.get_by_role("link", name="Show all pairs").click()
+        expect(page.locator(".card")).not_to_have_count(1)
+        page.fill("input[name=words]", "")
+        page.select_option("select[name=verdict]", "")
+        expect(page.locator(".card")).to_have_count(20)
+        page.click("#on")
+        expect(page.locator(".card")).to_have_count(13)
+        assert page.locator("#page").inner_text() == "Page 2 of 2"
+        for width in (390, 1100):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=os.environ.get("MILONGA_SCREENSHOT") or str(Path(tmp_path) / "pairs.png"))
+        page.close()
+        assert troubles == []
+        assert all(url.startswith((place.partition("/pairs/")[0], "data:")) for url in requests)

@@ -209,7 +209,7 @@ def test_a_file_is_a_take_to_start_from_and_its_edits_keep_its_format(tmp_path, 
     assert (rate, suffix, subtype, stored.shape) == (44100, ".wav", "PCM_24", samples.shape)
     assert (stored[:11025] == samples[:11025]).all()
     assert (stored[22050:] == samples[22050:]).all()
-    with pytest.raises(AudioError, match="notes.txt"):
+    with pytest.raises(AudioError, match=r"notes.txt"):
         studio.upload("notes.txt", "", b"no audio at all")
     assert {path.stem for path in (studio.folder / "files").iterdir()} == {card["id"], edited.id}
 

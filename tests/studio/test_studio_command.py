@@ -1,10 +1,12 @@
 """`milonga studio` on a real run of tiny networks: its systems by name, and what is kept there trains."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import test_evaluation
+from small_studio import until
 from typer.testing import CliRunner
 
 from milonga.cli.judge import studio_systems
@@ -15,8 +17,10 @@ from milonga.core.records import Label, Pair
 from milonga.core.store import Run
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import parse_recipe
+from milonga.models.editing import SPLICE
 from milonga.models.load import system, systems
-from milonga.studio.studio import Order, Studio
+from milonga.studio.orders import Order
+from milonga.studio.studio import Studio
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 
@@ -27,8 +31,8 @@ def studio(run, tmp_path_factory) -> Studio:
     studio = Studio(tmp_path_factory.mktemp("studio") / "s", studio_systems([str(run.path)]))
     base, aligned = next(iter(studio.systems)), f"{run.path}/aligned"
     studio.order(Order(prompt="a dog barks", systems=(base, aligned), count=2, steps=2, seed=5))
-    while (take := studio.takes.next(list(studio.systems))) is not None:
-        [clip] = studio.systems[take.system].load().generate([take.request()])
+    for take in studio.takes.queue(list(studio.systems)):
+        [clip] = studio.systems[take.system].load(None).generate([take.request()])
         studio.save(take, clip)
     takes = studio.takes.all_generated()
     studio.decide(takes[0].id, True)
@@ -55,9 +59,33 @@ def test_a_take_is_the_clip_that_generate_makes(run, studio, tmp_path):
     words = ["generate", take.prompt, "--model", take.system, "--steps", "2", "--seed", "5", "-n", "2"]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    (tmp_path / "take.wav").write_bytes(studio.wav(take.id)[1])
+    (tmp_path / "take.wav").write_bytes(studio.original(take.id)[1])
     made, kept = read_audio(*tmp_path.glob("a-dog-barks-5-1-*.wav")), read_audio(tmp_path / "take.wav")
     assert np.abs(made.waveform - kept.waveform).max() <= 1 / 32768
+
+
+def test_a_region_is_edited_by_the_model_and_the_rest_is_bit_equal(run, studio, tmp_path):
+    shutil.copytree(studio.folder, tmp_path / "s")
+    copy = Studio(tmp_path / "s", list(studio.systems.values()))
+    take = copy.takes.all_generated()[0]
+    length = copy.view(take.id)["seconds"]
+    start, stop = 0.4 * length, 0.7 * length
+    copy.order(Order(source=take.id, edit="region", start=start, stop=stop, words="a bell", steps=2, scheduler="ddim"))
+    copy.order(
+        Order(prompt="a dog barks", systems=(take.system,), seconds=2 * length, negative="rain", steps=2, seed=5)
+    )
+    copy.worker.start()
+    until(lambda: copy.takes.num_waiting() == 0)
+    copy.worker.stop()
+    edited, longer = (one for one in copy.takes.of_prompt(take.prompt_id)[-2:])
+    assert (edited.trouble, longer.trouble) == ("", "")
+    clip, old = copy.sounds.clip(edited), copy.sounds.clip(take)
+    margin = SPLICE + 1 / clip.rate
+    first, last = int((start - margin) * clip.rate), int((stop + margin) * clip.rate) + 1
+    assert (clip.waveform[: max(0, first)] == old.waveform[: max(0, first)]).all()
+    assert (clip.waveform[last:] == old.waveform[last:]).all()
+    assert (clip.waveform != old.waveform).any()
+    assert len(copy.sounds.clip(longer).waveform) == 2 * len(old.waveform)
 
 
 def test_what_is_kept_is_exported_and_trains(run, studio, tmp_path):

@@ -2,10 +2,12 @@
 
 import errno
 import functools
+import html
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
@@ -47,12 +49,24 @@ def say(message: str) -> None:
 
 
 def show_page(address: str, no_open: bool) -> None:
-    """Prints the address of a page and, unless `no_open`, opens it in the browser."""
+    """Prints the address of a page and, unless `no_open`, opens it in the browser.
+
+    The browser is given a file that only this user can read: an address on its command line, token included, would be
+    in everybody's list of processes.
+    """
+    import atexit
+    import os
+    import tempfile
     import webbrowser
 
     typer.echo(address)
-    if not no_open:
-        webbrowser.open(address)
+    if no_open:
+        return
+    handle, name = tempfile.mkstemp(prefix="milonga-", suffix=".html")  # of mode 0600
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">')
+    atexit.register(Path(name).unlink, missing_ok=True)
+    webbrowser.open(Path(name).as_uri())
 
 
 @contextmanager

@@ -31,6 +31,9 @@ def studio(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     no_open: Annotated[bool, typer.Option("--no-open", help="Print the link without opening a browser.")] = False,
+    new_link: Annotated[
+        bool, typer.Option("--new-link", help="Make a new link; the one before is no longer valid.")
+    ] = False,
     by: Annotated[
         str | None,
         typer.Option(
@@ -40,7 +43,7 @@ def studio(
         ),
     ] = None,
 ) -> None:
-    """Type a prompt in the browser, hear variations, keep or discard them. Decisions become preference data."""
+    """Type a prompt in the browser, hear variations, edit, keep or discard them. Decisions become preference data."""
     import contextlib
 
     from milonga.core.weights import SELECTORS
@@ -53,6 +56,8 @@ def studio(
         names = SELECTORS
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the normal way to stop the server
         page = Studio(out, studio_systems(systems or ("nano",)), [scorer(name) for name in names])
+        if new_link:
+            page.takes.renew_admin_token()
         serve_studio(page, host, port, lambda link: show_page(link, no_open))
 
 

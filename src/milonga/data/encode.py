@@ -19,6 +19,8 @@ from milonga.core.progress import tracked
 from milonga.core.records import Clip, Pair, Refusal
 from milonga.core.store import Run, cut, read_manifest, shard_name
 from milonga.data.audio_alpaca import alpaca_files, checked_pairs, count_pairs
+from milonga.data.corrections import run_pairs
+from milonga.data.pairs import kept_pairs
 from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint, report_left_out
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
     """
     from milonga.data.examples import PairExamples
 
-    pairs = run.stage("pair").read_records(Pair)
+    pairs = kept_pairs(run_pairs(run))
     if not pairs:
         raise DataError(f"{run.path} holds no kept pair: loosen its thresholds by `milonga pair`")
     ids = [pair.chosen_id for pair in pairs] + [pair.rejected_id for pair in pairs]

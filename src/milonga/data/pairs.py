@@ -24,6 +24,7 @@ from milonga.data.audio_alpaca import (
     paired_clips,
     read_alpaca,
 )
+from milonga.data.corrections import run_pairs
 
 if TYPE_CHECKING:
     import pyarrow
@@ -125,7 +126,8 @@ class RunPairs(PairDataset):
         self.run, self.where, self._clips = run, str(run.path), ClipBytes(run)
         if not run.stage("pair").names():
             raise StoreError(f"{run.path} holds no pairs: run it until `pair`")
-        self.refused = run.stage("refused").read_records(Pair)
+        stored = run_pairs(run)
+        self._kept, self.refused = kept_pairs(stored), [pair for pair in stored if pair.refused]
 
     @cached_property
     def places(self) -> "dict[str, Planned]":
@@ -135,9 +137,7 @@ class RunPairs(PairDataset):
     @cached_property
     def pairs(self) -> list[Pair]:
         """The records of the kept pairs, in the order of the plan."""
-        assert self.run is not None
-        stored = self.run.stage("pair").read_records(Pair)
-        return sorted(stored, key=lambda pair: (self._at(pair.chosen_id).place, pair.strategy, pair.rejected_id))
+        return sorted(self._kept, key=lambda pair: (self._at(pair.chosen_id).place, pair.strategy, pair.rejected_id))
 
     @cached_property
     def origin(self) -> Origin:

@@ -19,6 +19,8 @@ from milonga.core.ids import content_id, file_hash
 from milonga.core.protocols import Embedder
 from milonga.core.records import Candidate, Clip, Label, Pair, Prompt, Request
 from milonga.core.store import Run, complete, write_json
+from milonga.data.corrections import run_pairs
+from milonga.data.pairs import kept_pairs
 from milonga.data.recordings import fingerprint
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
 from milonga.experiment.registry import Context
@@ -86,7 +88,8 @@ def _pairs(context: Context, prior: int) -> "list[Examples]":
     parts: list[Examples] = []
     for source in context.recipe.train.pairs:
         if source == OWN:
-            pairs = needed(context.run, "pair").read_records(Pair)
+            needed(context.run, "pair")
+            pairs = kept_pairs(run_pairs(context.run))
             if pairs:
                 denoiser = context.parts.load_denoiser(context.recipe.models.model)
                 world = prior if context.recipe.train.clips is None else 0
@@ -166,25 +169,24 @@ def _captions(system: System, context: Context, _: int) -> "list[Examples]":
 def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":
     """A run's own pairs: latents as they were sampled, encoded captions, and `prior` real clips.
 
-    Raises DataError where a clip has no latents, or those of another model.
+    Where a clip has no latents, as an edit has none, all clips pass the autoencoder. Raises DataError where a clip has
+    latents of another model.
     """
-    from milonga.data.encode import packed_size, stored_latents, unpack_latents
+    from milonga.data.encode import packed_size, run_latents, stored_latents
     from milonga.data.examples import PairExamples
 
-    wanted = {clip for pair in pairs for clip in (pair.chosen_id, pair.rejected_id)}
-    packed, shape = stored_latents(run, wanted), denoiser.latent_shape
-    missing = sorted(wanted - set(packed))
-    if missing:
-        raise DataError(f"{run.path}: clip {missing[0]} has no stored latents, so it cannot be trained on")
-    for clip, latents in packed.items():
-        if len(latents) != packed_size(shape):
+    ids = [pair.chosen_id for pair in pairs] + [pair.rejected_id for pair in pairs]
+    packed, shape = stored_latents(run, set(ids)), denoiser.latent_shape
+    for clip, row in packed.items():
+        if len(row) != packed_size(shape):
             raise DataError(f"{run.path}: clip {clip} has latents of another model: all pairs need one model")
-    winners = unpack_latents([packed[pair.chosen_id] for pair in pairs], shape)
-    losers = unpack_latents([packed[pair.rejected_id] for pair in pairs], shape)
+    latents = run_latents(denoiser, run, ids)
     real = prior_clips(denoiser, prior) if prior else None
     conditioning = denoiser.encode_text([pair.prompt for pair in pairs])
     texts, strategies = ([getattr(pair, name) for pair in pairs] for name in ("prompt", "strategy"))
-    return PairExamples(winners, losers, conditioning, real, groups=strategies, captions=texts)
+    return PairExamples(
+        latents[: len(pairs)], latents[len(pairs) :], conditioning, real, groups=strategies, captions=texts
+    )
 
 
 def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":

@@ -44,6 +44,11 @@ class Database:
         """The token in the link of the folder's owner."""
         return self._rows("SELECT token FROM admin")[0][0]
 
+    def renew_admin_token(self) -> None:
+        """Replaces the token in the owner's link; the link before is no longer valid."""
+        with self._work(writes=True) as work:
+            work.execute("UPDATE admin SET token = ?", (new_token(),))
+
     def _rows(self, query: str, values: tuple = ()) -> list[tuple]:
         with self._work() as work:
             return work.execute(query, values).fetchall()

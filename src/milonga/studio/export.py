@@ -114,8 +114,9 @@ def studio_pairs(takes: Sequence[Take], choices: Sequence[Choice]) -> list[Pair]
     """A pair for every two takes of a prompt of which one was preferred; without a comparison of the two, a kept take
     is preferred to a discarded one.
 
-    A pair is refused with its reason where neither take was better, and where the comparison contradicts keeping and
-    discarding. The score `human_preference` is the share of votes of this one person.
+    A pair is refused with its reason where neither take was better, where the comparison contradicts keeping and
+    discarding, and where a take has a length of its own. The score `human_preference` is the share of votes of this one
+    person.
     """
     better = {(choice.a, choice.b): choice.better for choice in choices}
     by_prompt: dict[str, list[Take]] = {}
@@ -133,6 +134,8 @@ def _pair(a: Take, b: Take, better: Mapping[tuple[str, str], str]) -> Pair | Non
     if preferred is None:
         return None
     refused = "order: neither was better" if not preferred else ""
+    if any(take.seconds is not None for take in (a, b)):
+        refused = refused or "length: a take has another one than the model was trained on"
     if preferred and decided and preferred not in keepers:
         refused = "contradiction: the preferred take was discarded and the other kept"
     chosen, rejected = (b, a) if preferred == b.id else (a, b)

@@ -210,7 +210,7 @@ function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => 
     for (let bar = 0; bar < bars; bar += 1) {
       const [low, high] = [points[2 * bar] / loudest, points[2 * bar + 1] / loudest];
       const top = (height / 2) * (1 - 0.94 * high);
-      pen.fillRect((bar * width) / bars, top, Math.max(1, width / bars), Math.max(scale, (height / 2) * 0.94 * (high - low)));
+      pen.fillRect((bar * width) / bars, top, width / bars + scale / 2, Math.max(scale, (height / 2) * 0.94 * (high - low)));
     }
   }
 
