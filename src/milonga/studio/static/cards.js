@@ -45,9 +45,9 @@ function card(take, place) {
   if (take.generated) {
     const sound = soundPlayer({ url: `${here}/takes/${take.id}/sound`, view: `${here}/takes/${take.id}/view`, label: name, onRegion: (region) => {
       repaint.hidden = !region;
-      repaint.textContent = region ? `Edit ${region.map(seconds).join(" to ")}` : "";
+      if (region) repaint.textContent = `Edit ${region.map(seconds).join(" to ")}`;
     } });
-    const repaint = button("plain", "", () => openEditor(item.take, place, sound.group.region), { hidden: true });
+    const repaint = button("plain", "Edit this region", () => openEditor(item.take, place, sound.group.region), { hidden: true });
     const keep = button("keep", "Keep", () => decide(item.take, true), { "aria-label": `Keep ${name}` });
     const drop = button("drop", "Discard", () => decide(item.take, false), { "aria-label": `Discard ${name}` });
     const act = (label, does) => button("plain", label, () => { menu.open = false; does(); }, { "aria-label": `${label}: ${name}` });
