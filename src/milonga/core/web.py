@@ -22,7 +22,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
-LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+LOCAL = ["127.0.0.1", "localhost"]
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 SHARED = {  # files that all pages use
     f"/page/{name}": ("milonga.core/static", name) for name in ("style.css", "parts.js", "player.css", "player.js")

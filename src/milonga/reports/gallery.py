@@ -4,6 +4,7 @@ Half of the prompts are drawn by the hash of their id, so nobody chose them; the
 worsened and the lowest scored ones, and are labelled so.
 """
 
+import json
 import math
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from itertools import islice
 from milonga.core.audio import from_flac
 from milonga.core.ids import content_id
 from milonga.core.records import Event, Prompt
-from milonga.maths.clip_view import mel_picture
+from milonga.maths.clip_view import clip_view
 from milonga.maths.metrics import exact_match, order_accuracy_detected
 from milonga.reports.material import ClipView, EvaluationView
 
@@ -43,11 +44,12 @@ class Lane:
 
 @dataclass(frozen=True)
 class Player:
-    """One system's clip of a card, ready to be shown and played."""
+    """One system's clip of a card, ready to be shown and played; `view` is the JSON of what the player draws."""
 
     system: str
     audio: str
     picture: str
+    view: str
     seconds: float
     clap: str
     lanes: list[Lane]
@@ -76,7 +78,7 @@ class Card:
     @property
     def size(self) -> int:
         """The bytes that its audio and pictures take in the page."""
-        return sum(len(player.audio) + len(player.picture) for player in self.players)
+        return sum(len(player.audio) + len(player.picture) + len(player.view) for player in self.players)
 
 
 def gallery(view: EvaluationView, order: list[str], subject: str) -> list[Card]:
@@ -151,12 +153,14 @@ def scene_labels(prompt: Prompt) -> list[str]:
 def _player(view: EvaluationView, system: str, own: ClipView, prompt: Prompt, audio: dict[str, bytes]) -> Player:
     data, place = audio[own.id], view.place_clip
     clip = from_flac(data)
+    drawn = clip_view(clip)
     verdict, good = faults_of(prompt, own.events)
     spoken = ", ".join(f"{e.label} {e.onset:.1f} to {e.offset:.1f} seconds" for e in own.events) or "nothing"
     return Player(
         system=system,
         audio=place(system, own.id, data) if place else data_uri(data, "audio/flac"),
-        picture=data_uri(mel_picture(clip), "image/png"),
+        picture=drawn.pop("picture"),
+        view=json.dumps(drawn, separators=(",", ":")),
         seconds=clip.seconds,
         clap=f"{own.clap:.2f}".replace("-", "−") if math.isfinite(own.clap) else "–",
         lanes=lanes(prompt, own.events, clip.seconds),

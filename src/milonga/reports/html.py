@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from milonga.core import web
 from milonga.core.store import write_text
 from milonga.evaluation.formatting import OVERALL, compared, in_table_order, protocols, split_words
 from milonga.reports import tables
@@ -38,6 +39,8 @@ def page(view: EvaluationView, run: RunMaterial | None = None) -> str:
     loader = PackageLoader("milonga.reports", "templates/report")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style, script = (loader.get_source(pages, name)[0] for name in ("style.css", "script.js"))
+    style = web.page(*web.SHARED["/page/player.css"]) + style
+    script = "".join(web.page(*web.SHARED[f"/page/{name}"]) for name in ("parts.js", "player.js")) + script
     digest = b64encode(sha256(script.encode()).digest()).decode()
     systems = in_table_order(
         [row.system for row in view.summaries]

@@ -249,6 +249,11 @@ class Takes(Database):
         """A prompt's takes in the order of their requests."""
         return self._takes("WHERE prompt_id = ? AND deleted IS NULL ORDER BY place", (prompt_id,))
 
+    def ordinals(self, prompt_id: str) -> dict[str, int]:
+        """The numbers of a prompt's takes from 1, by id, which no deletion changes before `purge`."""
+        rows = self._rows("SELECT id FROM takes WHERE prompt_id = ? ORDER BY place", (prompt_id,))
+        return {name: number for number, (name,) in enumerate(rows, 1)}
+
     def all_generated(self) -> list[Take]:
         """All generated takes that are not deleted."""
         return self._takes("WHERE made IS NOT NULL AND deleted IS NULL ORDER BY place")

@@ -43,13 +43,14 @@ class Sounds:
     """A studio's files, by take."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.view = folder, lru_cache(VIEWS)(self._view)
+        self.folder = folder
+        self._views = lru_cache(VIEWS)(lambda shard: clip_view(self._clip(shard)))
 
     def write(self, take: Take, clip: Clip, samples: np.ndarray | None) -> None:
         """Writes a take's original clip and its playback file; `samples` of an edit also in its source's format."""
-        form = self.file(take.source) if take.source and samples is not None else None
-        if form is not None:
-            _, rate, suffix, subtype = read_samples(form)
+        path = self.file(take.source) if take.source else None
+        if path is not None and samples is not None:
+            _, rate, suffix, subtype = read_samples(path)
             write_samples(self.folder / "files" / f"{take.id}{suffix}", samples, rate, subtype, _tags(take))
         table = clip_table([take.id], [clip], [pack_latents(clip.latents)])
         Run(self.folder).stage("generate").write_table(shard_of(take), table)
@@ -65,12 +66,15 @@ class Sounds:
 
     def clip(self, take: Take) -> Clip:
         """A take's original."""
-        [row] = Run(self.folder).stage("generate").read_table(shard_of(take), ["audio"]).to_pylist()
+        return self._clip(shard_of(take))
+
+    def _clip(self, shard: str) -> Clip:
+        [row] = Run(self.folder).stage("generate").read_table(shard, ["audio"]).to_pylist()
         return from_flac(row["audio"]["bytes"])
 
-    def _view(self, take: Take) -> dict[str, Any]:
+    def view(self, take: Take) -> dict[str, Any]:
         """What the player draws; the level is the original's."""
-        return clip_view(self.clip(take))
+        return self._views(shard_of(take))
 
     def source(self, take: Take) -> Source:
         """What an edit of a take starts from."""

@@ -59,13 +59,14 @@ class Studio:
         if not prompt_id:
             prompt_id = next((prompt.id for prompt in self.takes.history()[1]), "")
         ranks, takes = self._ranks(prompt_id), self.takes.of_prompt(prompt_id)
+        ordinals = self.takes.ordinals(prompt_id)
         systems = [{"name": one.name, "steps": one.steps, "guidance": one.guidance} for one in self.systems.values()]
         return {
             "systems": systems,
             "schedulers": NAMES,
             "scorers": [scorer.name for scorer in self.scorers],
             "prompt": {"id": prompt_id, "text": takes[0].prompt} if takes else None,
-            "takes": [self._card(take) | {"rank": ranks.get(take.id)} for take in takes],
+            "takes": [self._card(take) | {"rank": ranks.get(take.id), "ordinal": ordinals[take.id]} for take in takes],
             "current": self.worker.current(),
             "waiting": self.takes.num_waiting(),
             "trouble": self.worker.trouble,
@@ -217,7 +218,7 @@ class Studio:
 
     def view(self, name: str) -> dict[str, Any]:
         """What the player draws of a take."""
-        return self.sounds.view(self._take(name, generated=True).model_copy(update={"keep": None, "title": ""}))
+        return self.sounds.view(self._take(name, generated=True))
 
     def original(self, name: str) -> tuple[str, bytes]:
         """A name for a take's file and its bytes: the original, with its settings in the tags."""

@@ -278,7 +278,8 @@ function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => 
   refresh();
   new ResizeObserver(draw).observe(canvas);
   for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) matchMedia(query).addEventListener("change", draw);
-  new IntersectionObserver((entries, observer) => {
+  if (typeof view !== "string") look();
+  else new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
     look();

@@ -4,7 +4,7 @@
 const cards = new Map(); // the takes on the screen by id
 const MAX_COLUMNS = 4; // of a grid; with more models every take names its own
 let drawn = ""; // what is on the screen, so that it is left in place while nothing else is
-const title = (take, place) => take.title || `Take ${place + 1}`;
+const title = (take) => take.title || `Take ${take.ordinal}`;
 const seconds = (value) => `${Number(value.toFixed(2))} s`;
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
@@ -21,9 +21,8 @@ const sampling = (take) => [`seed ${take.seed}`, plural(take.steps, "step"), `gu
 
 // What was done to another take, in words.
 function editing(take) {
-  const places = state.takes.map((one) => one.id);
   const source = state.takes.find((one) => one.id === take.source);
-  const of = source ? title(source, places.indexOf(source.id)) : "a deleted take";
+  const of = source ? title(source) : "a deleted take";
   const what = { region: () => `${seconds(take.start)} to ${seconds(take.stop)} of ${of} repainted`, continue: () => `${of} continued by ${seconds(take.seconds)}`,
     loop: () => `loop of ${of}`, vary: () => `variation of ${of}` }[take.edit]();
   return take.words ? `${what}: “${take.words}”` : what;
@@ -37,25 +36,25 @@ function details(take) {
 }
 
 // A take's card: its buttons depend on whether it is generated, waits or failed.
-function card(take, place) {
+function card(take) {
   const item = make("li.take", { tabindex: "-1", "data-id": take.id });
-  const name = title(take, place);
+  const name = title(take);
   const settings = make("p.settings");
-  const remove = button("plain", "Delete", () => deleteTake(item.take, place), { "aria-label": `Delete ${name}` });
+  const remove = button("plain", "Delete", () => deleteTake(item.take), { "aria-label": `Delete ${name}` });
   if (take.generated) {
     const sound = soundPlayer({ url: `${here}/takes/${take.id}/sound`, view: `${here}/takes/${take.id}/view`, label: name, onRegion: (region) => {
       repaint.hidden = !region;
       if (region) repaint.textContent = `Edit ${region.map(seconds).join(" to ")}`;
     } });
-    const repaint = button("plain", "Edit this region", () => openEditor(item.take, place, sound.group.region), { hidden: true });
+    const repaint = button("plain", "Edit this region", () => openEditor(item.take, sound.group.region), { hidden: true });
     const keep = button("keep", "Keep", () => decide(item.take, true), { "aria-label": `Keep ${name}` });
     const drop = button("drop", "Discard", () => decide(item.take, false), { "aria-label": `Discard ${name}` });
     const act = (label, does) => button("plain", label, () => { menu.open = false; does(); }, { "aria-label": `${label}: ${name}` });
     const menu = make("details.menu", {}, make("summary", { "aria-label": `More actions for ${name}` }, "⋯"), make("div", {},
       act("More like this", () => moreLikeThis(item.take)), ...(take.edit === "upload" ? [] : [act("Use this seed", () => useSettings(item.take))]),
       make("a.plain", { href: `${here}/takes/${take.id}/original`, download: "", "aria-label": `Save ${name}` }, "Save"),
-      act("Rename", () => openRenamer(item.take, place)), remove));
-    const edit = button("plain", "Edit", () => openEditor(item.take, place, null), { "aria-label": `Edit ${name}` });
+      act("Rename", () => openRenamer(item.take)), remove));
+    const edit = button("plain", "Edit", () => openEditor(item.take, null), { "aria-label": `Edit ${name}` });
     item.append(sound.element, repaint, settings, make("div.verdict", {}, keep, drop, edit, menu));
     Object.assign(item, { sound, keep, drop, edit, settings });
   } else {
@@ -128,10 +127,10 @@ function drawTakes() {
   }
   const ids = new Set(state.takes.map((take) => take.id));
   for (const [id, item] of cards) if (!ids.has(id) || Boolean(item.sound) !== state.takes.find((take) => take.id === id).generated) cards.delete(id);
-  state.takes.forEach((take, place) => {
-    if (!cards.has(take.id)) cards.set(take.id, card(take, place));
+  for (const take of state.takes) {
+    if (!cards.has(take.id)) cards.set(take.id, card(take));
     refreshCard(cards.get(take.id), take);
-  });
+  }
   const rows = sections();
   const layout = JSON.stringify([state.prompt.id, blind(), rows.map(([key, heading, columns, takes]) => [key, heading, columns, takes.map((take) => [take.id, take.generated, take.title])])]);
   if (drawn !== layout) {

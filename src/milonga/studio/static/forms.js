@@ -61,9 +61,9 @@ function schedulers(select) {
 }
 
 // The dialog that edits a take: its player, on which a region is dragged, and what is to be done.
-function openEditor(take, place, region) {
+function openEditor(take, region) {
   const dialog = byId("editor");
-  const name = title(take, place);
+  const name = title(take);
   const input = (kind, attributes) => make("input", { name: kind, ...attributes });
   const real = (kind, attributes) => input(kind, { type: "number", step: "any", ...attributes });
   const fields = {
@@ -125,10 +125,10 @@ function openEditor(take, place, region) {
   else form.elements.edit.focus();
 }
 
-function openRenamer(take, place) {
+function openRenamer(take) {
   const dialog = byId("renamer");
   const input = make("input", { name: "title", maxlength: "200", value: take.title });
-  const form = make("form", { id: "renaming", autocomplete: "off", novalidate: true }, make("h2", { id: "renamer-title" }, `Rename ${title(take, place)}`),
+  const form = make("form", { id: "renaming", autocomplete: "off", novalidate: true }, make("h2", { id: "renamer-title" }, `Rename ${title(take)}`),
     field("Name", input), make("p.error", { role: "alert", hidden: true }),
     make("div.ends", {}, button("back", "Close", () => dialog.close()), make("button.go", {}, "Rename")));
   form.addEventListener("submit", async (event) => {

@@ -103,9 +103,9 @@ function offerUndo(text, undo) {
   byId("notice").append(" ", button("plain", "Undo", async () => { if (await undo()) notice(""); }));
 }
 
-async function deleteTake(take, place) {
+async function deleteTake(take) {
   cards.get(take.id)?.sound?.pause();
-  if (await change("PUT", `/takes/${take.id}`, { deleted: true })) offerUndo(`${title(take, place)} is deleted.`, () => change("PUT", `/takes/${take.id}`, { deleted: false }));
+  if (await change("PUT", `/takes/${take.id}`, { deleted: true })) offerUndo(`${title(take)} is deleted.`, () => change("PUT", `/takes/${take.id}`, { deleted: false }));
 }
 
 async function deletePrompt() {
@@ -154,14 +154,13 @@ function move(by) {
 }
 
 const current = () => document.activeElement.closest(".take") || stage.querySelector(".take");
-const placeOf = (item) => state.takes.findIndex((take) => take.id === item.dataset.id);
 const KEYS = {
   ArrowDown: () => move(1),
   ArrowUp: () => move(-1),
   " ": () => current()?.sound?.toggle(),
   k: () => current()?.keep?.click(),
   d: () => current()?.drop?.click(),
-  e: () => { const item = current(); if (item?.sound) openEditor(item.take, placeOf(item), item.sound.group.region); },
+  e: () => { const item = current(); if (item?.sound) openEditor(item.take, item.sound.group.region); },
   m: () => { const item = current(); if (item?.sound) moreLikeThis(item.take); },
   c: () => { const compare = stage.querySelector(".compare"); if (compare && !compare.disabled) compareTwo(); },
   "/": () => byId("words").focus(),

@@ -7,7 +7,6 @@
   document.documentElement.classList.add("script");
   const cards = [...list.children];
   const field = (name) => document.getElementById(name);
-  let sounding = null;
 
   const number = (card, key) => Number(card.dataset[key]);
   const last = (value) => (Number.isNaN(value) ? Infinity : value);
@@ -37,43 +36,21 @@
     const count = cards.filter((card) => !card.hidden).length;
     field("shown").textContent = `${count} of ${cards.length} prompts`;
     field("none").hidden = count > 0;
-    if (sounding && sounding.closest(".card").hidden) stop();
+    if (sounding?.element.closest(".card").hidden) stopSound();
   }
 
-  const audioOf = (button) => button.parentElement.querySelector("audio");
-
-  function stop() {
-    if (!sounding) return;
-    const audio = audioOf(sounding);
-    audio.pause();
-    audio.currentTime = 0;
-    sounding.classList.remove("playing");
-    sounding.setAttribute("aria-pressed", "false");
-    sounding = null;
+  const players = new Map(); // by their element
+  for (const card of cards) {
+    const group = playerGroup();
+    for (const holder of card.querySelectorAll(".player")) {
+      const [picture, audio] = [holder.querySelector("img"), holder.querySelector("audio")];
+      const view = { ...JSON.parse(holder.dataset.view), picture: picture.src };
+      const player = soundPlayer({ url: audio.getAttribute("src"), view, label: `${holder.dataset.system}: ${card.querySelector("h3").textContent}`, group });
+      players.set(player.element, player);
+      picture.replaceWith(player.element);
+      audio.remove();
+    }
   }
-
-  function play(button) {
-    stop();
-    sounding = button;
-    button.focus({ preventScroll: true }); // Safari gives a clicked button no focus, and the arrow keys need it
-    button.classList.add("playing");
-    button.setAttribute("aria-pressed", "true");
-    audioOf(button).play().catch((error) => {
-      if (error.name === "AbortError") return; // stopped before it began
-      stop();
-      field("shown").textContent = `This clip cannot be played here (${error.name}).`;
-    });
-    requestAnimationFrame(() => follow(button));
-  }
-
-  function follow(button) {
-    if (sounding !== button) return;
-    const audio = audioOf(button);
-    button.querySelector(".head").style.left = `${(100 * audio.currentTime) / (audio.duration || 1)}%`;
-    requestAnimationFrame(() => follow(button));
-  }
-
-  const toggle = (button) => (sounding === button ? stop() : play(button));
 
   function step(button, rows, columns) {
     const shown = [...list.children].filter((card) => !card.hidden);
@@ -84,35 +61,27 @@
     const line = [...next.querySelectorAll(".play")];
     const target = line[Math.min(Math.max(buttons.indexOf(button) + columns, 0), line.length - 1)];
     if (target === button) return;
-    const heard = sounding !== null;
     target.focus();
     if (rows) next.scrollIntoView({ block: "nearest" });
-    if (heard) play(target);
+    if (sounding) players.get(target.closest(".sound")).play();
   }
 
   const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented) return;
-    const button = event.target === document.body ? sounding : event.target.closest(".play");
-    if (event.key === "Escape") stop();
+    const button = event.target === document.body ? sounding?.element.querySelector(".play") : event.target.closest(".play");
+    if (event.key === "Escape") stopSound();
     if (!button) return;
     if (moves[event.key]) {
       event.preventDefault();
       step(button, ...moves[event.key]);
-    } else if (event.key === " ") {
+    } else if (event.key === " " && event.target === document.body) {
       event.preventDefault();
-      if (!event.repeat) toggle(button);
+      if (!event.repeat) stopSound();
     }
   });
 
-  for (const button of list.querySelectorAll(".play")) {
-    const audio = audioOf(button);
-    audio.controls = false;
-    button.addEventListener("click", () => toggle(button));
-    button.addEventListener("keyup", (event) => { if (event.key === " ") event.preventDefault(); });
-    audio.addEventListener("ended", () => { if (sounding === button) stop(); });
-  }
   document.querySelector(".tools").addEventListener("change", arrange);
   document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
   arrange();
