@@ -270,7 +270,7 @@ def test_in_a_real_browser_a_region_is_edited_and_a_take_renamed_deleted_and_res
     page.wait_for_selector(".take:has-text('cat in the wind')")
     page.get_by_label("More actions for Take 1").click()
     page.get_by_role("button", name="Use this seed: Take 1").click()
-    assert page.locator("#ask [name=seed]").input_value() == "5"
+    page.wait_for_function("() => document.querySelector('#ask [name=seed]').value === '5'")
     page.get_by_label("More actions for Take 1").click()
     page.get_by_role("button", name="More like this: Take 1").click()
     page.wait_for_function("() => document.querySelectorAll('.take .keep').length === 6")

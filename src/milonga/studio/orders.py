@@ -6,7 +6,6 @@ from pydantic import Field
 
 from milonga.core.records import Record
 from milonga.core.web import FieldError
-from milonga.models.schedulers import NAMES
 from milonga.studio.clips import CONTINUE, LOOP, REGION, VARY
 
 MAX_PROMPT = 500  # characters
@@ -53,8 +52,8 @@ def check_numbers(order: Order, length: float | None) -> None:
     _check_range("seed", "Seed", order.seed, 0, MAX_SEED)
     _check_range("seconds", "Length", order.seconds, 0.1, MAX_SECONDS)
     _check_range("strength", "Strength", order.strength, 0.01, 1)
-    if order.scheduler and order.scheduler not in NAMES:
-        raise FieldError("scheduler", f"There is no scheduler {order.scheduler!r}. Choose one of {', '.join(NAMES)}.")
+    if order.scheduler and order.scheduler not in (known := scheduler_names()):
+        raise FieldError("scheduler", f"There is no scheduler {order.scheduler!r}. Choose one of {', '.join(known)}.")
     if order.negative and order.guidance is not None and order.guidance <= 1:
         raise FieldError("negative", "A negative prompt needs guidance above 1.")
     if order.edit not in ({""} if length is None else {REGION, CONTINUE, LOOP, VARY}):
@@ -70,6 +69,13 @@ def check_numbers(order: Order, length: float | None) -> None:
         raise FieldError("seconds", "Say by how many seconds to continue.")
     if order.edit == LOOP and length <= 1:
         raise FieldError("edit", f"A loop needs more than 1 s, and the clip has {length:.2f} s.")
+
+
+def scheduler_names() -> tuple[str, ...]:
+    """The names of all schedulers; the first call loads torch."""
+    from milonga.models.schedulers import NAMES
+
+    return NAMES
 
 
 def one_line(field: str, text: str) -> str:

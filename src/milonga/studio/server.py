@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from milonga.core import web
 from milonga.core.records import Record
-from milonga.studio.orders import Order
+from milonga.studio.orders import Order, scheduler_names
 from milonga.studio.sounds import MAX_UPLOAD
 from milonga.studio.studio import Studio
 
@@ -59,6 +59,10 @@ def application(studio: Studio, local: bool = True) -> Any:
     @routes.get("/state")
     def state(prompt: str = "") -> dict[str, Any]:
         return studio.state(prompt)
+
+    @routes.get("/schedulers")
+    def schedulers() -> tuple[str, ...]:
+        return scheduler_names()
 
     @routes.get("/history")
     def history(words: str = "", start: int = 0) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from milonga.core.protocols import Scorer
 from milonga.core.records import Clip
 from milonga.core.web import FieldError, NotNow, Unknown
 from milonga.listening_test.database import FILE, now
-from milonga.models.schedulers import NAMES
 from milonga.preference.candidates import best_first, score_clips
 from milonga.studio.clips import PAGE, UPLOAD, Take, Takes
 from milonga.studio.orders import MAX_PROMPT, Order, check_numbers, one_line
@@ -63,7 +62,6 @@ class Studio:
         systems = [{"name": one.name, "steps": one.steps, "guidance": one.guidance} for one in self.systems.values()]
         return {
             "systems": systems,
-            "schedulers": NAMES,
             "scorers": [scorer.name for scorer in self.scorers],
             "prompt": {"id": prompt_id, "text": takes[0].prompt} if takes else None,
             "takes": [self._card(take) | {"rank": ranks.get(take.id), "ordinal": ordinals[take.id]} for take in takes],

@@ -55,9 +55,13 @@ function values(form, numbers, texts) {
   return order;
 }
 
-function schedulers(select) {
-  if (select.options.length) return;
-  select.append(new Option("default", ""), ...state.schedulers.map((name) => new Option(name, name)));
+let schedulerNames = null; // asked for once, when they are first needed: the server loads its models' library for them
+
+async function fillSchedulers(select) {
+  if (!select.options.length) select.append(new Option("default", ""));
+  schedulerNames ||= ask("GET", "/schedulers");
+  const names = await schedulerNames;
+  if (select.options.length === 1) select.append(...names.map((name) => new Option(name, name)));
 }
 
 // The dialog that edits a take: its player, on which a region is dragged, and what is to be done.
@@ -75,7 +79,7 @@ function openEditor(take, region) {
   const kinds = make("select", { name: "edit" }, EDITS.map(([value, label]) => new Option(label, value)));
   const systems = make("select", { name: "systems" }, state.systems.map((one) => new Option(shownName(one.name), one.name, false, one.name === take.system)));
   const scheduler = make("select", { name: "scheduler" });
-  schedulers(scheduler);
+  fillSchedulers(scheduler);
   const form = make("form", { id: "editing", autocomplete: "off", novalidate: true });
   const sound = soundPlayer({ url: `${here}/takes/${take.id}/sound`, view: `${here}/takes/${take.id}/view`, label: name, onRegion: (span) => {
     if (!span) return;

@@ -64,7 +64,6 @@ async function drawHistory() {
 function drawSystems() {
   const chips = byId("systems");
   byId("best").hidden = !state.scorers.length;
-  schedulers(form.elements.scheduler);
   if (chips.querySelector("input")) return;
   chips.hidden = state.systems.length < 2;
   chips.append(...state.systems.map((one) => make("label.chip", {}, make("input", { type: "checkbox", name: "systems", value: one.name, checked: true }), make("span", {}, one.name))));
@@ -123,7 +122,8 @@ async function moreLikeThis(take) {
 }
 
 // Puts a take's prompt, seed and settings into the form.
-function useSettings(take) {
+async function useSettings(take) {
+  if (take.scheduler) await fillSchedulers(form.elements.scheduler);
   form.elements.prompt.value = state.prompt.text;
   for (const name of ["seed", "steps", "guidance", "negative", "scheduler"]) form.elements[name].value = take[name];
   form.elements.seconds.value = take.edit === "" ? take.seconds ?? "" : "";
@@ -216,6 +216,7 @@ form.addEventListener("input", (event) => {
 document.addEventListener("click", (event) => {
   for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false;
 });
+byId("more").addEventListener("toggle", () => fillSchedulers(form.elements.scheduler));
 byId("cancel").addEventListener("click", () => change("DELETE", `/prompts/${shown}/queue`));
 byId("find").addEventListener("input", () => { first = 0; drawHistory(); });
 byId("file").addEventListener("change", (event) => upload(event.target.files[0]));
