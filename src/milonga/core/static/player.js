@@ -18,8 +18,43 @@ function soundContext() {
   return audioContext;
 }
 
+// A page that is opened from the disk may play the files beside it, and not read them: an <audio> element then stands in
+// for the decoded sound, and for its source.
+const fromDisk = (url) => location.protocol === "file:" && !url.startsWith("data:");
+
+const measure = (url) => new Promise((done, fail) => {
+  const audio = new Audio(url);
+  audio.addEventListener("loadedmetadata", () => done({ duration: audio.duration, audio }));
+  audio.addEventListener("error", () => fail(new Error("the file is not there")));
+});
+
+function elementSource(audio, { loop, loopStart, loopEnd }) {
+  let timer = null;
+  const source = {
+    onended: null,
+    connect: () => ({ connect: () => {} }),
+    start: (at, from, length) => {
+      audio.currentTime = from;
+      audio.play();
+      const again = () => {
+        if (!loop) return source.stop();
+        audio.currentTime = loopStart;
+        timer = setTimeout(again, 1000 * (loopEnd - loopStart));
+      };
+      timer = setTimeout(again, 1000 * (loop ? loopEnd - from : length));
+    },
+    stop: () => {
+      clearTimeout(timer);
+      audio.pause();
+      source.onended?.();
+    },
+  };
+  return source;
+}
+
 function decode(url) {
   const load = async () => {
+    if (fromDisk(url)) return measure(url);
     const answer = await fetch(url);
     if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || `the server answered ${answer.status}`);
     return soundContext().decodeAudioData(await answer.arrayBuffer());
@@ -150,7 +185,8 @@ function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => 
   function start(buffer, at, from) {
     const [first, last] = group.region || [0, seconds];
     const begin = from >= first && from < last - 0.01 ? from : first;
-    const source = new AudioBufferSourceNode(audioContext, { buffer, loop: group.looping, loopStart: first, loopEnd: last });
+    const settings = { loop: group.looping, loopStart: first, loopEnd: last };
+    const source = buffer.audio ? elementSource(buffer.audio, settings) : new AudioBufferSourceNode(audioContext, { buffer, ...settings });
     const gain = new GainNode(audioContext, { gain: 0 });
     gain.gain.setValueAtTime(begin > 0 ? 0 : 1, at); // a sound's own beginning is played as it is
     gain.gain.linearRampToValueAtTime(1, at + FADE);
