@@ -1,6 +1,6 @@
 """The files of the studio's takes: originals, what the page plays and draws, WAVs, a ZIP of what is kept, uploads.
 
-A take's original is one shard of `generate`, mono. A file that was dropped, and what edits make of it, is in `files/`
+A take's original is one shard of `generate`. A file that was dropped, and what edits make of it, is in `files/`
 too, with its own rate, channels and subtype.
 """
 
@@ -82,7 +82,7 @@ class Sounds:
         if path is not None:
             return Source(*read_samples(path)[:2])
         clip = self.clip(take)
-        return Source(clip.waveform[:, None].astype(np.float64), clip.rate)
+        return Source(clip.samples.astype(np.float64), clip.rate)
 
     def original(self, take: Take) -> tuple[str, bytes]:
         """A name with the take's words, and the bytes of its file: the original, with its settings in the tags."""
@@ -122,7 +122,7 @@ class Sounds:
             raise AudioError(str(error).replace(str(part), name or "the file")) from None
         finally:
             part.unlink(missing_ok=True)
-        return Clip(samples.mean(axis=1).astype(np.float32), rate), prompt
+        return Clip.of(samples.astype(np.float32), rate), prompt
 
     def adopt(self, digest: str, take: Take) -> None:
         """Makes an uploaded file that of a take."""

@@ -171,7 +171,7 @@ class GenerationWorker:
                 model.denoiser, source.samples, source.rate, request.words, steps=take.steps, guidance=take.guidance,
                 seeds=[request.seed], negative=take.negative, on_step=self._on_step, **take.change(),
             )  # fmt: skip
-            return Clip(samples.mean(axis=1).astype(np.float32), source.rate), samples
+            return Clip.of(samples.astype(np.float32), source.rate), samples
         if take.seconds is not None:
             model = copy.copy(model)  # a length of its own, with the same weights
             model.seconds = take.seconds
