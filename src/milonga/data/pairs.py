@@ -127,7 +127,7 @@ class RunPairs(PairDataset):
         if not run.stage("pair").names():
             raise StoreError(f"{run.path} holds no pairs: run it until `pair`")
         stored = run_pairs(run)
-        self._kept, self.refused = kept_pairs(stored), [pair for pair in stored if pair.refused]
+        self._accepted, self.refused = kept_pairs(stored), [pair for pair in stored if pair.refused]
 
     @cached_property
     def places(self) -> "dict[str, Planned]":
@@ -137,7 +137,9 @@ class RunPairs(PairDataset):
     @cached_property
     def pairs(self) -> list[Pair]:
         """The records of the kept pairs, in the order of the plan."""
-        return sorted(self._kept, key=lambda pair: (self._at(pair.chosen_id).place, pair.strategy, pair.rejected_id))
+        return sorted(
+            self._accepted, key=lambda pair: (self._at(pair.chosen_id).place, pair.strategy, pair.rejected_id)
+        )
 
     @cached_property
     def origin(self) -> Origin:

@@ -122,7 +122,7 @@ def application(studio: Studio, local: bool = True) -> Any:
         return Response(data, media_type="application/octet-stream", headers=_download(file))
 
     @routes.get("/kept.zip")
-    def kept(prompt: str = "") -> StreamingResponse:
+    def archive(prompt: str = "") -> StreamingResponse:
         return StreamingResponse(
             iter(partial(studio.archive(prompt).read, 2**16), b""),
             media_type="application/zip",

@@ -224,10 +224,10 @@ class Studio:
 
     def archive(self, prompt_id: str = "") -> IO[bytes]:
         """A ZIP of everything that is kept, or of what is kept of one prompt. NotNow where that is nothing."""
-        kept = [take for take in self.takes.all_generated() if take.keep and prompt_id in ("", take.prompt_id)]
-        if not kept:
+        takes = [take for take in self.takes.all_generated() if take.keep and prompt_id in ("", take.prompt_id)]
+        if not takes:
             raise NotNow("nothing is kept yet")
-        return self.sounds.archive(kept)
+        return self.sounds.archive(takes)
 
     def save(self, take: Take, clip: Clip, samples: np.ndarray | None = None) -> None:
         """Writes a take's files and its scores, then marks it as generated."""
