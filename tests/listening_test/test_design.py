@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milonga.core.records import Prompt
-from milonga.listening_test.design import choose_prompts, conditions, plan_session
-from milonga.listening_test.records import BROKEN, Test, Trial
+from milonga.listening_test.design import choose_prompts, conditions, other_captions, plan_session
+from milonga.listening_test.records import ANCHOR, BROKEN, Test, Trial
 
 
 def plan(systems: int = 4, prompts: int = 12, per_rater: int = 6, reference: bool = True, checks: int = 2) -> Test:
@@ -100,19 +100,24 @@ def test_checks_are_of_their_own_prompts_spread_out_and_elsewhere_for_everyone()
     for trials in sessions(test, 6):
         extra = [place for place, one in enumerate(trials) if one.check]
         places.append(tuple(extra))
-        assert Counter(trials[place].check for place in extra) == {"broken": 2, "reference": 2, "pair": 2}
+        assert Counter(trials[place].check for place in extra) == {
+            "broken": 2, "reference": 2, "caption": 4, "pair": 2,
+        }  # fmt: skip
         assert {trials[place].prompt_id for place in extra} == {one.id for one in test.check_prompts}
         assert all(one != other - 1 for one, other in pairwise(extra))
         for place in extra:
             trial = trials[place]
-            heard = {"broken": {BROKEN, ""}, "reference": {"s0", ""}, "pair": {"s0", BROKEN}}[trial.check]
+            heard = {"broken": {BROKEN, ""}, "reference": {"s0", ""}, "caption": {"s0", ""}, "pair": {"s0", BROKEN}}[
+                trial.check
+            ]
             assert {trial.a, trial.b} == heard
+            assert (trial.shown_id in {prompt.id for prompt in test.prompts}) == (trial.check == "caption")
     assert len(set(places)) == 6
 
 
 def test_without_a_reference_only_broken_clips_check():
     trials = plan_session(plan(reference=False), 1, {})
-    assert Counter(one.check for one in trials) == {"broken": 2, "pair": 2}
+    assert Counter(one.check for one in trials) == {"broken": 2, "caption": 4, "pair": 2}
     assert all("s0" in (one.a, one.b) for one in trials if one.check == "pair")
 
 
@@ -121,3 +126,21 @@ def test_prompts_with_the_fewest_raters_come_first(covered):
     test = plan()
     busy = {one.id: 5 for one in test.prompts[:6]} | covered
     assert set(choose_prompts(test, 1, busy)) == {one.id for one in test.prompts[6:]}
+
+
+def test_the_wrong_caption_shares_the_fewest_words():
+    texts = ["a dog barks loudly", "a dog barks", "rain on a roof", "the dog barks loudly"]
+    prompts = [Prompt.of(text, "design") for text in texts]
+    test = plan().model_copy(update={"prompts": tuple(prompts[1:])})
+    assert other_captions(test, prompts[0])[0] == prompts[2].id
+    assert len(other_captions(test, prompts[0])) == 2
+
+
+def test_sliders_hold_every_system_and_the_anchor_in_an_order_of_their_own():
+    test = plan().model_copy(update={"kinds": ("mushra",)})
+    trials = plan_session(test, 1, {prompt.id: 0 for prompt in test.prompts[:6]})
+    own = [trial for trial in trials if not trial.check]
+    assert len(own) == 6
+    assert all(set(trial.sliders) == {*test.systems, ANCHOR} for trial in own)
+    assert len({trial.sliders for trial in own}) > 3
+    assert [set(trial.sliders) for trial in trials if trial.check] == [{*test.systems, ANCHOR, BROKEN}] * 2

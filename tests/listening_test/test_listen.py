@@ -210,5 +210,5 @@ def liking(trial) -> dict:
     """Someone who likes later systems better, real clips best and broken ones least."""
     worth = {"broken": 1, "base": 2, "sft": 3, "aligned": 4, "reference": 5}
     if trial.kind == "rate":
-        return {"ovl": worth[trial.a], "rel": worth[trial.a], "better": None}
+        return {"ovl": worth[trial.a], "rel": 1 if trial.shown_id else worth[trial.a], "better": None}
     return {"ovl": None, "rel": None, "better": "a" if worth[trial.a] > worth[trial.b] else "b"}

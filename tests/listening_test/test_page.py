@@ -30,9 +30,10 @@ class Visit:
         self.page.get_by_role("button", name="Begin").press("Enter")
         for item in range(6):
             self.page.wait_for_selector(f".step:has-text('{item + 1} of 6')")
+            self.page.wait_for_function("() => document.querySelector('audio').readyState >= 2")
             self.page.evaluate("() => document.querySelector('audio').dispatchEvent(new Event('ended'))")
             self.page.keyboard.press(str(tone_answer(seed, self.number, item)))
-        self.page.wait_for_selector("text=Listen to the range first")
+        self.page.wait_for_selector("text=Listen to two examples first")
 
     def trial(self) -> str:
         """Hears and judges the trial that is shown, or leaves the instructions, by keyboard; the heading before."""
@@ -71,19 +72,20 @@ def test_a_whole_session_by_keyboard_with_a_reload_and_a_killed_server(browser, 
             visit.gone_on(visit.trial())
         visit.page.reload()
         visit.page.wait_for_selector(f".step:has-text('4 of {total}')")
+        visit.page.wait_for_function("() => document.querySelector('audio').readyState >= 2")
         assert len(ratings.judged(visit.number)) == 3
         process.kill()
         process.wait()
         # The clip is there already or not: answer through the page's own request, which must not be lost.
         visit.page.evaluate(
-            """() => { window.saved = ask("PUT", "/trials/3", { ovl: 4, rel: 2, seconds: 1 }).then(next); }"""
+            """() => { window.saved = request("PUT", "/trials/3", { ovl: 4, rel: 2, seconds: 1 }).then(next); }"""
         )
         visit.page.wait_for_selector("text=Not saved yet")
         assert 3 not in ratings.judged(visit.number)
         again = served(tmp_path / "test", urlsplit(base).port or 0)
         again.__enter__()
         visit.page.wait_for_selector(f".step:has-text('5 of {total}')", timeout=60000)
-        assert ratings.judged(visit.number)[3] == {"ovl": 4, "rel": 2, "better": None}
+        assert ratings.judged(visit.number)[3] == {"ovl": 4, "rel": 2, "better": None, "scores": None}
         while visit.page.locator("text=Thank you!").count() == 0:
             visit.gone_on(visit.trial())
         again.__exit__(None, None, None)
@@ -149,7 +151,7 @@ def test_nothing_can_be_answered_unheard_and_an_answer_can_be_changed(browser, p
     visit.page.locator("input[name=ovl][value='5']").check(force=True)
     visit.page.get_by_role("button", name="Next").click()
     visit.page.wait_for_selector(".step:has-text('2 of')")
-    assert ratings.judged(visit.number) == {0: {"ovl": 5, "rel": 2, "better": None}}
+    assert ratings.judged(visit.number) == {0: {"ovl": 5, "rel": 2, "better": None, "scores": None}}
     visit.context.close()
 
 
@@ -181,7 +183,7 @@ def test_the_admin_page_counts_and_invites(browser, place) -> None:
     visit.page.wait_for_selector("tbody tr")
     before = visit.page.locator("tbody tr").count()
     visit.page.fill("#number", "2")
-    visit.page.get_by_role("button", name="Invite").click()
+    visit.page.get_by_role("button", name="Create links").click()
     visit.page.wait_for_function(f"() => document.querySelectorAll('tbody tr').length === {before + 2}")
     visit.page.locator("button.copy").first.focus()
     ratings.invite(1)  # by the command, say: the page shows it by itself, and leaves the focus where it was

@@ -7,10 +7,23 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_test import PLAN, SYSTEMS, material
 
+from milonga.core.audio import read_audio
 from milonga.core.records import Clip
 from milonga.listening_test import screening
-from milonga.listening_test.material import PEAK, TARGET, amplified, broken, playback_gain
+from milonga.listening_test.material import (
+    PEAK,
+    TARGET,
+    Source,
+    amplified,
+    anchor,
+    broken,
+    clip_file,
+    make_test,
+    playback_gain,
+    played_loudness,
+)
 from milonga.maths.clip_view import loudness
 
 
@@ -50,7 +63,7 @@ def test_silence_stays_silence():
     clip = Clip(np.zeros(16000, dtype=np.float32), 16000)
     assert loudness(clip) is None
     assert playback_gain(clip, None) == 0
-    assert np.array_equal(broken(clip, 1).waveform, clip.waveform)
+    assert np.abs(broken(clip, 1).waveform).max() < 2e-3
 
 
 def test_a_torn_clip_is_as_long_repeats_with_its_seed_and_is_not_the_clip():
@@ -60,7 +73,8 @@ def test_a_torn_clip_is_as_long_repeats_with_its_seed_and_is_not_the_clip():
     assert np.array_equal(torn.waveform, broken(clip, 3).waveform)
     assert not np.array_equal(torn.waveform, broken(clip, 4).waveform)
     assert abs(np.corrcoef(torn.waveform, clip.waveform)[0, 1]) < 0.5
-    assert (torn.waveform == 0).mean() > 0.3
+    assert (np.abs(torn.waveform) < 2e-3).mean() > 0.3
+    assert (torn.waveform == 0).mean() == 0  # a program could count exact zeros
 
 
 def test_the_quiet_tone_is_six_decibels_down_and_one_is_opposite_in_the_ears():
@@ -82,3 +96,29 @@ def test_answers_differ_between_raters_and_items_and_are_all_used():
     answers = [[screening.tone_answer(1, rater, item) for item in range(6)] for rater in range(30)]
     assert len(set(map(tuple, answers))) > 25
     assert {one for row in answers for one in row} == {1, 2, 3}
+
+
+def test_the_clips_of_a_prompt_are_equally_loud_whatever_their_peaks(tmp_path):
+    """One system's clips are clicks that stay quiet: the whole prompt follows, and no system is louder."""
+    rng, (prompts, sources) = np.random.default_rng(0), material(8, seconds=1.0)
+    for place, prompt in enumerate(prompts):
+        if place % 2:
+            wave = 0.001 * rng.normal(size=16000)
+            wave[::4000] = 0.9
+            sources["zebra-sft"][prompt.id] = Source(Clip(wave.astype(np.float32), 16000))
+    test = make_test(tmp_path / "test", PLAN, prompts, sources)
+    played = {clip.id: loudness(read_audio(clip_file(tmp_path / "test", clip))) for clip in test.clips}
+    by_prompt = [[played[test.clip(prompt.id, system).id] or 0.0 for system in SYSTEMS] for prompt in test.prompts]
+    assert max(max(levels) - min(levels) for levels in by_prompt) <= 0.1
+    assert min(min(levels) for levels in by_prompt) < TARGET - 3  # of clicks
+    assert np.ptp(np.mean(by_prompt, axis=0)) <= 0.1
+    for system, level, distance in played_loudness(test):
+        own = [played[clip.id] for clip in test.clips if clip.system == system]
+        assert level == pytest.approx(np.mean(own), abs=0.05)
+        assert distance <= 0.01
+
+
+def test_an_anchor_has_no_treble_and_the_rest_of_the_sound():
+    low, high = tone(-10, hertz=1000.0), tone(-10, hertz=8000.0)
+    assert np.square(anchor(low).waveform).mean() == pytest.approx(np.square(low.waveform).mean(), rel=0.01)
+    assert np.square(anchor(high).waveform).mean() < 1e-5 * np.square(high.waveform).mean()

@@ -58,6 +58,8 @@ def answer(rng: np.random.Generator, trial, strict: float | None) -> dict:
     else:
         spread = 0.1 if trial.check else 0.6
         marks = np.clip(np.rint(WORTH[trial.a] + (0 if trial.check else strict) + spread * rng.normal(size=2)), 1, 5)
+        if trial.shown_id:
+            marks[1] = 1
         gap = WORTH[trial.a] - WORTH[trial.b] + spread * rng.normal() if trial.b else 0
     if trial.kind == "rate":
         return {"ovl": int(marks[0]), "rel": int(marks[1]), "better": None}
@@ -125,7 +127,10 @@ def test_the_text_and_the_json_tell_the_same_and_an_empty_test_tells_nothing(fol
     [
         ({"check": "broken", "a": BROKEN, "ovl": 2}, False),
         ({"check": "broken", "a": BROKEN, "ovl": 3}, True),
-        ({"check": "reference", "a": "reference", "ovl": 3}, False),
+        ({"check": "reference", "a": "reference", "ovl": 3, "rel": 3}, False),
+        ({"check": "reference", "a": "reference", "ovl": 3, "rel": 2}, True),
+        ({"check": "caption", "a": "reference", "ovl": 5, "rel": 2}, False),
+        ({"check": "caption", "a": "reference", "ovl": 5, "rel": 3}, True),
         ({"check": "reference", "a": "reference", "ovl": 2}, True),
         ({"kind": "compare", "check": "pair", "a": BROKEN, "b": "reference", "better": "b"}, False),
         ({"kind": "compare", "check": "pair", "a": "reference", "b": BROKEN, "better": "b"}, True),
@@ -134,14 +139,21 @@ def test_the_text_and_the_json_tell_the_same_and_an_empty_test_tells_nothing(fol
 )
 def test_what_fails_a_check(folder, change, fails):
     rating = read(folder)[1][0]
-    assert failed(rating.model_copy(update={"kind": "rate", "b": "", "better": None} | change)) is fails
+    assert failed([rating.model_copy(update={"kind": "rate", "b": "", "better": None} | change)]) is fails
 
 
 def test_the_rule_word_for_word(folder):
-    one = read(folder)[1][0].model_copy(update={"kind": "rate", "check": "broken", "a": BROKEN, "ovl": 1})
-    wrong, plain = one.model_copy(update={"ovl": 5}), one.model_copy(update={"check": ""})
-    assert verdict("r1", [one, one, one, wrong], 5, True).excluded == ""
-    assert verdict("r1", [one, one, wrong], 5, True).excluded == "attention: 1 of 3 checks failed"
+    first = read(folder)[1][0].model_copy(update={"kind": "rate", "check": "broken", "a": BROKEN, "ovl": 1})
+    one, two, three = (first.model_copy(update={"place": place}) for place in range(3))
+    wrong, plain = one.model_copy(update={"ovl": 5, "place": 9}), one.model_copy(update={"check": ""})
+    again = wrong.model_copy(update={"place": 10})
+    assert verdict("r1", [one, two, three, wrong], 5, True).excluded == ""
+    assert verdict("r1", [one, two, wrong], 5, True).excluded == "attention: 1 of 3 checks failed"
+    many = [one.model_copy(update={"place": place}) for place in range(6)]
+    assert verdict("r1", [*many, wrong, again], 5, True).excluded == "attention: 2 checks of one kind failed (broken)"
+    assert verdict("r1", many, 6, True, early=2).excluded == ""
+    assert verdict("r1", many, 6, True, early=3).excluded.startswith("timing: 3 answers")
+    assert verdict("r1", many, 6, True, revoked=True).excluded == "revoked"
     assert verdict("r1", [one], 4, True).excluded == "headphones: 4 of 6 tones right"
     assert verdict("r1", [plain], 6, True).excluded == "attention: no check answered yet"
     assert verdict("r1", [plain], 6, False).excluded == ""

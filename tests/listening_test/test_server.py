@@ -3,6 +3,7 @@
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,12 +12,14 @@ import pytest
 from serving import ask
 from small_test import HOSTILE, SYSTEMS, Rater, served, small_test
 
+from milonga.listening_test.material import read_test
 from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.records import BROKEN
+from milonga.listening_test.screening import tone_answer
 
 
 def test_eight_raters_at_once_and_a_server_killed_twice_lose_nothing_and_count_nothing_twice(tmp_path: Path) -> None:
-    test = small_test(tmp_path / "test")
+    test = small_test(tmp_path / "test", seconds=0.1)
     ratings = Ratings(tmp_path / "test" / "ratings.sqlite")
     tokens = ratings.invite(8)
     with served(tmp_path / "test") as (process, link):
@@ -76,6 +79,7 @@ class Place:
 
     def __init__(self, folder: Path, link: str) -> None:
         self.folder, self.link, self.base = folder, link, link.split("/admin")[0]
+        self.test = read_test(folder)
         self.ratings = Ratings(folder / "ratings.sqlite")
         self.one, self.other = self.ratings.invite(2)
 
@@ -147,10 +151,19 @@ def test_answers_are_checked_and_are_of_the_rater_whose_link_it_is(place: Place)
     assert ask(place.base, "PUT", f"{path}/trials/0", good)[0] == 409  # the headphone check comes first
     assert ask(place.base, "PUT", f"{path}/tones/1", {"answer": 1})[0] == 409
     assert ask(place.base, "PUT", f"{path}/tones/0", {"answer": 4})[0] == 409
+    assert ask(place.base, "PUT", f"{path}/tones/0", {"answer": 1})[0] == 409  # it was not listened to
+    number = place.ratings.number_of(place.other) or 0
     for item in range(6):
-        assert ask(place.base, "PUT", f"{path}/tones/{item}", {"answer": 1})[0] == 200
+        ask(place.base, "GET", f"{path}/tones/{item}")
+        answer = {"answer": tone_answer(place.test.seed, number, item)}
+        assert ask(place.base, "PUT", f"{path}/tones/{item}", answer)[0] == 200
     first = ask(place.base, "PUT", f"{path}/tones/0", {"answer": 2})[2]
     assert first["tones"] == {"answered": 6, "total": 6}
+    assert ask(place.base, "PUT", f"{path}/trials/0", good)[0] == 409  # neither was this
+    ask(place.base, "GET", f"{path}/trials/0/a")
+    assert ask(place.base, "PUT", f"{path}/trials/0", good)[0] == 409  # nor is it over yet
+    assert place.ratings.early() == {f"r{number}": 3}
+    time.sleep(0.3)
     for bad in (
         {"ovl": 6}, {"ovl": 0}, {"ovl": "3"}, {"ovl": 3.5}, {"ovl": True},
         {"seconds": -1}, {"seconds": "inf"}, {"seconds": "2"}, {"seconds": True}, {"rater": 1},
@@ -161,9 +174,12 @@ def test_answers_are_checked_and_are_of_the_rater_whose_link_it_is(place: Place)
     assert ask(place.base, "PUT", f"{path}/trials/1", good)[0] == 404
     assert ask(place.base, "PUT", f"{path}/trials/0", good)[2]["answered"] == state["answered"] + 1
     assert ask(place.base, "PUT", f"{path}/trials/0", good | {"ovl": 1})[2]["answered"] == 1  # changed, not added
-    number = place.ratings.number_of(place.other) or 0
-    assert place.ratings.judged(number)[0] == {"ovl": 1, "rel": 4, "better": None}
-    assert ask(place.base, "GET", f"{path}/trials/0")[2]["given"] == {"ovl": 1, "rel": 4, "better": None}
+    given = {"ovl": 1, "rel": 4, "better": None, "scores": None}
+    assert place.ratings.judged(number)[0] == given
+    assert ask(place.base, "GET", f"{path}/trials/0")[2]["given"] == given
+    history = [(own.ovl, own.revision) for own in place.ratings.ratings(place.test, history=True)]
+    assert history == [(3, 1), (1, 2)]
+    assert [own.ovl for own in place.ratings.ratings(place.test)] == [1]
     # The other rater's link shows and changes nothing of it.
     assert ask(place.base, "GET", f"/r/{place.one}/trials/0")[2]["given"] is None
     assert place.ratings.judged(place.ratings.number_of(place.one) or 0) == {}

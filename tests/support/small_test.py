@@ -15,13 +15,13 @@ from serving import ask, serving
 
 from milonga.core.records import Clip, Prompt
 from milonga.listening_test.material import Plan, Source, make_test
-from milonga.listening_test.records import KINDS, Test
+from milonga.listening_test.records import DEFAULT_KINDS, Test
 from milonga.listening_test.screening import TONE_ITEMS, tone_answer
 
 RATE = 16000
 SYSTEMS = ("zebra-base", "zebra-sft", "zebra-aligned", "reference")
 HOSTILE = "<script>document.title='owned'</script> a bell & \"quotes\" '<img src=x onerror=alert(1)>'"
-PLAN = Plan("A small test", KINDS, "reference", None, per_rater=4, raters_per_clip=4, seed=5)
+PLAN = Plan("A small test", DEFAULT_KINDS, "reference", None, per_rater=4, raters_per_clip=4, seed=5)
 
 
 def material(prompts: int, seconds: float = 0.3) -> tuple[list[Prompt], dict[str, dict[str, Source]]]:
@@ -88,6 +88,7 @@ class Rater:
         """Does the headphone check, all right, and gives the state."""
         state = self.ask("GET", "/state")
         for item in range(state["tones"]["answered"], TONE_ITEMS):
+            until_answered(self.base, "GET", f"{self.path}/tones/{item}")
             state = self.ask("PUT", f"/tones/{item}", {"answer": tone_answer(self.test.seed, self.number, item)})
         return state
 
@@ -95,6 +96,8 @@ class Rater:
         """A chance answer."""
         if trial["kind"] == "rate":
             return {"ovl": int(self.rng.integers(1, 6)), "rel": int(self.rng.integers(1, 6))}
+        if trial["kind"] == "mushra":
+            return {"scores": {side: int(self.rng.integers(0, 101)) for side in trial["sides"]}}
         return {"better": str(self.rng.choice(["a", "b", "same"]))}
 
     def session(self) -> None:
@@ -102,8 +105,9 @@ class Rater:
         state = self.tones()
         while state["next"] is not None:
             trial = state["next"]
-            for side in ("a", "b") if trial["kind"] == "compare" else ("a",):
+            for side in trial["sides"]:
                 self.ask("GET", f"/trials/{trial['place']}/{side}")
+            time.sleep(len(trial["sides"]) * self.test.clips[0].seconds)
             given = self.judgement(trial)
             state = self.ask("PUT", f"/trials/{trial['place']}", given | {"seconds": 1.5})
             self.given[trial["place"]] = given

@@ -31,7 +31,10 @@ def make(
         typer.Option(metavar="NAME", help="The system of real clips.", show_default="reference, if it exists"),
     ] = None,
     kinds: Annotated[
-        list[str] | None, typer.Option("--kind", metavar="KIND", help="rate or compare.", show_default="both")
+        list[str] | None,
+        typer.Option(
+            "--kind", metavar="KIND", help="rate, compare or mushra; may be repeated.", show_default="rate and compare"
+        ),
     ] = None,
     prompts: Annotated[
         int | None, typer.Option(help="Number of prompts to judge.", min=1, show_default="all but three")
@@ -45,15 +48,15 @@ def make(
     title: Annotated[str, typer.Option(help="Title of the raters' page.")] = "Listening test",
 ) -> None:
     """Make a listening test from systems' clips and print its folder."""
-    from milonga.listening_test.material import make_test, quieter
+    from milonga.listening_test.material import make_test, played_loudness
     from milonga.listening_test.sources import load_sources, plan_of
 
     test_prompts, clips = load_sources(source, captions, systems or ())
     plan = plan_of(list(clips), title, kinds or (), reference, prompts, per_rater, raters, seed)
     test = make_test(out, plan, test_prompts, clips)
     say(f"{len(test.prompts)} prompts, systems {', '.join(test.systems)}; reference: {test.reference or 'none'}")
-    if quieter(test):
-        say(f"{quieter(test)} clips stay quieter than the others: a louder gain would clip their peaks")
+    for name, level, distance in played_loudness(test):
+        say(f"{name}: {level:.1f} LUFS on average, within a prompt at most {distance:.1f} dB below the loudest clip")
     typer.echo(out)
 
 
@@ -62,7 +65,10 @@ def make(
 def links(
     test: Folder,
     number: Annotated[int, typer.Option("-n", help="Number of raters.", min=1, max=500)] = 1,
-    url: Annotated[str, typer.Option(help="Address at which raters reach the server.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str | None,
+        typer.Option(help="Address at which raters reach the server.", show_default="that of the last serve"),
+    ] = None,
 ) -> None:
     """Invite raters: print one new personal link per rater."""
     from milonga.listening_test.sources import invitation_links
@@ -73,11 +79,28 @@ def links(
 
 @listen.command("serve")
 @handle_errors
-def serve(test: Folder, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def serve(
+    test: Folder,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Address at which raters reach the server, such as https://lab.org/listen."),
+    ] = None,
+) -> None:
     """Serve the test until interrupted and print the admin page's link. All ratings are saved."""
     from milonga.listening_test.server import serve as serve_test
 
-    serve_test(test, host, port, typer.echo)
+    serve_test(test, host, port, url, typer.echo)
+
+
+@listen.command("texts")
+@handle_errors
+def texts() -> None:
+    """Print all texts of the raters' page in the form of a page.toml, to be reworded or translated."""
+    from milonga.listening_test.page import texts_toml
+
+    typer.echo(texts_toml(), nl=False)
 
 
 @listen.command("results")
@@ -88,8 +111,8 @@ def results(test: Folder, as_json: Annotated[bool, typer.Option("--json", help="
     from milonga.listening_test.results import as_text, compute_results
     from milonga.listening_test.sessions import Sessions
 
-    sessions = Sessions(test)
-    summary = compute_results(sessions.test, sessions.ratings.ratings(sessions.test), sessions.verdicts())
+    sessions = Sessions(test, archive=True)
+    summary = compute_results(sessions.test, *sessions.judgements())
     typer.echo(results_json(summary) if as_json else as_text(summary))
 
 
@@ -98,7 +121,9 @@ def results(test: Folder, as_json: Annotated[bool, typer.Option("--json", help="
 def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a listening test or a studio.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A .csv or .parquet file, or a folder to create.")],
-    form: Annotated[str, typer.Option("--as", metavar="FORM", help="table, takes, pairs or labels.")] = "table",
+    form: Annotated[
+        str, typer.Option("--as", metavar="FORM", help="table, history, raters, takes, pairs or labels.")
+    ] = "table",
 ) -> None:
     """Write ratings or takes as a table, or as preference pairs or KTO labels with their clips, and print the path."""
     from milonga.studio.export import export as export_folder

@@ -149,17 +149,19 @@ class Pair(Record):
 
 
 class Rating(Record):
-    """One listener's judgement, of a clip (`ovl` and `rel`, 1 to 5) or of two (which is `better`), given at a UTC time.
+    """One rater's judgement at a UTC time: of a clip (`ovl` and `rel`, 1 to 5), of two (which is `better`), or of one
+    clip on a slider beside others of its prompt (`score`, 0 to 100).
 
-    `a` and `b` are the systems heard; `b` is empty where one clip was rated. `check` is empty for a judgement that
-    counts; otherwise it is the kind of attention check that this was. `place` is where in the session it stood,
-    `seconds` how long it took.
+    `a` and `b` are the systems; `b` is empty where one clip was rated. `prompt` is the text that was shown. `check` is
+    empty for a judgement that counts; otherwise it is the kind of attention check. `place` is the position in the
+    session, `seconds` the time it took by the page's clock, `elapsed` the time since the clips were sent by the
+    server's, and `revision` counts the answers to this trial: the last one counts.
     """
 
     rater: str
     place: int
-    kind: Literal["rate", "compare"]
-    check: Literal["", "reference", "broken", "pair"]
+    kind: Literal["rate", "compare", "mushra"]
+    check: Literal["", "reference", "broken", "pair", "caption"]
     prompt_id: str
     prompt: str
     a: str
@@ -169,6 +171,9 @@ class Rating(Record):
     better: Literal["a", "b", "same"] | None
     seconds: float
     given: str
+    score: int | None = None
+    elapsed: float | None = None
+    revision: int = 1
 
 
 class Label(Record):

@@ -3,6 +3,8 @@
 Pages come from a package by name, never from a path in a request; nothing is loaded from the network.
 """
 
+import errno
+import re
 import socket
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -11,6 +13,7 @@ from typing import Any
 from milonga.core.errors import AudioError, DataError, MilongaError, RecipeError, ServiceError
 
 MAX_BODY = 4096  # bytes
+REQUEST_SECONDS = 30.0  # within which a client must have sent its request
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self' blob:; connect-src 'self'; "
@@ -124,24 +127,95 @@ def page(folder: str, name: str) -> str:
     return (files(package) / inside / name).read_text(encoding="utf-8")
 
 
-def serve(app: Any, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serves an application until it is interrupted; calls `ready` with `http://HOST:PORT` once the port is open.
+def partial(body: bytes, media_type: str, wanted: str | None) -> Any:
+    """An answer with a part of `body` where the header `Range: bytes=A-B` asks for it, as Safari does of all media."""
+    from fastapi.responses import Response
 
-    Raises ServiceError where the port is not available.
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted or "")
+    headers = {"Accept-Ranges": "bytes"}
+    if match is None or not any(match.groups()):
+        return Response(body, media_type=media_type, headers=headers)
+    first, last = match.groups()
+    start = int(first) if first else max(0, len(body) - int(last))
+    stop = min(len(body), int(last) + 1) if first and last else len(body)
+    if start >= stop:
+        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{len(body)}"})
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
+    return Response(body[start:stop], 206, media_type=media_type, headers=headers)
+
+
+def serve(app: Any, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serves an application until it is interrupted; calls `ready` with its address once the port is open.
+
+    For a host that stands for all addresses that is the one of this machine in its network. Raises ServiceError where
+    the host or the port is not available.
     """
     import uvicorn
 
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host, port), backlog=256)
+        listening = socket.create_server((host, port), family=family, backlog=256)
+    except socket.gaierror as error:
+        raise ServiceError(f"cannot listen on {host}: no such address; choose another --host") from error
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ServiceError(f"cannot listen on {host}:{port}: {reason}; choose another --port") from error
-    ready(f"http://{host}:{listening.getsockname()[1]}")
+        reason, option = getattr(error, "strerror", None) or error, "--port"
+        if getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            option = "--host"
+        raise ServiceError(f"cannot listen on {host}:{port}: {reason}; choose another {option}") from error
+    name = own_address(family) if host in ("0.0.0.0", "::") else host
+    ready(f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}")
     # No access log: its lines would contain the tokens.
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
-    )
+        app, http=deadline_protocol(), log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def own_address(family: socket.AddressFamily) -> str:
+    """This machine's address in its network; the loopback one where it has no network. Nothing is sent."""
+    outside, inside = ("2001:db8::1", "::1") if family == socket.AF_INET6 else ("192.0.2.1", "127.0.0.1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((outside, 9))
+            return probe.getsockname()[0]
+        except OSError:
+            return inside
+
+
+def deadline_protocol() -> type:
+    """uvicorn's HTTP protocol, which closes a connection whose request is not complete after REQUEST_SECONDS.
+
+    Without it a few hundred clients that send a byte now and then would hold all connections that a process may have.
+    """
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class DeadlineProtocol(H11Protocol):
+        deadline: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.deadline is not None:
+                self.deadline.cancel()
+            super().connection_lost(exc)
+
+        def watch(self) -> None:
+            """Starts the deadline where a request is incomplete, and ends it where one is complete."""
+            if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+                self.deadline = self.deadline or self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+            elif self.deadline is not None:
+                self.deadline.cancel()
+                self.deadline = None
+
+    return DeadlineProtocol
 
 
 def _with_headers(send: Any) -> Any:

@@ -1,12 +1,13 @@
 """Session plans: which clips a rater judges, in which order, with attention checks in between.
 
 A session takes some of the test's prompts and presents each of them under every condition: under each system (`rate`),
-or each pair of systems without the reference (`compare`). It proceeds in rounds. Each round has every prompt once, and
-its condition is a column of a Williams square. So clips of one prompt are far apart, a session that is broken off is
-still balanced over systems, and over sessions every system appears in every round, and after every other system,
-equally often.
+each pair of systems without the reference (`compare`), or once with all systems side by side (`mushra`). It proceeds in
+rounds. Each round has every prompt once, and its condition is a column of a Williams square. So clips of one prompt are
+far apart, a session that is broken off is still balanced over systems, and over sessions every system appears in every
+round, and after every other system, equally often.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -14,7 +15,10 @@ import numpy as np
 
 from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
-from milonga.listening_test.records import BROKEN, Kind, Test, Trial
+from milonga.core.records import Prompt
+from milonga.listening_test.records import ANCHOR, BROKEN, Kind, Test, Trial
+
+WRONG_CAPTIONS = 2  # for each clip of an attention check
 
 
 def williams(conditions: int) -> np.ndarray:
@@ -32,9 +36,11 @@ def williams(conditions: int) -> np.ndarray:
 
 
 def conditions(test: Test, kind: Kind) -> list[tuple[str, str]]:
-    """The conditions of every prompt: one system each, or two where they are compared."""
+    """The conditions of every prompt: one system each, two where they are compared, one of all with sliders."""
     if kind == "rate":
         return [(system, "") for system in test.systems]
+    if kind == "mushra":
+        return [("", "")]
     return list(combinations([system for system in test.systems if system != test.reference], 2))
 
 
@@ -69,7 +75,11 @@ def _part(test: Test, kind: Kind, rater: int, turns: Mapping[str, int]) -> list[
             order = [*order[1:], order[0]]
         for prompt_id in order:
             which = int(square[offset[prompt_id] % len(square), round_])
-            trials.append(_trial(kind, prompt_id, pairs[which], swapped=(offset[prompt_id] + which) % 2 == 1))
+            if kind == "mushra":
+                order_on_page = tuple(_shuffled(rng, [*test.systems, ANCHOR]))
+                trials.append(Trial(kind=kind, check="", prompt_id=prompt_id, sliders=order_on_page))
+            else:
+                trials.append(_trial(kind, prompt_id, pairs[which], swapped=(offset[prompt_id] + which) % 2 == 1))
     checks = attention_checks(test, kind, rng)
     stretch = len(trials) / max(1, len(checks))
     places = [int((number + rng.uniform(0.2, 0.8)) * stretch) for number in range(len(checks))]
@@ -79,19 +89,41 @@ def _part(test: Test, kind: Kind, rater: int, turns: Mapping[str, int]) -> list[
 
 
 def attention_checks(test: Test, kind: Kind, rng: np.random.Generator) -> list[Trial]:
-    """The attention checks of one kind in random order: broken clips and real ones to rate, or one of each to compare.
+    """The attention checks of one kind in random order.
 
-    Without a reference a system's clip stands for the real one, and only in comparisons.
+    To rate: broken clips, recordings, and recordings under the caption of other ones. To compare: a broken clip and a
+    recording. With sliders: a broken clip among the systems. Without a reference a system's clip stands for the
+    recording, but is not rated under its own caption, because it may be bad.
     """
     intact, trials = test.reference or test.systems[0], []
     for place, prompt in enumerate(test.check_prompts):
         if kind == "compare":
             trials.append(_trial(kind, prompt.id, (intact, BROKEN), swapped=place % 2 == 1, check="pair"))
-            continue
-        trials.append(Trial(kind=kind, check="broken", prompt_id=prompt.id, a=BROKEN))
-        if test.reference:
-            trials.append(Trial(kind=kind, check="reference", prompt_id=prompt.id, a=test.reference))
+        elif kind == "mushra":
+            sliders = tuple(_shuffled(rng, [*test.systems, ANCHOR, BROKEN]))
+            trials.append(Trial(kind=kind, check="broken", prompt_id=prompt.id, sliders=sliders))
+        else:
+            trials.append(Trial(kind=kind, check="broken", prompt_id=prompt.id, a=BROKEN))
+            if test.reference:
+                trials.append(Trial(kind=kind, check="reference", prompt_id=prompt.id, a=test.reference))
+            for other in other_captions(test, prompt):
+                trials.append(Trial(kind=kind, check="caption", prompt_id=prompt.id, a=intact, shown_id=other))
     return _shuffled(rng, trials)
+
+
+def other_captions(test: Test, prompt: Prompt) -> list[str]:
+    """The ids of the prompts that share the smallest part of their words with this one, fewest first."""
+
+    def words(text: str) -> set[str]:
+        return set(re.findall(r"\w+", text.lower()))
+
+    own = words(prompt.text)
+
+    def overlap(other: Prompt) -> float:
+        return len(own & words(other.text)) / max(1, len(own | words(other.text)))
+
+    others = sorted(test.prompts, key=lambda other: (overlap(other), other.id))
+    return [other.id for other in others[:WRONG_CAPTIONS] if other.text != prompt.text]
 
 
 def _trial(kind: Kind, prompt_id: str, pair: tuple[str, str], swapped: bool, check: str = "") -> Trial:

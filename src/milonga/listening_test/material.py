@@ -4,11 +4,12 @@
 TEST/
   test.json          the test as a record
   generate/          the original clips, one shard per system, with latents where they exist
-  playback/          the clips for playback: FLAC, matched in loudness
+  playback/          the clips for playback: FLAC, those of a prompt equally loud
   ratings.sqlite     raters, sessions and ratings
+  page.toml          your instructions and settings of the raters' page, where you wrote them (see `page`)
 ```
 
-It is written beside its place and renamed: a folder that exists is complete.
+It is written beside its place and renamed: a folder that exists is complete. Only its owner can open it.
 """
 
 import os
@@ -24,22 +25,26 @@ from milonga.core.errors import DataError, StoreError
 from milonga.core.ids import content_id, derive_seed
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import Run, atomic_dir, read_json, write_bytes, write_json
-from milonga.listening_test.records import BROKEN, Kind, PlaybackClip, Test
+from milonga.listening_test.records import ANCHOR, BROKEN, Kind, PlaybackClip, Test
 from milonga.maths.clip_view import loudness
 
 TARGET = -23.0  # LUFS, the level of EBU R 128
+QUIETEST = -40.0  # LUFS: a prompt is not played below this for the sake of one clip
 PEAK = -1.0  # dBFS, the highest peak of a clip
 
 
-def playback_gain(clip: Clip, lufs: float | None) -> float:
-    """The gain in dB that brings a clip to TARGET, or as near as PEAK allows; 0 for silence.
+def reachable(clip: Clip, lufs: float | None) -> float:
+    """The loudness in LUFS, TARGET at most, that a clip reaches before its peak exceeds PEAK; TARGET for silence.
 
-    A few clicks in silence may stay below the target: a limiter would bring them there, but would change the sound
-    that is judged.
+    A few clicks in silence stay below the target: a limiter would bring them there, but would change the sound that is
+    judged.
     """
-    if lufs is None:
-        return 0.0
-    return min(TARGET - lufs, PEAK - 20 * float(np.log10(np.abs(clip.samples).max())))
+    return TARGET if lufs is None else min(TARGET, lufs + PEAK - 20 * float(np.log10(np.abs(clip.samples).max())))
+
+
+def playback_gain(clip: Clip, lufs: float | None, target: float = TARGET) -> float:
+    """The gain in dB that brings a clip to `target` LUFS, or as near as PEAK allows; 0 for silence."""
+    return 0.0 if lufs is None else min(target, reachable(clip, lufs)) - lufs
 
 
 def amplified(clip: Clip, gain: float) -> Clip:
@@ -51,6 +56,9 @@ CHECK_PROMPTS = 2
 RESERVED = 1 + CHECK_PROMPTS  # prompts that no system is judged on: the example and those of the checks
 GRAIN = 0.06  # seconds of the pieces that a broken clip is cut into
 CRUSHED_LEVELS = 4  # amplitude levels, on either side of zero, that a broken clip has
+SILENT_SHARE = 1 / 3  # of a broken clip's pieces
+NOISE = 10 ** (-70 / 20)  # rms of the noise under a broken clip
+ANCHOR_HERTZ = 3500.0  # where MUSHRA's low anchor ends (ITU-R BS.1534-3, section 5)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def make_test(folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapp
     picked = [prompts[place] for place in np.random.default_rng(plan.seed).permutation(len(prompts))]
     picked = picked[: RESERVED + (len(picked) if plan.prompts is None else plan.prompts)]
     with atomic_dir(folder) as part:
+        part.chmod(0o700)  # the seed in test.json gives away every right answer
         for number, (system, clips) in enumerate(sources.items()):
             ids = [content_id(system, prompt.id) for prompt in picked]
             own = [clips[prompt.id] for prompt in picked]
@@ -127,16 +136,31 @@ def clip_file(folder: Path, clip: PlaybackClip) -> Path:
     return folder / "playback" / f"{clip.id}.flac"
 
 
-def quieter(test: Test) -> int:
-    """The number of clips that stay more than 1 dB below the target loudness because of their peaks."""
-    return sum(clip.lufs is not None and clip.lufs + clip.gain < TARGET - 1 for clip in test.clips)
+def played_loudness(test: Test) -> list[tuple[str, float, float]]:
+    """(system, mean loudness in LUFS, largest distance in dB from the loudest clip of a prompt) as clips are played.
+
+    Attention checks and silence are left out.
+    """
+    levels: dict[str, dict[str, float]] = {}
+    for clip in test.clips:
+        if clip.lufs is not None and clip.system != BROKEN:
+            levels.setdefault(clip.system, {})[clip.prompt_id] = clip.lufs + clip.gain
+    loudest = {
+        prompt: max(own.get(prompt, -np.inf) for own in levels.values()) for own in levels.values() for prompt in own
+    }
+    return [
+        (system, float(np.mean(list(own.values()))), max(loudest[prompt] - level for prompt, level in own.items()))
+        for system, own in levels.items()
+    ]
 
 
 def _check(plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[str, Source]]) -> None:
     if plan.reference and plan.reference not in sources:
         raise DataError(f"no system {plan.reference} for the reference: there are {', '.join(sources)}")
-    if BROKEN in sources:
-        raise DataError(f"{BROKEN!r} is the name of the clips of attention checks: give the system another name")
+    for name in {BROKEN, ANCHOR} & sources.keys():
+        raise DataError(f"{name!r} is the name of clips that the test makes itself: give the system another name")
+    if "mushra" in plan.kinds and not plan.reference:
+        raise DataError("MUSHRA needs real clips for its hidden reference and anchor: name them with --reference")
     compared = len(sources) - bool(plan.reference)
     if "compare" in plan.kinds and compared < 2:
         raise DataError(f"a comparison needs two systems besides the reference, not {compared}: use --kind rate")
@@ -151,36 +175,58 @@ def _check(plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[
 def broken(clip: Clip, seed: int) -> Clip:
     """The clip cut into 60 ms pieces, shuffled, every third one silent, the others quantised to a few levels.
 
-    Nobody who listens calls this good, whatever the clip was.
+    Nobody who listens calls this good, whatever the clip was. Soft noise covers the silence and the levels, so that a
+    program does not recognise the clip by its exact zeros.
     """
-    size = max(1, round(GRAIN * clip.rate))
+    rng, size = np.random.default_rng(seed), max(1, round(GRAIN * clip.rate))
     pieces = [clip.waveform[start : start + size] for start in range(0, len(clip.waveform), size)]
-    order = np.random.default_rng(seed).permutation(len(pieces))
     peak = np.abs(clip.waveform).max() or 1.0
-    crushed = [np.sign(pieces[i]) * np.ceil(np.abs(pieces[i]) / peak * CRUSHED_LEVELS) / CRUSHED_LEVELS for i in order]
-    gated = [piece * (place % 3 > 0) for place, piece in enumerate(crushed)]
-    return Clip((0.5 * np.concatenate(gated)).astype(np.float32), clip.rate)
+    crushed = [
+        np.sign(pieces[i]) * np.ceil(np.abs(pieces[i]) / peak * CRUSHED_LEVELS) / CRUSHED_LEVELS
+        for i in rng.permutation(len(pieces))
+    ]
+    silent = set(rng.permutation(len(pieces))[: round(len(pieces) * SILENT_SHARE)].tolist())
+    gated = np.concatenate([piece * (place not in silent) for place, piece in enumerate(crushed)])
+    return Clip((0.5 * gated + NOISE * rng.normal(size=len(gated))).astype(np.float32), clip.rate)
+
+
+def anchor(clip: Clip) -> Clip:
+    """The clip without what lies above 3.5 kHz: MUSHRA's low anchor (ITU-R BS.1534-3, section 5)."""
+    from scipy.signal import butter, sosfiltfilt
+
+    if clip.rate <= 2 * ANCHOR_HERTZ:
+        return clip
+    filtered = sosfiltfilt(butter(8, ANCHOR_HERTZ, fs=clip.rate, output="sos"), clip.waveform, padlen=0)
+    return Clip(filtered.astype(np.float32), clip.rate)
 
 
 def _write_playback(
     folder: Path, plan: Plan, prompts: Sequence[Prompt], sources: Mapping[str, Mapping[str, Source]]
 ) -> list[PlaybackClip]:
-    """Writes the playback files: every system's clips, and broken ones of the reserved prompts."""
-    rows = [(system, prompt, clips[prompt.id]) for system, clips in sources.items() for prompt in prompts]
-    intact = sources[plan.reference or next(iter(sources))]
-    for prompt in prompts[:RESERVED]:
-        clip = broken(intact[prompt.id].clip, derive_seed(plan.seed, "broken", prompt.id))
-        rows.append((BROKEN, prompt, Source(clip)))
+    """Writes the playback files: every system's clips, MUSHRA's anchors, and broken clips of the reserved prompts.
+
+    The clips of a prompt are played at one loudness: the loudest that all of them reach. Louder is liked better, and
+    which clips cannot be louder depends on the system.
+    """
     playable = []
-    for system, prompt, source in rows:
-        lufs = loudness(source.clip)
-        gain = playback_gain(source.clip, lufs)
-        entry = PlaybackClip(
-            id=content_id(system, prompt.id), prompt_id=prompt.id, system=system, steps=source.steps, seed=source.seed,
-            lufs=lufs, gain=gain,
-        )  # fmt: skip
-        path = clip_file(folder, entry)
-        write_bytes(path, flac_bytes(amplified(source.clip, gain)))
-        os.utime(path, (0, 0))  # browsers see the modification time, which would group the clips by system
-        playable.append(entry)
+    for number, prompt in enumerate(prompts):
+        rows = [(system, clips[prompt.id]) for system, clips in sources.items()]
+        intact = sources[plan.reference or next(iter(sources))][prompt.id].clip
+        if number < RESERVED:
+            rows.append((BROKEN, Source(broken(intact, derive_seed(plan.seed, "broken", prompt.id)))))
+        if "mushra" in plan.kinds:
+            rows.append((ANCHOR, Source(anchor(intact))))
+        levels = [loudness(source.clip) for _, source in rows]
+        limits = [reachable(source.clip, lufs) for (_, source), lufs in zip(rows, levels, strict=True)]
+        target = max(QUIETEST, min(limits))
+        for (system, source), lufs in zip(rows, levels, strict=True):
+            gain = playback_gain(source.clip, lufs, target)
+            entry = PlaybackClip(
+                id=content_id(system, prompt.id), prompt_id=prompt.id, system=system, steps=source.steps,
+                seed=source.seed, lufs=lufs, gain=gain, seconds=source.clip.seconds,
+            )  # fmt: skip
+            path = clip_file(folder, entry)
+            write_bytes(path, flac_bytes(amplified(source.clip, gain)))
+            os.utime(path, (0, 0))  # browsers see the modification time, which would group the clips by system
+            playable.append(entry)
     return playable

@@ -4,19 +4,22 @@ from typing import Literal
 
 from pydantic import Field
 
-from milonga.core.records import Prompt, Rating, Record
+from milonga.core.records import Comparison, Prompt, Rating, Record, Summary
 
-Kind = Literal["rate", "compare"]
-Check = Literal["", "reference", "broken", "pair"]
-KINDS: tuple[Kind, ...] = ("rate", "compare")
-# The system of the attention checks' broken clips, which are also the low anchor.
+Kind = Literal["rate", "compare", "mushra"]
+Check = Literal["", "reference", "broken", "pair", "caption"]
+KINDS: tuple[Kind, ...] = ("rate", "compare", "mushra")
+DEFAULT_KINDS: tuple[Kind, ...] = ("rate", "compare")
+# The system of the attention checks' broken clips, which are also the low end of the example.
 BROKEN = "broken"
+ANCHOR = "anchor"  # the system of MUSHRA's anchor: the reference without its treble
 
 
 class PlaybackClip(Record):
     """One clip of a test: its system and settings, and its playback gain. `lufs` is None for silence, `gain` in dB.
 
-    `steps` and `seed` are 0 where the clip came as a file and they are unknown.
+    `steps` and `seed` are 0 where the clip came as a file and they are unknown. `seconds` is its length, 0 in a test of
+    an earlier version.
     """
 
     id: str
@@ -26,6 +29,7 @@ class PlaybackClip(Record):
     seed: int = 0
     lufs: float | None = None
     gain: float = 0.0
+    seconds: float = 0.0
 
 
 class Test(Record):
@@ -58,13 +62,25 @@ class Test(Record):
 
 
 class Trial(Record):
-    """One clip (`b` empty) or two to judge; `check` is the kind of attention check, empty for none."""
+    """One clip (`b` empty), two, or several on sliders (`sliders`, systems in order) to judge.
+
+    `check` is the kind of attention check, empty for none. `shown_id` is the prompt whose text is shown, where that is
+    not the clip's own.
+    """
 
     kind: Kind
     check: Check
     prompt_id: str
-    a: str
+    a: str = ""
     b: str = ""
+    shown_id: str = ""
+    sliders: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """The trial's systems by the letter under which the page knows them."""
+        systems = self.sliders or tuple(filter(None, (self.a, self.b)))
+        return dict(zip("abcdefghijklmnopqrstuvwxyz", systems, strict=False))
 
 
 class ScreenedRating(Rating):
@@ -73,14 +89,59 @@ class ScreenedRating(Rating):
     excluded: str
 
 
+class RaterRow(Record):
+    """A rater as a platform needs them: who came by which parameters, how far they got, and why they are excluded.
+
+    `parameters`, `answers` (to the questions) are JSON; `minutes` is the time that the answers took.
+    """
+
+    rater: str
+    participant: str
+    parameters: str
+    tones: int
+    trials: int
+    judged: int
+    minutes: float
+    checks: int
+    failed: int
+    early: int
+    excluded: str
+    answers: str
+    comment: str
+
+
 class Preference(Record):
-    """The rate at which raters preferred `a` to `b`, ties counting half, with its 95 % interval; 0.5: no difference."""
+    """The rate at which raters preferred `a` to `b`, ties counting half, with its 95 % interval; 0.5: no difference.
+
+    `p` is of "no difference", after Holm's correction for all pairs of systems that were compared.
+    """
 
     a: str
     b: str
     rate: float
     low: float
     high: float
+    p: float
     wins: int
     losses: int
     ties: int
+    raters: int
+    prompts: int
+
+
+class Opinion(Summary):
+    """A summary of ratings with the numbers of raters and of prompts behind it."""
+
+    raters: int
+    prompts: int
+
+
+class OpinionDifference(Comparison):
+    """Two systems over the same raters and prompts; `p` is after Holm's correction.
+
+    `effect` is the difference over the standard deviation of single differences (Cohen's d for paired values).
+    """
+
+    effect: float
+    raters: int
+    prompts: int

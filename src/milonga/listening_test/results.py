@@ -125,10 +125,12 @@ def _preferences(test: Test, compared: Sequence[Rating]) -> list[Preference]:
             votes = np.array(
                 [POINTS[str(rating.better)] if rating.a == a else 1 - POINTS[str(rating.better)] for rating in own]
             )
-            rate = mean_opinion(votes, *_raters_and_prompts(own))
+            rate = opinion_difference(votes - 0.5, *_raters_and_prompts(own))
             wins, losses, ties = (int((votes == value).sum()) for value in (1.0, 0.0, 0.5))
             rows.append(Preference(
-                a=a, b=b, rate=rate.value, low=rate.low, high=rate.high, wins=wins, losses=losses, ties=ties,
+                a=a, b=b, rate=rate.value + 0.5, low=rate.low + 0.5, high=rate.high + 0.5, p=rate.p, wins=wins,
+                losses=losses, ties=ties, raters=len({rating.rater for rating in own}),
+                prompts=len({rating.prompt_id for rating in own}),
             ))  # fmt: skip
     return rows
 

@@ -7,14 +7,19 @@ is obvious; from loudspeakers the opposite one cancels in the air and is mistake
 A rater is excluded who
 
 1. got fewer than 5 of the 6 tones of the headphone check right, or
-2. failed more than a quarter of the attention checks answered so far, or
-3. has judged clips but answered no attention check yet, where the test has them.
+2. failed more than a quarter of the attention checks answered so far, or two of one kind, or
+3. has judged clips but answered no attention check yet, where the test has them, or
+4. sent more than two answers before the clips could have been played, by the server's clock, or
+5. had their link revoked.
 
-A check is failed when a broken clip gets an OVL above 2, when an unannounced real clip gets an OVL below 3, or when,
-of a real and a broken clip, the real one is not the better. Clips of checks never count towards any system's result.
+A check is failed when a broken clip gets an OVL above 2, when an unannounced real clip gets an OVL or a REL below 3,
+when a real clip under the caption of another one gets a REL above 2, when, of a real and a broken clip, the real one is
+not the better, or when a broken clip's slider is not below the best. Clips of checks never count towards any system's
+result.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -29,17 +34,22 @@ RATE = 44100
 HERTZ, SECONDS, RAMP, PAUSE = 200.0, 1.0, 0.1, 0.5
 LEVEL, QUIETER = 0.15, 10 ** (-6 / 20)
 MAX_BROKEN_OVL = 2
-MIN_REFERENCE_OVL = 3
+MIN_REFERENCE = 3  # of both scales
+MAX_WRONG_REL = 2
 MAX_FAILED_SHARE = 0.25  # of attention checks
+MAX_FAILED_OF_KIND = 1
+MAX_EARLY = 2  # answers: the page sends none, but a clock may jump
 
 
 class Verdict(Record):
-    """A rater's checks: tones right, attention checks answered and failed, and why they are excluded (or empty)."""
+    """A rater's checks: tones right, attention checks answered and failed, answers that came before the clips could
+    have been played, and why the rater is excluded (or empty)."""
 
     rater: str
     tones: int
     checks: int
     failed: int
+    early: int
     excluded: str
 
 
@@ -74,31 +84,73 @@ def tones(seed: int, rater: int, item: int) -> bytes:
     return buffer.getvalue()
 
 
-def failed(rating: Rating) -> bool:
-    """Whether an answer to an attention check shows that the rater did not listen."""
+def failed(check: Sequence[Rating]) -> bool:
+    """Whether the answer to an attention check shows that the rater did not listen.
+
+    It is one rating, or with sliders one of each clip.
+    """
+    rating = check[0]
+    if rating.kind == "mushra":
+        scores = {own.a: own.score or 0 for own in check}
+        return scores.pop(BROKEN) >= max(scores.values())
     if rating.kind == "compare":
         return rating.better != ("b" if rating.a == BROKEN else "a")
-    ovl = rating.ovl or 0
-    return ovl > MAX_BROKEN_OVL if rating.check == "broken" else ovl < MIN_REFERENCE_OVL
+    ovl, rel = rating.ovl or 0, rating.rel or 0
+    if rating.check == "broken":
+        return ovl > MAX_BROKEN_OVL
+    return rel > MAX_WRONG_REL if rating.check == "caption" else min(ovl, rel) < MIN_REFERENCE
 
 
-def verdict(rater: str, ratings: Sequence[Rating], tones: int, checked: bool) -> Verdict:
-    """One rater's verdict from their ratings and right tones; `checked`: whether the test has attention checks."""
-    checks = [rating for rating in ratings if rating.check]
-    wrong = sum(map(failed, checks))
+def verdict(
+    rater: str, ratings: Sequence[Rating], tones: int, checked: bool, early: int = 0, revoked: bool = False
+) -> Verdict:
+    """One rater's verdict from their ratings, right tones and answers that came too early.
+
+    `checked`: whether the test has attention checks.
+    """
+    checks: dict[int, list[Rating]] = {}
+    for rating in ratings:
+        if rating.check:
+            checks.setdefault(rating.place, []).append(rating)
+    wrong = Counter((own[0].kind, own[0].check) for own in checks.values() if failed(own))
     reasons = []
     if tones < TONES_NEEDED:
         reasons.append(f"headphones: {tones} of {TONE_ITEMS} tones right")
-    if wrong > MAX_FAILED_SHARE * len(checks):
-        reasons.append(f"attention: {wrong} of {len(checks)} checks failed")
+    if wrong.total() > MAX_FAILED_SHARE * len(checks):
+        reasons.append(f"attention: {wrong.total()} of {len(checks)} checks failed")
+    elif max(wrong.values(), default=0) > MAX_FAILED_OF_KIND:
+        kind, count = wrong.most_common(1)[0]
+        reasons.append(f"attention: {count} checks of one kind failed ({kind[1]})")
     if checked and not checks:
         reasons.append("attention: no check answered yet")
-    return Verdict(rater=rater, tones=tones, checks=len(checks), failed=wrong, excluded="; ".join(reasons))
+    if early > MAX_EARLY:
+        reasons.append(f"timing: {early} answers came before the clips could have been played")
+    if revoked:
+        reasons.append("revoked")
+    return Verdict(
+        rater=rater, tones=tones, checks=len(checks), failed=wrong.total(), early=early, excluded="; ".join(reasons)
+    )
 
 
-def verdicts(ratings: Sequence[Rating], tones: Mapping[str, int], checked: bool) -> list[Verdict]:
-    """The verdict of everyone who has judged anything; `tones` gives right answers by rater."""
-    by_rater: dict[str, list[Rating]] = {}
+def verdicts(
+    ratings: Sequence[Rating],
+    tones: Mapping[str, int],
+    checked: bool,
+    early: Mapping[str, int] | None = None,
+    revoked: Collection[str] = (),
+) -> list[Verdict]:
+    """The verdict of everyone who has judged anything or sent an answer too early.
+
+    `tones` gives right answers and `early` the number of answers that came too early, both by rater.
+    """
+    early = early or {}
+    by_rater: dict[str, list[Rating]] = {rating.rater: [] for rating in ratings}
     for rating in ratings:
-        by_rater.setdefault(rating.rater, []).append(rating)
-    return [verdict(rater, own, tones.get(rater, 0), checked) for rater, own in by_rater.items()]
+        by_rater[rating.rater].append(rating)
+    for rater, count in early.items():
+        if count > MAX_EARLY:
+            by_rater.setdefault(rater, [])
+    return [
+        verdict(rater, own, tones.get(rater, 0), checked, early.get(rater, 0), rater in revoked)
+        for rater, own in by_rater.items()
+    ]

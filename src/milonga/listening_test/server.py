@@ -12,11 +12,16 @@ from typing import Any
 from milonga.core import web
 from milonga.core.records import Record
 from milonga.core.web import NotNow, Unknown
+from milonga.listening_test.export import as_csv, screened
+from milonga.listening_test.records import RaterRow, ScreenedRating
+from milonga.listening_test.results import as_text, compute_results
 from milonga.listening_test.sessions import Judgement, Sessions
+from milonga.listening_test.sources import check_url
 
 MAX_LINKS = 500
 FOLDER = "milonga.listening_test/static"
-PAGES = web.SHARED | {f"/page/{name}": (FOLDER, name) for name in ("rater.js", "admin.js")}
+FILES = ("listening.css", "rater.js", "admin.js")
+PAGES = web.SHARED | {f"/page/{name}": (FOLDER, name) for name in FILES}
 
 
 class Answer(Record):
@@ -25,10 +30,28 @@ class Answer(Record):
     answer: int
 
 
+class Arrival(Record):
+    """The parameters of an entry link."""
+
+    parameters: dict[str, str]
+
+
+class Survey(Record):
+    """Answers to questions, the consent or a comment, by name."""
+
+    answers: dict[str, str]
+
+
 class Invitation(Record):
     """The number of links to create."""
 
     count: int
+
+
+class Opening(Record):
+    """Whether the test is to be closed."""
+
+    closed: bool
 
 
 def application(folder: Path) -> Any:
@@ -41,20 +64,39 @@ def application(folder: Path) -> Any:
     return app
 
 
-def serve(folder: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(folder: Path, host: str, port: int, url: str | None, ready: Callable[[str], None]) -> None:
     """Serves a test until it is interrupted; calls `ready` with the admin page's link once the port is open.
 
+    `url` is the address at which raters reach the server, where that is another one; links are then made with it.
     Raises ServiceError where the port is not available.
     """
-    token = Sessions(folder).ratings.admin_token()
-    web.serve(application(folder), host, port, lambda base: ready(f"{base}/admin/{token}"))
+    ratings = Sessions(folder).ratings
+
+    def on_open(base: str) -> None:
+        ratings.store_setting("url", check_url(url or base))
+        ready(f"{base}/admin/{ratings.admin_token()}")
+
+    web.serve(application(folder), host, port, on_open)
 
 
 def _add_rater_routes(app: Any, sessions: Sessions) -> None:
-    from fastapi import Depends
+    from fastapi import Depends, Request
     from fastapi.responses import FileResponse, HTMLResponse, Response
 
     known = Depends(sessions.rater)
+
+    @app.get("/join/{token}")
+    def entry(token: str) -> HTMLResponse:
+        valid = compare_digest(token.encode(), sessions.ratings.entry_token().encode())
+        return HTMLResponse(web.page(FOLDER, "rater.html" if valid else "unknown.html"), 200 if valid else 404)
+
+    @app.post("/join/{token}")
+    def join(token: str, arrival: Arrival) -> dict[str, str]:
+        return {"token": sessions.join(token, arrival.parameters)}
+
+    @app.get("/join/{token}/texts")
+    def entry_texts(token: str) -> dict[str, Any]:
+        return texts(0)
 
     @app.get("/r/{token}")
     def page(token: str) -> HTMLResponse:
@@ -65,9 +107,17 @@ def _add_rater_routes(app: Any, sessions: Sessions) -> None:
     def state(rater: int = known) -> dict[str, Any]:
         return sessions.state(rater)
 
+    @app.get("/r/{token}/texts")
+    def texts(rater: int = known) -> dict[str, Any]:
+        return {"language": sessions.page.language, "texts": sessions.page.all_texts()}
+
+    @app.put("/r/{token}/survey")
+    def answer_survey(survey: Survey, rater: int = known) -> dict[str, Any]:
+        return sessions.answer_survey(rater, survey.answers)
+
     @app.get("/r/{token}/tones/{item}")
-    def tones(item: int, rater: int = known) -> Response:
-        return Response(sessions.tones(rater, item), media_type="audio/flac")
+    def tones(item: int, request: Request, rater: int = known) -> Response:
+        return web.partial(sessions.tones(rater, item), "audio/flac", request.headers.get("range"))
 
     @app.put("/r/{token}/tones/{item}")
     def answer_tone(item: int, answer: Answer, rater: int = known) -> dict[str, Any]:
@@ -93,24 +143,52 @@ def _add_rater_routes(app: Any, sessions: Sessions) -> None:
 
 
 def _add_admin_routes(app: Any, sessions: Sessions) -> None:
-    from fastapi import Depends
-    from fastapi.responses import HTMLResponse
+    from fastapi import APIRouter, Depends
+    from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
     def only_admin(token: str) -> None:
         if not compare_digest(token.encode(), sessions.ratings.admin_token().encode()):
             raise Unknown("this link is not valid")
 
-    @app.get("/admin/{token}", dependencies=[Depends(only_admin)])
+    routes = APIRouter(prefix="/admin/{token}", dependencies=[Depends(only_admin)])
+
+    @routes.get("")
     def page() -> HTMLResponse:
         return HTMLResponse(web.page(FOLDER, "admin.html"))
 
-    @app.get("/admin/{token}/state", dependencies=[Depends(only_admin)])
-    def progress() -> dict[str, Any]:
-        return sessions.progress()
+    @routes.get("/state")
+    def progress(known: str = "") -> dict[str, Any]:
+        return sessions.progress(known)
 
-    @app.post("/admin/{token}/raters", dependencies=[Depends(only_admin)])
+    @routes.post("/raters")
     def invite(invitation: Invitation) -> dict[str, Any]:
         if not 1 <= invitation.count <= MAX_LINKS:
             raise NotNow(f"from 1 to {MAX_LINKS} links at a time")
         sessions.ratings.invite(invitation.count)
         return sessions.progress()
+
+    @routes.delete("/raters/{number}")
+    def revoke(number: int) -> dict[str, Any]:
+        sessions.ratings.revoke(number)
+        return sessions.progress()
+
+    @routes.put("/closed")
+    def close(opening: Opening) -> dict[str, Any]:
+        sessions.ratings.store_setting("closed", "yes" if opening.closed else "")
+        return sessions.progress()
+
+    @routes.get("/results.txt")
+    def results() -> PlainTextResponse:
+        return PlainTextResponse(as_text(compute_results(sessions.test, *sessions.judgements())))
+
+    @routes.get("/ratings.csv")
+    def ratings() -> Response:
+        table = as_csv(screened(*sessions.judgements()), ScreenedRating)
+        return Response(table, media_type="text/csv", headers={"Content-Disposition": "attachment"})
+
+    @routes.get("/raters.csv")
+    def raters() -> Response:
+        table = as_csv(sessions.rater_rows(), RaterRow)
+        return Response(table, media_type="text/csv", headers={"Content-Disposition": "attachment"})
+
+    app.include_router(routes)

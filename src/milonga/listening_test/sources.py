@@ -15,7 +15,7 @@ from milonga.data.pairs import evaluation_requests
 from milonga.listening_test.database import FILE
 from milonga.listening_test.material import Plan, Source, read_test
 from milonga.listening_test.ratings import Ratings
-from milonga.listening_test.records import KINDS, Kind
+from milonga.listening_test.records import DEFAULT_KINDS, KINDS, Kind
 
 REFERENCE = "reference"
 LONGEST = 300.0  # seconds
@@ -97,20 +97,33 @@ def plan_of(
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise RecipeError(f"unknown kind of judging {kind!r}: there are {' and '.join(KINDS)}")
-    chosen: tuple[Kind, ...] = tuple(kind for kind in KINDS if not kinds or kind in kinds)
+            raise RecipeError(f"unknown kind of judging {kind!r}: there are {', '.join(KINDS)}")
+    chosen: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in (kinds or DEFAULT_KINDS))
     real = reference if reference is not None else REFERENCE if REFERENCE in systems else ""
     return Plan(title, chosen, real, prompts, per_rater, raters, randbits(63) if seed is None else seed)
 
 
-def invitation_links(folder: Path, count: int, url: str) -> list[str]:
-    """`count` new links, one per rater. Raises RecipeError where `url` is not a web address."""
+def invitation_links(folder: Path, count: int, url: str | None) -> list[str]:
+    """`count` new links, one per rater.
+
+    Without `url` they have the address of the last `milonga listen serve`. Raises RecipeError where `url` is not a web
+    address, or where there is none.
+    """
+    read_test(folder)
+    ratings = Ratings(folder / FILE)
+    base = check_url(url or ratings.setting("url"))
+    return [f"{base}/r/{token}" for token in ratings.invite(count)]
+
+
+def check_url(url: str) -> str:
+    """A web address without the slash at its end; RecipeError where it is none, or has a query."""
+    if not url:
+        raise RecipeError("the test has not been served yet: give the address that raters reach as --url")
     if not re.fullmatch(r"https?://[^\s/]+(/[^\s?#]*)?", url):
         raise RecipeError(
             f"{url!r} is not a web address: give the one that raters reach, such as https://example.org:8000"
         )
-    read_test(folder)
-    return [f"{url.rstrip('/')}/r/{token}" for token in Ratings(folder / FILE).invite(count)]
+    return url.rstrip("/")
 
 
 def _evaluated_clips(run: Run, system: str, requests: Mapping[str, Request]) -> dict[str, Source]:

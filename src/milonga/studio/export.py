@@ -18,12 +18,12 @@ from milonga.listening_test.export import (
     write_pairs,
     write_table,
 )
-from milonga.listening_test.records import ScreenedRating
+from milonga.listening_test.records import RaterRow, ScreenedRating
 from milonga.listening_test.sessions import Sessions
 from milonga.studio.clips import STUDIO, Choice, Take, Takes
 from milonga.studio.sounds import shard_of
 
-FORMS = ("table", "takes", "pairs", "labels")
+FORMS = ("table", "history", "raters", "takes", "pairs", "labels")
 
 
 @dataclass
@@ -46,6 +46,12 @@ def export(folder: Path, out: Path, form: str) -> Path:
     """
     if form not in FORMS:
         raise RecipeError(f"unknown form of export {form!r}: there are {', '.join(FORMS[:-1])} and {FORMS[-1]}")
+    if form in ("history", "raters"):
+        sessions = Sessions(folder, archive=True)
+        if form == "raters":
+            return write_table(sessions.rater_rows(), RaterRow, out)
+        every = sessions.ratings.ratings(sessions.test, history=True)
+        return write_table(screened(every, sessions.verdicts()), ScreenedRating, out)
     judgements = read_judgements(folder)
     if form == "table":
         if judgements.ratings is None:
@@ -63,8 +69,8 @@ def read_judgements(folder: Path) -> Judgements:
     """All judgements of a folder. Raises StoreError where it is neither a listening test nor a studio."""
     judgements = Judgements()
     if (folder / "test.json").exists():
-        sessions = Sessions(folder)
-        ratings, verdicts = sessions.ratings.ratings(sessions.test), sessions.verdicts()
+        sessions = Sessions(folder, archive=True)
+        ratings, verdicts = sessions.judgements()
         excluded = {verdict.rater for verdict in verdicts if verdict.excluded}
         counted = [rating for rating in ratings if not rating.check and rating.rater not in excluded]
         stored = Run(folder).stage("generate").names()
@@ -79,7 +85,7 @@ def read_judgements(folder: Path) -> Judgements:
         raise StoreError(
             f"{folder} has neither a listening test nor a studio: see `milonga listen make` and `milonga studio`"
         )
-    store = Takes(folder / FILE)
+    store = Takes(folder / FILE, archive=True)
     judgements.takes = store.all_generated()
     own_pairs = studio_pairs(judgements.takes, store.choices())
     own_labels = studio_labels(judgements.takes)
