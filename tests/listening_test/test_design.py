@@ -6,31 +6,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated_raters import plan, sessions
 
 from milonga.core.records import Prompt
 from milonga.listening_test.design import choose_prompts, conditions, other_captions, plan_session
-from milonga.listening_test.records import ANCHOR, BROKEN, Test, Trial
-
-
-def plan(systems: int = 4, prompts: int = 12, per_rater: int = 6, reference: bool = True, checks: int = 2) -> Test:
-    """A test without clips."""
-    texts = [Prompt.of(f"prompt {number}", "design") for number in range(prompts + checks + 1)]
-    return Test(
-        title="t", kinds=("rate", "compare"), systems=tuple(f"s{n}" for n in range(systems)),
-        reference="s0" if reference else "", prompts=tuple(texts[checks + 1 :]), example=texts[0],
-        check_prompts=tuple(texts[1 : checks + 1]), clips=(), per_rater=per_rater, raters_per_clip=4, seed=3,
-    )  # fmt: skip
-
-
-def sessions(test: Test, raters: int) -> list[list[Trial]]:
-    """The sessions of raters who come one after another and finish."""
-    turns: Counter[str] = Counter()
-    found = []
-    for rater in range(1, raters + 1):
-        picked = choose_prompts(test, rater, turns)
-        found.append(plan_session(test, rater, {one: turns[one] for one in picked}))
-        turns.update(picked)
-    return found
+from milonga.listening_test.records import ANCHOR, BROKEN
 
 
 @settings(deadline=None, max_examples=25)

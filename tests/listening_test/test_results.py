@@ -16,10 +16,11 @@ from milonga.core.records import Label, Pair, Prompt, Rating
 from milonga.core.store import Run, Shards
 from milonga.listening_test import export
 from milonga.listening_test.design import choose_prompts, plan_session
+from milonga.listening_test.formatting import as_json, as_text
 from milonga.listening_test.material import read_test
 from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.records import BROKEN, ScreenedRating, Test
-from milonga.listening_test.results import as_json, as_text, compute_results
+from milonga.listening_test.results import compute_results
 from milonga.listening_test.screening import failed, verdict, verdicts
 
 WORTH = {"zebra-base": 2.4, "zebra-sft": 2.6, "zebra-aligned": 3.6, "reference": 4.6, BROKEN: 1.0}

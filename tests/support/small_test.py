@@ -15,6 +15,7 @@ from serving import ask, serving
 
 from milonga.core.records import Clip, Prompt
 from milonga.listening_test.material import Plan, Source, make_test
+from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.records import DEFAULT_KINDS, Test
 from milonga.listening_test.screening import TONE_ITEMS, tone_answer
 
@@ -72,7 +73,8 @@ def until_answered(base: str, method: str, path: str, body: Any = None) -> Any:
 class Rater:
     """Someone who opens a link and answers everything; `marks` decides, `given` is what the server acknowledged."""
 
-    def __init__(self, base: str, token: str, number: int, test: Test) -> None:
+    def __init__(self, base: str, token: str, number: int, test: Test, folder: Path | None = None) -> None:
+        self.folder, self.trials, self.pace = folder, [], 1.0  # `pace`: of a clip's length, how long it is listened to
         self.base, self.path, self.number, self.test = base, f"/r/{token}", number, test
         self.given: dict[int, dict[str, Any]] = {}
         self.seen: list[str] = []
@@ -100,14 +102,19 @@ class Rater:
             return {"scores": {side: int(self.rng.integers(0, 101)) for side in trial["sides"]}}
         return {"better": str(self.rng.choice(["a", "b", "same"]))}
 
+    def answer(self, trial: dict[str, Any], given: dict[str, Any]) -> dict[str, Any] | None:
+        """Sends an answer and gives the new state; None ends the session."""
+        state = self.ask("PUT", f"/trials/{trial['place']}", given | {"seconds": 1.5})
+        self.given[trial["place"]] = given
+        return state
+
     def session(self) -> None:
         """Everything, from wherever the session stands."""
         state = self.tones()
-        while state["next"] is not None:
+        self.trials = Ratings(self.folder / "ratings.sqlite").trials(self.number) if self.folder else []
+        while state is not None and state["next"] is not None:
             trial = state["next"]
             for side in trial["sides"]:
                 self.ask("GET", f"/trials/{trial['place']}/{side}")
-            time.sleep(len(trial["sides"]) * self.test.clips[0].seconds)
-            given = self.judgement(trial)
-            state = self.ask("PUT", f"/trials/{trial['place']}", given | {"seconds": 1.5})
-            self.given[trial["place"]] = given
+            time.sleep(self.pace * len(trial["sides"]) * self.test.clips[0].seconds)
+            state = self.answer(trial, self.judgement(trial))

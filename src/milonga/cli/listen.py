@@ -105,15 +105,37 @@ def texts() -> None:
 
 @listen.command("results")
 @handle_errors
-def results(test: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show mean opinion scores, agreement and preferences with 95 % intervals, and excluded raters with reasons."""
-    from milonga.listening_test.results import as_json as results_json
-    from milonga.listening_test.results import as_text, compute_results
+def results(
+    test: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="text, markdown, latex, csv or json.")
+    ] = "text",
+) -> None:
+    """Show opinion scores, tests, agreement and preferences with 95 % intervals, and excluded raters with reasons."""
+    from milonga.listening_test.formatting import format_results
+    from milonga.listening_test.results import compute_results
     from milonga.listening_test.sessions import Sessions
 
     sessions = Sessions(test, archive=True)
     summary = compute_results(sessions.test, *sessions.judgements())
-    typer.echo(results_json(summary) if as_json else as_text(summary))
+    typer.echo(format_results(summary, "json" if as_json else form))
+
+
+@listen.command("plan")
+@handle_errors
+def plan(
+    test: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TEST]", help="A test with ratings, such as a pilot, to take spreads from."),
+    ] = None,
+    width: Annotated[float, typer.Option(help="Half the width of the 95 % intervals, in points of the scale.")] = 0.2,
+    per_rater: Annotated[int, typer.Option(help="Prompts per rater.", min=1)] = 8,
+) -> None:
+    """Show how many raters an interval of a given width takes, for several numbers of prompts."""
+    from milonga.listening_test.formatting import plan_text
+
+    typer.echo(plan_text(test, width, per_rater))
 
 
 @listen.command("export")

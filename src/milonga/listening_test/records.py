@@ -145,3 +145,19 @@ class OpinionDifference(Comparison):
     effect: float
     raters: int
     prompts: int
+
+
+class ScaleTest(Record):
+    """Of one scale: the test of "all systems are alike", and the standard deviations of raters, prompts and the rest.
+
+    `f` has `between` and `within` degrees of freedom. The deviations are of single ratings about their system's mean.
+    """
+
+    scale: str
+    f: float
+    between: float
+    within: float
+    p: float
+    rater_sd: float
+    prompt_sd: float
+    rest_sd: float

@@ -1,120 +1,208 @@
 """Results of a listening test: opinion scores, their differences, agreement, preferences and excluded raters.
 
-`compute_results` computes them; `as_text` and `as_json` format them for people and for programs.
+`compute_results` computes them; `formatting` presents them to people and to programs.
 """
 
-import json
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from milonga.core.ids import derive_seed
-from milonga.core.records import Comparison, Rating, Record, Summary
-from milonga.listening_test.records import Preference, Test
+from milonga.core.records import Rating, Record
+from milonga.listening_test.records import ANCHOR, Opinion, OpinionDifference, Preference, ScaleTest, Test
 from milonga.listening_test.screening import Verdict
-from milonga.maths.opinions import alpha_interval, bradley_terry, mean_opinion, opinion_difference
+from milonga.maths.opinions import (
+    Components,
+    alpha_interval,
+    bradley_terry,
+    components,
+    intraclass,
+    mean_opinion,
+    omnibus,
+    opinion_difference,
+)
 from milonga.maths.statistics import Interval, holm
 
-SCALES = {"ovl": "OVL", "rel": "REL"}  # overall quality, relevance to the prompt
+SCALES = {"ovl": "OVL", "rel": "REL", "score": "MUSHRA"}  # overall quality, relevance to the text, sliders
 POINTS = {"a": 1.0, "b": 0.0, "same": 0.5}  # what an answer to a comparison counts for system a
-PROTOCOL = "intervals: 95 %, rater and prompt as random effects; agreement: Krippendorff's alpha, ordinal, by clip"
+PROTOCOL = "intervals: 95 %, rater and prompt as random effects; agreement: Krippendorff's alpha, ordinal, and ICC(A,1)"
+ALL, STRICT = "all raters", "no failed check"  # other rules of exclusion, for the robustness of the means
 
 
 class Results(Record):
     """The results that `milonga listen results` prints.
 
-    `summary` has `ovl` and `rel` of every system, `ovl_alpha` and `rel_alpha` of all clips together (system `all`), and
-    `strength` where systems were compared. `comparisons` are differences of opinion scores (a − b, same rater, same
-    prompt) with p-values after Holm's correction; `preferences` are win rates of a over b.
+    `summary` has `ovl`, `rel` and `score` of every system, overall and on the prompts of each tag (`split`), their
+    `_alpha` and `_icc` over all clips (system `all`), and `strength` where systems were compared. `comparisons` are
+    differences of opinion scores (a − b, same rater, same prompt, the better of the two first) with p-values after
+    Holm's correction; `preferences` are win rates of a over b. `tests` has one row a scale, over all systems.
+    `robustness` has the overall means under other rules of exclusion, named by `split`.
     """
 
     title: str
     raters: int
+    prompts: int
     ratings: int
+    clips: int
     excluded: tuple[Verdict, ...]
-    summary: tuple[Summary, ...]
-    comparisons: tuple[Comparison, ...]
+    tests: tuple[ScaleTest, ...]
+    summary: tuple[Opinion, ...]
+    comparisons: tuple[OpinionDifference, ...]
     preferences: tuple[Preference, ...]
+    robustness: tuple[Opinion, ...]
 
 
 def compute_results(test: Test, ratings: Sequence[Rating], verdicts: Sequence[Verdict]) -> Results:
     """The results of all ratings by raters who are not excluded. Attention checks do not count."""
+    judged = [rating for rating in ratings if not rating.check]
     excluded = tuple(verdict for verdict in verdicts if verdict.excluded)
-    names = {verdict.rater for verdict in excluded}
-    counted = [rating for rating in ratings if not rating.check and rating.rater not in names]
-    rated = [rating for rating in counted if rating.kind == "rate"]
+    out = {verdict.rater for verdict in excluded}
+    careless = out | {verdict.rater for verdict in verdicts if verdict.failed}
+    counted = [rating for rating in judged if rating.rater not in out]
+    rated = [rating for rating in counted if rating.kind != "compare"]
     compared = [rating for rating in counted if rating.kind == "compare"]
+    summary = _opinions(test, rated, "overall")
+    for tag in sorted({tag for prompt in test.prompts for tag in prompt.tags}):
+        tagged = {prompt.id for prompt in test.prompts if tag in prompt.tags}
+        summary += _opinions(test, [rating for rating in rated if rating.prompt_id in tagged], tag)
+    robustness: list[Opinion] = []
+    for rule, names in ((ALL, set()), (STRICT, careless)):
+        if names != out:
+            robustness += _opinions(
+                test, [own for own in judged if own.kind != "compare" and own.rater not in names], rule
+            )
     return Results(
         title=test.title,
         raters=len({rating.rater for rating in counted}),
+        prompts=len({rating.prompt_id for rating in counted}),
         ratings=len(counted),
+        clips=len({(rating.prompt_id, system) for rating in counted for system in (rating.a, rating.b) if system}),
         excluded=excluded,
-        summary=(*_opinions(test, rated), *_agreement(test, rated), *_strengths(test, compared)),
-        comparisons=tuple(_differences(test, rated)),
+        tests=tuple(_tests(test, rated)),
+        summary=(*summary, *_agreement(test, rated), *_strengths(test, compared)),
+        comparisons=tuple(_differences(test, rated, summary)),
         preferences=tuple(_preferences(test, compared)),
+        robustness=tuple(robustness),
     )
 
 
-def _opinions(test: Test, rated: Sequence[Rating]) -> list[Summary]:
+def on_scale(ratings: Sequence[Rating], scale: str) -> tuple[list[Rating], np.ndarray]:
+    """The ratings that have a mark on a scale, and those marks (N,)."""
+    own = [rating for rating in ratings if getattr(rating, scale) is not None]
+    return own, np.array([getattr(rating, scale) for rating in own], dtype=np.float64)
+
+
+def single_ratings(ratings: Sequence[Rating], scale: str) -> Components | None:
+    """Variance components of single ratings about their system's mean; None without ratings on this scale."""
+    own, values = on_scale(ratings, scale)
+    if not own:
+        return None
+    systems = np.unique([rating.a for rating in own], return_inverse=True)[1]
+    means = np.bincount(systems, values) / np.bincount(systems)
+    return components(values - means[systems], *_raters_and_prompts(own))
+
+
+def differences(ratings: Sequence[Rating], scale: str, a: str, b: str) -> tuple[list[Rating], np.ndarray]:
+    """a's ratings of which the same rater rated b on the same prompt, and the differences a − b (N,)."""
+    other = {(rating.rater, rating.prompt_id): getattr(rating, scale) for rating in ratings if rating.a == b}
+    own, values = on_scale([rating for rating in ratings if rating.a == a], scale)
+    both = [place for place, row in enumerate(own) if other.get((row.rater, row.prompt_id)) is not None]
+    gaps = [values[place] - other[own[place].rater, own[place].prompt_id] for place in both]
+    return [own[place] for place in both], np.array(gaps)
+
+
+def _opinions(test: Test, rated: Sequence[Rating], split: str) -> list[Opinion]:
     rows = []
-    for system in test.systems:
-        own = [rating for rating in rated if rating.a == system]
-        for scale in SCALES if own else ():
-            values = np.array([getattr(rating, scale) for rating in own], dtype=np.float64)
-            rows.append(_summary(system, scale, mean_opinion(values, *_raters_and_prompts(own))))
+    for system in (*test.systems, ANCHOR):
+        for scale in SCALES:
+            own, values = on_scale([rating for rating in rated if rating.a == system], scale)
+            if own:
+                rows.append(_opinion(system, scale, mean_opinion(values, *_raters_and_prompts(own)), own, split))
     return rows
 
 
-def _agreement(test: Test, rated: Sequence[Rating]) -> list[Summary]:
-    raters = {name: place for place, name in enumerate(dict.fromkeys(rating.rater for rating in rated))}
-    clips = {name: place for place, name in enumerate(dict.fromkeys((rating.prompt_id, rating.a) for rating in rated))}
+def _tests(test: Test, rated: Sequence[Rating]) -> list[ScaleTest]:
     rows = []
-    for scale in SCALES if rated else ():
-        table = np.full((len(raters), len(clips)), np.nan)
-        for rating in rated:
-            table[raters[rating.rater], clips[rating.prompt_id, rating.a]] = getattr(rating, scale)
-        interval = alpha_interval(table, derive_seed(test.seed, "agreement", scale))
-        rows.append(_summary("all", f"{scale}_alpha", interval))
+    for scale in SCALES:
+        spread = single_ratings(rated, scale)
+        own, values = on_scale([rating for rating in rated if rating.a in test.systems], scale)
+        if spread is not None and own:
+            result = omnibus(values, np.array([rating.a for rating in own]), *_raters_and_prompts(own))
+            rows.append(ScaleTest(
+                scale=scale, **vars(result), rater_sd=spread.rater**0.5, prompt_sd=spread.prompt**0.5,
+                rest_sd=spread.rest**0.5,
+            ))  # fmt: skip
     return rows
 
 
-def _strengths(test: Test, compared: Sequence[Rating]) -> list[Summary]:
+def _agreement(test: Test, rated: Sequence[Rating]) -> list[Opinion]:
+    rows = []
+    for scale in SCALES:
+        own, values = on_scale(rated, scale)
+        if not own:
+            continue
+        raters = np.unique([rating.rater for rating in own], return_inverse=True)[1]
+        clips = np.unique([f"{rating.prompt_id}/{rating.a}" for rating in own], return_inverse=True)[1]
+        table = np.full((raters.max() + 1, clips.max() + 1), np.nan)
+        table[raters, clips] = values
+        alpha = alpha_interval(table, derive_seed(test.seed, "agreement", scale))
+        rows.append(_opinion("all", f"{scale}_alpha", alpha, own))
+        icc = intraclass(values, raters, clips, derive_seed(test.seed, "icc", scale))
+        rows.append(_opinion("all", f"{scale}_icc", icc, own))
+    return rows
+
+
+def _strengths(test: Test, compared: Sequence[Rating]) -> list[Opinion]:
     systems = [name for name in test.systems if any(name in (rating.a, rating.b) for rating in compared)]
     if not systems:
         return []
     first, second = (np.array([systems.index(getattr(rating, side)) for rating in compared]) for side in ("a", "b"))
     points = np.array([POINTS[str(rating.better)] for rating in compared])
     strengths = bradley_terry(first, second, points, *_raters_and_prompts(compared), len(systems))
-    return [_summary(name, "strength", interval) for name, interval in zip(systems, strengths, strict=True)]
+    return [
+        _opinion(name, "strength", interval, [rating for rating in compared if name in (rating.a, rating.b)])
+        for name, interval in zip(systems, strengths, strict=True)
+    ]
 
 
-def _differences(test: Test, rated: Sequence[Rating]) -> list[Comparison]:
-    """Differences of every two systems on both scales; p-values and verdicts after Holm's correction, NaN for no p."""
-    scores = {(rating.rater, rating.prompt_id, rating.a): rating for rating in rated}
+def _differences(test: Test, rated: Sequence[Rating], means: Sequence[Opinion]) -> list[OpinionDifference]:
+    """Differences of every two systems on all scales, the one with the higher mean of all marks first.
+
+    p-values and verdicts are after Holm's correction; NaN for no p.
+    """
+    order = {
+        system: float(np.mean([own.value for own in means if own.system == system and own.split == "overall"] or [0.0]))
+        for system in test.systems
+    }
     rows = []
     for scale in SCALES:
-        for b, a in combinations(test.systems, 2):
-            own = [rating for rating in rated if rating.a == a and (rating.rater, rating.prompt_id, b) in scores]
+        for a, b in combinations(sorted(test.systems, key=lambda system: -order[system]), 2):
+            own, gaps = differences(rated, scale, a, b)
             if own:
-                values = [
-                    getattr(rating, scale) - getattr(scores[rating.rater, rating.prompt_id, b], scale) for rating in own
-                ]
-                difference = opinion_difference(np.array(values, dtype=np.float64), *_raters_and_prompts(own))
-                rows.append((scale, a, b, difference))
-    adjusted = np.array([difference.p for *_, difference in rows], dtype=np.float64)
-    adjusted[~np.isnan(adjusted)] = holm(adjusted[~np.isnan(adjusted)])
-    corrected = [(scale, a, b, replace(own, p=float(p))) for (scale, a, b, own), p in zip(rows, adjusted, strict=True)]
+                rows.append((scale, a, b, own, gaps, opinion_difference(gaps, *_raters_and_prompts(own))))
+    adjusted = _holm([row[-1].p for row in rows])
     return [
-        Comparison(
-            split="overall", metric=scale, a=a, b=b, better={"a": a, "b": b, "neither": "neither"}[own.better()],
-            difference=own.value, low=own.low, high=own.high, p=own.p, n=own.n,
+        OpinionDifference(
+            split="overall", metric=scale, a=a, b=b, difference=result.value, low=result.low, high=result.high, p=p,
+            better=_better(a, b, result.low, result.high, p), n=result.n, effect=_effect(gaps, own), **_counts(own),
         )
-        for scale, a, b, own in corrected
+        for (scale, a, b, own, gaps, result), p in zip(rows, adjusted, strict=True)
     ]  # fmt: skip
+
+
+def _effect(gaps: np.ndarray, ratings: Sequence[Rating]) -> float:
+    """The mean difference over the standard deviation of a single difference by any rater on any prompt."""
+    spread = components(gaps, *_raters_and_prompts(ratings))
+    deviation = (spread.rater + spread.prompt + spread.rest) ** 0.5
+    return float(gaps.mean() / deviation) if deviation > 0 else float("nan")
+
+
+def _better(a: str, b: str, low: float, high: float, p: float) -> str:
+    if np.isnan(p) or p > 0.05 or not (low > 0 or high < 0):
+        return "neither"
+    return a if low > 0 else b
 
 
 def _preferences(test: Test, compared: Sequence[Rating]) -> list[Preference]:
@@ -125,81 +213,40 @@ def _preferences(test: Test, compared: Sequence[Rating]) -> list[Preference]:
             votes = np.array(
                 [POINTS[str(rating.better)] if rating.a == a else 1 - POINTS[str(rating.better)] for rating in own]
             )
-            rate = opinion_difference(votes - 0.5, *_raters_and_prompts(own))
-            wins, losses, ties = (int((votes == value).sum()) for value in (1.0, 0.0, 0.5))
-            rows.append(Preference(
-                a=a, b=b, rate=rate.value + 0.5, low=rate.low + 0.5, high=rate.high + 0.5, p=rate.p, wins=wins,
-                losses=losses, ties=ties, raters=len({rating.rater for rating in own}),
-                prompts=len({rating.prompt_id for rating in own}),
-            ))  # fmt: skip
-    return rows
+            if votes.mean() < 0.5:
+                a, b, votes = b, a, 1 - votes
+            rows.append((a, b, own, votes, opinion_difference(votes - 0.5, *_raters_and_prompts(own))))
+    adjusted = _holm([row[-1].p for row in rows])
+    return [
+        Preference(
+            a=a, b=b, rate=rate.value + 0.5, low=rate.low + 0.5, high=rate.high + 0.5, p=p,
+            wins=int((votes == 1).sum()), losses=int((votes == 0).sum()), ties=int((votes == 0.5).sum()),
+            **_counts(own),
+        )
+        for (a, b, own, votes, rate), p in zip(rows, adjusted, strict=True)
+    ]  # fmt: skip
+
+
+def _holm(values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, NaN staying NaN."""
+    adjusted = np.array(values, dtype=np.float64)
+    adjusted[~np.isnan(adjusted)] = holm(adjusted[~np.isnan(adjusted)])
+    return [float(p) for p in adjusted]
 
 
 def _raters_and_prompts(ratings: Sequence[Rating]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([rating.rater for rating in ratings]), np.array([rating.prompt_id for rating in ratings])
 
 
-def _summary(system: str, metric: str, interval: Interval) -> Summary:
+def _counts(ratings: Sequence[Rating]) -> dict[str, int]:
+    return {
+        "raters": len({rating.rater for rating in ratings}),
+        "prompts": len({rating.prompt_id for rating in ratings}),
+    }
+
+
+def _opinion(
+    system: str, metric: str, interval: Interval, ratings: Sequence[Rating], split: str = "overall"
+) -> Opinion:
     numbers: dict[str, Any] = {name: getattr(interval, name) for name in ("value", "low", "high", "n")}
-    return Summary(system=system, split="overall", metric=metric, protocol=PROTOCOL, **numbers)
-
-
-def as_json(results: Results) -> str:
-    """The results as JSON, with null where a number could not be computed."""
-
-    def without_nan(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: without_nan(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [without_nan(inner) for inner in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(without_nan(results.model_dump(mode="python")), indent=2)
-
-
-def as_text(results: Results) -> str:
-    """The results as aligned tables."""
-    parts = [f"{results.title}: {results.ratings} ratings that count, from {results.raters} raters"]
-    rows = {(row.system, row.metric): row for row in results.summary}
-    systems = list(dict.fromkeys(row.system for row in results.summary if row.metric == "ovl"))
-    if systems:
-        lines: list[tuple[str, ...]] = [("mean opinion", *SCALES.values(), "n")]
-        for name in systems:
-            lines.append((name, *(_value(rows[name, scale]) for scale in SCALES), str(rows[name, "ovl"].n)))
-        lines.append(("agreement (alpha)", *(_value(rows["all", f"{scale}_alpha"]) for scale in SCALES), ""))
-        parts.append(_aligned(lines))
-    if results.comparisons:
-        lines = [("difference", "", "value", "p (Holm)", "better")]
-        for row in results.comparisons:
-            value = f"{row.difference:+.2f} [{_number(row.low, '+.2f')}, {_number(row.high, '+.2f')}]"
-            lines.append((f"{row.a} - {row.b}", SCALES[row.metric], value, _number(row.p, ".4f"), row.better))
-        parts.append(_aligned(lines))
-    if results.preferences:
-        lines = [("preferred", "share", "won/lost/tied")]
-        for rate in results.preferences:
-            share = f"{rate.rate:.2f} [{_number(rate.low)}, {_number(rate.high)}]"
-            lines.append((f"{rate.a} over {rate.b}", share, f"{rate.wins}/{rate.losses}/{rate.ties}"))
-        strengths = [row for row in results.summary if row.metric == "strength"]
-        parts.append(_aligned(lines))
-        parts.append(_aligned([
-            ("strength (Bradley-Terry)", "", "n"), *((row.system, _value(row), str(row.n)) for row in strengths),
-        ]))  # fmt: skip
-    excluded = [("excluded", "because"), *((verdict.rater, verdict.excluded) for verdict in results.excluded)]
-    parts.append(_aligned(excluded) if results.excluded else "excluded: nobody")
-    return "\n\n".join([*parts, PROTOCOL])
-
-
-def _value(row: Summary) -> str:
-    return f"{_number(row.value)} [{_number(row.low)}, {_number(row.high)}]"
-
-
-def _number(value: float, form: str = ".2f") -> str:
-    return "-" if math.isnan(value) else format(value, form)
-
-
-def _aligned(lines: Sequence[Iterable[str]]) -> str:
-    rows = [tuple(line) for line in lines]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return Opinion(system=system, split=split, metric=metric, protocol=PROTOCOL, **numbers, **_counts(ratings))

@@ -13,8 +13,9 @@ from milonga.core import web
 from milonga.core.records import Record
 from milonga.core.web import NotNow, Unknown
 from milonga.listening_test.export import as_csv, screened
+from milonga.listening_test.formatting import as_text
 from milonga.listening_test.records import RaterRow, ScreenedRating
-from milonga.listening_test.results import as_text, compute_results
+from milonga.listening_test.results import compute_results
 from milonga.listening_test.sessions import Judgement, Sessions
 from milonga.listening_test.sources import check_url
 

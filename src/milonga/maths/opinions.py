@@ -1,10 +1,11 @@
-"""Statistics of people's judgements: mean opinion scores, win rates, strengths of systems, agreement of raters.
+"""Statistics of people's judgements: opinion scores, tests of systems, win rates, strengths, agreement of raters.
 
 Judgements are neither independent nor identically distributed: a rater is strict or mild on everything, and a prompt is
 easy or hard for everyone. All intervals are 95 % intervals for other raters *and* other prompts of the same kind.
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from milonga.maths.statistics import LEVEL, Difference, Interval
 Scale = Literal["nominal", "ordinal", "interval"]
 MAX_STEP = 1.0  # of one strength in one Newton step: the first steps must not overshoot
 NEWTON_STEPS = 200
+LARGE_SAMPLE = 1.96  # the t quantile of a 95 % interval with many degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def opinion_difference(values: np.ndarray, raters: np.ndarray, prompts: np.ndarr
     """The mean of differences (N,), each of one rater on one prompt, with interval and two-sided p as `mean_opinion`.
 
     An effect of rater or prompt that both systems share cancels before the interval is computed. p is 1 where all
-    differences are zero, 0 where they are all the same other number, NaN without an interval.
+    differences are zero, and that of a sign test where they are all the same other number, over as many signs as there
+    are raters or prompts, whichever are fewer; NaN without an interval.
     """
     from scipy.stats import t
 
@@ -55,8 +58,78 @@ def opinion_difference(values: np.ndarray, raters: np.ndarray, prompts: np.ndarr
     if spread.error > 0:
         p = 2 * float(t.sf(abs(mean.value) / spread.error, spread.freedom))
     else:
-        p = np.nan if np.isnan(mean.low) else float(mean.value == 0)
+        p = np.nan if np.isnan(mean.low) else _sign_test(mean.value, raters, prompts)
     return Difference(mean.value, mean.low, mean.high, p, mean.n)
+
+
+def _sign_test(value: float, raters: np.ndarray, prompts: np.ndarray) -> float:
+    """Two-sided p of differences that are all alike, with the smaller of the numbers of raters and prompts as N."""
+    return min(1.0, 2 * 0.5 ** min(len(np.unique(raters)), len(np.unique(prompts)))) if value else 1.0
+
+
+@dataclass(frozen=True)
+class Omnibus:
+    """A test of "all systems are alike": F with its degrees of freedom, and p."""
+
+    f: float
+    between: float
+    within: float
+    p: float
+
+
+def omnibus(values: np.ndarray, systems: np.ndarray, raters: np.ndarray, prompts: np.ndarray) -> Omnibus:
+    """The ANOVA-type test of N judgements (all (N,)) with rater and prompt, and each one's taste, as random effects.
+
+    The means of K systems give Q = Σₖ(mₖ − m̄)². Under "all alike" E[Q] = tr(S), the covariance S of the centred means;
+    F = Q / tr(S) is taken as F-distributed with tr(S)² / tr(S²) and f₂ degrees of freedom (Brunner, Dette & Munk 1997,
+    *JASA* 92, section 2). S follows from the variances D of all differences of two systems, which come from
+    `components` over the same rater and prompt: S = −½ P D P with P = I − 1/K. f₂ is the harmonic mean of their
+    Satterthwaite degrees of freedom, weighted by D. NaN with fewer than two systems, raters or prompts in common.
+    """
+    from scipy.stats import f as f_distribution
+
+    table: dict[str, dict[tuple[str, str], float]] = {}
+    for value, system, rater, prompt in zip(values, systems, raters, prompts, strict=True):
+        table.setdefault(str(system), {})[str(rater), str(prompt)] = float(value)
+    count = len(table)
+    means, variances, inverse_freedom = np.zeros((count, count)), np.zeros((count, count)), np.zeros((count, count))
+    cells: list[tuple[str, str]] = []
+    for (i, one), (j, other) in combinations(enumerate(table.values()), 2):
+        cells = [cell for cell in one if cell in other]
+        if not cells:
+            return Omnibus(np.nan, np.nan, np.nan, np.nan)
+        differences = np.array([one[cell] - other[cell] for cell in cells])
+        spread = components(differences, *(np.array(labels) for labels in zip(*cells, strict=True)))
+        means[i, j], means[j, i] = differences.mean(), -differences.mean()
+        variances[i, j] = variances[j, i] = spread.error**2
+        inverse_freedom[i, j] = inverse_freedom[j, i] = 1 / spread.freedom
+    if count < 2 or np.isnan(variances).any():
+        return Omnibus(np.nan, np.nan, np.nan, np.nan)
+    centre = np.eye(count) - 1 / count
+    eigenvalues = np.linalg.eigvalsh(-0.5 * centre @ variances @ centre).clip(min=0)
+    q = float(np.square(means.mean(axis=1)).sum())
+    if eigenvalues.sum() <= 0:
+        return Omnibus(np.inf if q else 0.0, count - 1, np.nan, _sign_test(q, *map(np.array, zip(*cells, strict=True))))
+    between = float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
+    within = float(variances.sum() / (variances * inverse_freedom).sum())
+    f = q / float(eigenvalues.sum())
+    return Omnibus(f, between, within, float(f_distribution.sf(f, between, within)))
+
+
+def raters_needed(width: float, spread: Components, prompts: int, per_rater: int, most: int = 10_000) -> int | None:
+    """The number of raters with which the 95 % interval of a mean is ± `width`; None where no number up to `most` is.
+
+    `spread` has the variances of rater, prompt and residual of single judgements; every rater judges `per_rater` of the
+    `prompts`. The error cannot fall below what the prompts leave, so it may take more of them.
+    """
+    for raters in range(2, most + 1):
+        n = raters * min(per_rater, prompts)
+        shares = np.array([spread.rater / raters, spread.prompt / prompts, spread.rest / n])
+        if _t_quantile(_satterthwaite(shares, raters, prompts, n)) * np.sqrt(shares.sum()) <= width:
+            return raters
+        if LARGE_SAMPLE * np.sqrt(shares[1]) > width:
+            return None
+    return None
 
 
 def components(values: np.ndarray, raters: np.ndarray, prompts: np.ndarray) -> Components:
@@ -227,6 +300,33 @@ def alpha_interval(ratings: np.ndarray, seed: int, scale: Scale = "ordinal", res
     alphas = _alpha(np.tensordot(draws.astype(float), pairs, axes=1), values, scale)
     low, high = np.nanquantile(alphas, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Interval(alpha, float(low), float(high), units)
+
+
+def intraclass(values: np.ndarray, raters: np.ndarray, clips: np.ndarray, seed: int, resamples: int = 200) -> Interval:
+    """ICC(A,1) of judgements (N,): the share of the variance that is the clips', of one rating by any rater.
+
+    McGraw & Wong 1996, *Psychological Methods* 1, case 2A, from `components` with clips in the place of prompts, which
+    allows for clips that only some raters judged. The interval is a percentile bootstrap over clips; n is their number.
+    NaN below two raters or two clips.
+    """
+    values, raters, clips = _judgements(values, raters, clips)
+    numbers = np.unique(clips, return_inverse=True)[1]
+    rows = [np.flatnonzero(numbers == clip) for clip in range(numbers.max() + 1)]
+
+    def share(spread: Components) -> float:
+        total = spread.rater + spread.prompt + spread.rest
+        return spread.prompt / total if total > 0 else np.nan
+
+    value = share(components(values, raters, numbers))
+    if np.isnan(value):
+        return Interval(np.nan, np.nan, np.nan, len(rows))
+    draws = []
+    for drawn in np.random.default_rng(seed).integers(len(rows), size=(resamples, len(rows))):
+        index = np.concatenate([rows[clip] for clip in drawn])
+        labels = np.repeat(np.arange(len(drawn)), [len(rows[clip]) for clip in drawn])
+        draws.append(share(components(values[index], raters[index], labels)))
+    low, high = np.nanquantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Interval(value, float(low), float(high), len(rows))
 
 
 def _coincidences(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

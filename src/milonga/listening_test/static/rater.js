@@ -6,7 +6,7 @@ const FAILURES = 5; // answers of 500 after which a request is given up; a serve
 const BREAK = 20; // trials between two suggestions of a pause
 let texts = {};
 let onKey = () => {};
-let stopPlaying = null; // stops the sound that plays
+let stopSound = null; // stops the sound that plays
 let shortcuts = true;
 const drafts = new Map(); // answers that were not sent yet, by place
 
@@ -55,17 +55,17 @@ function sound(url, label, onEnd = () => {}) {
     audio.currentTime = 0;
     show(false);
     line.style.width = "0";
-    if (stopPlaying === stop) stopPlaying = null;
+    if (stopSound === stop) stopSound = null;
   };
   const follow = () => {
-    if (stopPlaying !== stop) return;
+    if (stopSound !== stop) return;
     line.style.width = `${(100 * audio.currentTime) / (audio.duration || 1)}%`;
     requestAnimationFrame(follow);
   };
   const toggle = () => {
-    if (stopPlaying === stop) { stop(); return; }
-    if (stopPlaying) stopPlaying();
-    stopPlaying = stop;
+    if (stopSound === stop) { stop(); return; }
+    if (stopSound) stopSound();
+    stopSound = stop;
     show(true);
     audio.playbackRate = 1;
     audio.play().then(() => notice("")).catch((error) => {
@@ -82,7 +82,7 @@ function sound(url, label, onEnd = () => {}) {
 }
 
 function turn(...children) {
-  if (stopPlaying) stopPlaying();
+  if (stopSound) stopSound();
   onKey = () => {};
   show(...children);
 }

@@ -1,0 +1,46 @@
+"""Honest raters and bots of growing cunning take a served test over HTTP: every bot is excluded, no honest rater is."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from serving import ask
+from simulated_raters import Bot, Honest
+from small_test import PLAN, served, small_test
+
+from milonga.listening_test.sessions import Sessions
+
+BOTS = ("instant", "waits", "double", "random", "five")
+SECONDS = 0.12  # a clip's length: what matters is its ratio to the time that a rater takes
+
+
+@pytest.mark.parametrize("kinds", [("rate", "compare"), ("rate", "mushra")])
+def test_every_bot_is_excluded_and_no_honest_rater(tmp_path: Path, kinds) -> None:
+    folder = tmp_path / "test"
+    test = small_test(folder, plan=replace(PLAN, kinds=kinds, per_rater=3), seconds=SECONDS)
+    sessions = Sessions(folder)
+    tokens = sessions.ratings.invite(4 + len(BOTS))
+    with served(folder) as (_, link):
+        base = link.split("/admin")[0]
+        rest = [(base, token, number, test, folder) for number, token in enumerate(tokens, 1)]
+        raters = [
+            *(Honest(*own) for own in rest[:4]),
+            *(Bot(kind, *own) for kind, own in zip(BOTS, rest[4:], strict=True)),
+        ]
+        threads = [threading.Thread(target=rater.session) for rater in raters]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(240)
+        assert not any(thread.is_alive() for thread in threads)
+        progress = ask(base, "GET", link[len(base) :] + "/state")[2]["raters"]
+    excluded = {verdict.rater: verdict.excluded for verdict in sessions.verdicts() if verdict.excluded}
+    assert {row["name"]: row["excluded"] for row in progress if row["excluded"]} == excluded
+    assert set(excluded) == {f"r{number}" for number in range(5, 10)}
+    assert "timing" in excluded["r5"]
+    assert "attention" in excluded["r6"]
+    assert "timing" in excluded["r7"]
+    judged = {rater.number: rater.judged for rater in sessions.ratings.raters()}
+    assert judged[5] == judged[7] == 0  # what came too early was never taken
+    assert all(judged[number] == len(sessions.ratings.trials(number)) for number in (1, 2, 3, 4, 6, 8, 9))
