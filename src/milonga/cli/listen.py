@@ -111,6 +111,9 @@ def results(
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="text, markdown, latex, csv or json.")
     ] = "text",
+    ordinal: Annotated[
+        bool, typer.Option("--ordinal", help="Also compare systems by an ordinal mixed model; takes some seconds.")
+    ] = False,
 ) -> None:
     """Show opinion scores, tests, agreement and preferences with 95 % intervals, and excluded raters with reasons."""
     from milonga.listening_test.formatting import format_results
@@ -118,7 +121,7 @@ def results(
     from milonga.listening_test.sessions import Sessions
 
     sessions = Sessions(test, archive=True)
-    summary = compute_results(sessions.test, *sessions.judgements())
+    summary = compute_results(sessions.test, *sessions.judgements(), ordinal=ordinal)
     typer.echo(format_results(summary, "json" if as_json else form))
 
 

@@ -108,6 +108,12 @@ def tables(results: Results) -> list[Table]:
          number(row.effect, "+.2f"), format_p(row.p), row.better, str(row.raters), str(row.prompts))
         for row in results.comparisons
     ]))  # fmt: skip
+    parts.append(Table(
+        "ordinal mixed model, log odds", ("", "scale", "value", "odds ratio", "p (Holm)", "better"), [
+        (f"{row.a} − {row.b}", SCALES[row.metric], _interval(row.difference, row.low, row.high, "+.2f"),
+         number(row.effect), format_p(row.p), row.better)
+        for row in results.ordinal
+    ]))  # fmt: skip
     parts.append(Table("preferred", ("", "share", "p (Holm)", "won/lost/tied", "raters", "prompts"), [
         (f"{row.a} over {row.b}", _interval(row.rate, row.low, row.high), format_p(row.p),
          f"{row.wins}/{row.losses}/{row.ties}", str(row.raters), str(row.prompts))

@@ -11,9 +11,11 @@ import numpy as np
 
 from milonga.core.ids import derive_seed
 from milonga.core.records import Rating, Record
+from milonga.listening_test.ordinal import fit_ordinal
 from milonga.listening_test.records import ANCHOR, Opinion, OpinionDifference, Preference, ScaleTest, Test
 from milonga.listening_test.screening import Verdict
 from milonga.maths.opinions import (
+    LARGE_SAMPLE,
     Components,
     alpha_interval,
     bradley_terry,
@@ -38,7 +40,8 @@ class Results(Record):
     `_alpha` and `_icc` over all clips (system `all`), and `strength` where systems were compared. `comparisons` are
     differences of opinion scores (a − b, same rater, same prompt, the better of the two first) with p-values after
     Holm's correction; `preferences` are win rates of a over b. `tests` has one row a scale, over all systems.
-    `robustness` has the overall means under other rules of exclusion, named by `split`.
+    `robustness` has the overall means under other rules of exclusion, named by `split`. `ordinal` has differences of
+    OVL and REL in log odds by an ordinal mixed model, where asked for; their effect size is the odds ratio.
     """
 
     title: str
@@ -52,10 +55,16 @@ class Results(Record):
     comparisons: tuple[OpinionDifference, ...]
     preferences: tuple[Preference, ...]
     robustness: tuple[Opinion, ...]
+    ordinal: tuple[OpinionDifference, ...] = ()
 
 
-def compute_results(test: Test, ratings: Sequence[Rating], verdicts: Sequence[Verdict]) -> Results:
-    """The results of all ratings by raters who are not excluded. Attention checks do not count."""
+def compute_results(
+    test: Test, ratings: Sequence[Rating], verdicts: Sequence[Verdict], ordinal: bool = False
+) -> Results:
+    """The results of all ratings by raters who are not excluded. Attention checks do not count.
+
+    With `ordinal` the marks are also compared by an ordinal mixed model, which takes some seconds a scale.
+    """
     judged = [rating for rating in ratings if not rating.check]
     excluded = tuple(verdict for verdict in verdicts if verdict.excluded)
     out = {verdict.rater for verdict in excluded}
@@ -85,6 +94,7 @@ def compute_results(test: Test, ratings: Sequence[Rating], verdicts: Sequence[Ve
         comparisons=tuple(_differences(test, rated, summary)),
         preferences=tuple(_preferences(test, compared)),
         robustness=tuple(robustness),
+        ordinal=tuple(_ordinal(test, rated)) if ordinal else (),
     )
 
 
@@ -189,6 +199,30 @@ def _differences(test: Test, rated: Sequence[Rating], means: Sequence[Opinion]) 
             better=_better(a, b, result.low, result.high, p), n=result.n, effect=_effect(gaps, own), **_counts(own),
         )
         for (scale, a, b, own, gaps, result), p in zip(rows, adjusted, strict=True)
+    ]  # fmt: skip
+
+
+def _ordinal(test: Test, rated: Sequence[Rating]) -> list[OpinionDifference]:
+    """Differences of every two systems in log odds, the better one first, with p after Holm's correction."""
+    rows = []
+    for scale in ("ovl", "rel"):
+        own, values = on_scale(rated, scale)
+        systems = [name for name in test.systems if any(rating.a == name for rating in own)]
+        raters, prompts = (np.unique(labels, return_inverse=True)[1] for labels in _raters_and_prompts(own))
+        if len(systems) < 2 or min(raters.max(), prompts.max()) < 1:
+            continue
+        fit = fit_ordinal(values, np.array([systems.index(rating.a) for rating in own]), raters, prompts)
+        for i, j in combinations(sorted(range(len(systems)), key=lambda place: -fit.effects[place]), 2):
+            both = [rating for rating in own if rating.a in (systems[i], systems[j])]
+            rows.append((scale, systems[i], systems[j], both, *fit.difference(i, j)))
+    adjusted = _holm([row[-1] for row in rows])
+    return [
+        OpinionDifference(
+            split="overall", metric=scale, a=a, b=b, difference=value, low=value - LARGE_SAMPLE * error,
+            high=value + LARGE_SAMPLE * error, p=p, n=len(own), effect=float(np.exp(value)),
+            better=_better(a, b, value - LARGE_SAMPLE * error, value + LARGE_SAMPLE * error, p), **_counts(own),
+        )
+        for (scale, a, b, own, value, error, _), p in zip(rows, adjusted, strict=True)
     ]  # fmt: skip
 
 
