@@ -47,8 +47,9 @@ class Database:
         if archive and path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
             # A copy, because SQLite cannot read what is still in the log without writing beside it.
             self._copy = tempfile.TemporaryDirectory(prefix="milonga-")
-            for file in path.parent.glob(f"{path.name}*"):
-                shutil.copyfile(file, Path(self._copy.name) / file.name)
+            for file in (path, path.with_name(f"{path.name}-wal")):
+                if file.exists():
+                    shutil.copyfile(file, Path(self._copy.name) / file.name)
             self._path = Path(self._copy.name) / path.name
         elif not path.exists():
             try:
