@@ -88,7 +88,7 @@ def test_links_results_and_table_through_the_doors(folders, tmp_path):
     links = told.stdout.split()
     assert len(set(links)) == 3
     assert all(link.startswith("https://listen.example.org/r/") for link in links)
-    assert "0 ratings" in milonga("listen", "results", where).stdout
+    assert "0 valid ratings" in milonga("listen", "results", where).stdout
     test, ratings = read_test(tmp_path / "test"), Ratings(tmp_path / "test" / "ratings.sqlite")
     ratings.begin(1, lambda: plan_session(test, 1, {one.id: 0 for one in test.prompts}))
     for place in range(len(ratings.trials(1))):

@@ -178,20 +178,20 @@ def test_every_form_holds_every_table(results):
 
 
 def test_the_ordinal_model_finds_the_effects_and_spreads_of_its_own_kind():
-    """Marks drawn from the model itself: twelve raters, thirty prompts, three systems, every cell."""
+    """Marks drawn from the model itself: ten raters, sixteen prompts, three systems, every cell."""
     rng, truth = np.random.default_rng(4), np.array([0.0, 0.8, -0.6])
     systems, raters, prompts = (
-        grid.ravel() for grid in np.meshgrid(np.arange(3), np.arange(12), np.arange(30), indexing="ij")
+        grid.ravel() for grid in np.meshgrid(np.arange(3), np.arange(10), np.arange(16), indexing="ij")
     )
-    rater, prompt = rng.normal(0, 0.9, 12), rng.normal(0, 0.7, 30)
+    rater, prompt = rng.normal(0, 0.9, 10), rng.normal(0, 0.7, 16)
     latent = truth[systems] + rater[raters] + prompt[prompts] + rng.logistic(size=len(systems))
     marks = 1 + (latent[:, None] > np.array([-2.0, -0.7, 0.7, 2.0])).sum(1)
     fit = fit_ordinal(marks, systems, raters, prompts)
     for a, b in ((1, 0), (2, 0), (1, 2)):
         value, error, p = fit.difference(a, b)
         assert abs(value - (truth[a] - truth[b])) < 3 * error
-        assert 0.1 < error < 0.4
-        assert p < 0.01
+        assert 0.1 < error < 0.6
+        assert p < 0.05
     assert fit.deviations[0] == pytest.approx(rater.std(), rel=0.4)
     assert fit.deviations[1] == pytest.approx(prompt.std(), rel=0.4)
     assert max(fit.deviations[2:]) < 0.4  # there is no taste in these marks

@@ -117,7 +117,7 @@ def test_the_text_and_the_json_tell_the_same_and_an_empty_test_tells_nothing(fol
         assert f"{row['value']:.2f}" in text
     assert "r16" in text
     empty = compute_results(test, [], [])
-    assert "0 ratings" in as_text(empty)
+    assert "0 valid ratings" in as_text(empty)
     assert json.loads(as_json(empty))["summary"] == []
     lone = compute_results(test, [one for one in every if one.rater == "r1"], [])
     assert json.loads(as_json(lone))["summary"][0]["low"] is None

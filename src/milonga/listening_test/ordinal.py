@@ -6,8 +6,12 @@ approximation that R's `ordinal::clmm` makes for crossed effects.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 NEWTON_STEPS = 50
 TOLERANCE = 1e-8  # of the gradient's largest entry
@@ -42,6 +46,7 @@ def fit_ordinal(marks: np.ndarray, systems: np.ndarray, raters: np.ndarray, prom
     approximation, profiled over θ and β (Nelder & Mead 1965). The covariance of β is its block of the inverse Hessian.
     """
     from scipy.optimize import minimize
+    from scipy.sparse import csr_array
 
     levels, codes = np.unique(marks, return_inverse=True)
     count = int(systems.max()) + 1
@@ -50,8 +55,10 @@ def fit_ordinal(marks: np.ndarray, systems: np.ndarray, raters: np.ndarray, prom
     fixed = np.eye(count)[systems][:, 1:]
     shift = -np.concatenate([fixed, *blocks], axis=1)
     thresholds = len(levels) - 1
-    upper = np.concatenate([np.eye(thresholds + 1)[codes][:, :thresholds], shift], axis=1)
-    lower = np.concatenate([np.eye(thresholds + 1)[codes][:, 1:], shift], axis=1)
+    upper, lower = (
+        csr_array(np.concatenate([np.eye(thresholds + 1)[codes][:, columns], shift], axis=1))
+        for columns in (slice(0, thresholds), slice(1, None))
+    )
     design = Design(upper, lower, codes == thresholds, codes == 0, thresholds, count - 1)
     sizes = [block.shape[1] for block in blocks]
     shares = np.bincount(codes)[:-1].cumsum() / len(codes)
@@ -86,8 +93,8 @@ class Design:
     `top` and `bottom` (N,) mark the rows without an upper and a lower limit.
     """
 
-    upper: np.ndarray
-    lower: np.ndarray
+    upper: "csr_array"
+    lower: "csr_array"
     top: np.ndarray
     bottom: np.ndarray
     thresholds: int
@@ -120,6 +127,8 @@ class Design:
 
     def evaluate(self, parameters: np.ndarray, penalty: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """The penalised negative log likelihood, its gradient and its Hessian."""
+        from scipy.sparse import diags_array
+
         above, below = _logistic(self.upper @ parameters), _logistic(self.lower @ parameters)
         above[self.top], below[self.bottom] = 1.0, 0.0
         p = np.maximum(above - below, 1e-300)
@@ -131,12 +140,12 @@ class Design:
             second**2 + density_below * (1 - 2 * below) / p,
             -first * second,
         )
-        cross = self.upper.T @ (weights[2][:, None] * self.lower)
-        hessian = (
-            self.upper.T @ (weights[0][:, None] * self.upper)
-            + self.lower.T @ (weights[1][:, None] * self.lower)
-            + cross + cross.T + np.diag(penalty)
-        )  # fmt: skip
+        cross = self.upper.T @ (diags_array(weights[2]) @ self.lower)
+        rows = (
+            self.upper.T @ (diags_array(weights[0]) @ self.upper)
+            + self.lower.T @ (diags_array(weights[1]) @ self.lower)
+        ) + (cross + cross.T)
+        hessian = rows.toarray() + np.diag(penalty)
         return float(-np.log(p).sum() + 0.5 * penalty @ parameters**2), gradient, hessian
 
 
