@@ -200,3 +200,58 @@ def test_a_link_that_is_not_valid_says_so(browser, place) -> None:
     page.goto(f"{place[0]}/r/{'A' * 22}")
     assert page.locator("h1").inner_text() == "This link is not valid"
     page.close()
+
+
+def test_a_crowd_rater_goes_from_the_entry_link_by_sliders_to_the_code(browser, tmp_path: Path) -> None:
+    """On a phone's screen, below a path of another server, in words of one's own."""
+    from dataclasses import replace
+
+    test = small_test(tmp_path / "test", prompts=5, plan=replace(PLAN, kinds=("mushra",), per_rater=1), seconds=0.2)
+    (tmp_path / "test" / "page.toml").write_text(
+        'consent = "I agree."\nask = ["device"]\ncomment = true\ncompletion_code = "C1"\n'
+        'completion_url = "https://example.org/{PROLIFIC_PID}"\n[texts]\nnext = "Weiter"\n'
+    )
+    ratings, troubles = Ratings(tmp_path / "test" / "ratings.sqlite"), []
+    with served(tmp_path / "test") as (_, link):
+        base = link.split("/admin")[0]
+        context = browser.new_context(viewport={"width": 390, "height": 850})
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        context.route("https://lab.example.org/listen/**", lambda route: route.fulfill(
+            response=route.fetch(url=route.request.url.replace("https://lab.example.org/listen", base), max_redirects=0)
+        ))  # fmt: skip
+        page.goto(f"https://lab.example.org/listen/join/{ratings.entry_token()}?PROLIFIC_PID=p1")
+        page.locator("select").select_option(index=1)
+        assert page.get_by_role("button", name="Begin").is_disabled()
+        page.get_by_role("checkbox").check()
+        page.get_by_role("button", name="Begin").click()
+        for item in range(6):
+            page.wait_for_selector(f".step:has-text('{item + 1} of 6')")
+            page.wait_for_function("() => document.querySelector('audio').readyState >= 2")
+            page.evaluate("() => document.querySelector('audio').dispatchEvent(new Event('ended'))")
+            page.keyboard.press(str(tone_answer(test.seed, 1, item)))
+        page.wait_for_selector("text=Listen to two examples first")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".prompt")
+        for place in range(3):
+            page.wait_for_selector(f".step:has-text('{place + 1} of 3')")
+            sides = page.locator(".play").count()
+            assert page.locator("input:enabled").count() == 0
+            for number in range(sides):
+                page.keyboard.press("abcdefgh"[number])
+                page.wait_for_function("(n) => document.querySelectorAll('.played').length >= n", arg=number + 1)
+            for number, slider in enumerate(page.locator("input[type=range]").all()):
+                slider.fill(str(10 * number))
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+            page.get_by_role("button", name="Weiter").click()
+        page.wait_for_selector("text=Thank you!")
+        page.fill("textarea", "fine")
+        page.get_by_role("button", name="Send comment").click()
+        page.wait_for_selector("text=Your comment has been saved")
+        assert page.get_by_role("link").get_attribute("href") == "https://example.org/p1"
+        assert page.locator(".code").inner_text() == "C1"
+        context.close()
+    assert troubles == []
+    assert ratings.survey()[1]["comment"] == "fine"
+    assert {rating.score for rating in ratings.ratings(test)} == {0, 10, 20, 30, 40, 50, 60}

@@ -83,8 +83,9 @@ def omnibus(values: np.ndarray, systems: np.ndarray, raters: np.ndarray, prompts
     The means of K systems give Q = Σₖ(mₖ − m̄)². Under "all alike" E[Q] = tr(S), the covariance S of the centred means;
     F = Q / tr(S) is taken as F-distributed with tr(S)² / tr(S²) and f₂ degrees of freedom (Brunner, Dette & Munk 1997,
     *JASA* 92, section 2). S follows from the variances D of all differences of two systems, which come from
-    `components` over the same rater and prompt: S = −½ P D P with P = I − 1/K. f₂ is the harmonic mean of their
-    Satterthwaite degrees of freedom, weighted by D. NaN with fewer than two systems, raters or prompts in common.
+    `components` over the same rater and prompt: S = −½ P D P with P = I − 1/K. With ν the harmonic mean of their
+    Satterthwaite degrees of freedom, weighted by D, f₂ = ν tr(S)² / tr(S²), as of the trace of a Wishart matrix. NaN
+    with fewer than two systems, raters or prompts in common.
     """
     from scipy.stats import f as f_distribution
 
@@ -111,7 +112,7 @@ def omnibus(values: np.ndarray, systems: np.ndarray, raters: np.ndarray, prompts
     if eigenvalues.sum() <= 0:
         return Omnibus(np.inf if q else 0.0, count - 1, np.nan, _sign_test(q, *map(np.array, zip(*cells, strict=True))))
     between = float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
-    within = float(variances.sum() / (variances * inverse_freedom).sum())
+    within = between * float(variances.sum() / (variances * inverse_freedom).sum())
     f = q / float(eigenvalues.sum())
     return Omnibus(f, between, within, float(f_distribution.sf(f, between, within)))
 
