@@ -186,7 +186,11 @@ def plan_text(folder: Path | None, width: float, per_rater: int) -> str:
             raise DataError(f"{folder} has too few ratings for its spreads: two raters on two prompts and two systems")
         single, gap = (
             Components(
-                *(max(getattr(spread, name) for spread in own) for name in ("rater", "prompt", "rest")), 0.0, 0.0
+                rater=max(spread.rater for spread in own),
+                prompt=max(spread.prompt for spread in own),
+                rest=max(spread.rest for spread in own),
+                error=0.0,
+                freedom=0.0,
             )
             for own in (singles, gaps)
         )

@@ -6,12 +6,9 @@ approximation that R's `ordinal::clmm` makes for crossed effects.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 NEWTON_STEPS = 50
 TOLERANCE = 1e-8  # of the gradient's largest entry
@@ -26,7 +23,7 @@ class OrdinalFit:
 
     effects: np.ndarray
     covariance: np.ndarray
-    deviations: tuple[float, float, float, float]
+    deviations: tuple[float, ...]
 
     def difference(self, a: int, b: int) -> tuple[float, float, float]:
         """(a − b in log odds, its standard error, two-sided p) by Wald's test."""
@@ -62,7 +59,7 @@ def fit_ordinal(marks: np.ndarray, systems: np.ndarray, raters: np.ndarray, prom
     design = Design(upper, lower, codes == thresholds, codes == 0, thresholds, count - 1)
     sizes = [block.shape[1] for block in blocks]
     shares = np.bincount(codes)[:-1].cumsum() / len(codes)
-    start = np.concatenate([np.log(shares / (1 - shares)), np.zeros(design.upper.shape[1] - thresholds)])
+    start = np.concatenate([np.log(shares / (1 - shares)), np.zeros(shift.shape[1])])
 
     def objective(logs: np.ndarray) -> float:
         nonlocal start
@@ -88,13 +85,14 @@ def _penalty(logs: np.ndarray, sizes: Sequence[int], design: "Design") -> np.nda
 
 @dataclass(frozen=True)
 class Design:
-    """The model's rows: each mark lies between `lower` @ parameters and `upper` @ parameters on the latent scale.
+    """The model's rows: each mark lies between `lower` @ parameters and `upper` @ parameters on the latent scale (both
+    sparse, (N, parameters)).
 
     `top` and `bottom` (N,) mark the rows without an upper and a lower limit.
     """
 
-    upper: "csr_array"
-    lower: "csr_array"
+    upper: Any
+    lower: Any
     top: np.ndarray
     bottom: np.ndarray
     thresholds: int

@@ -63,7 +63,7 @@ class Page(Record):
     questions: tuple[Question, ...] = ()
     comment: bool = False
     participant: str = ""
-    max_raters: int | None = Field(None, ge=1)
+    max_raters: int | None = Field(default=None, ge=1)
     completion_code: str = ""
     completion_url: str = ""
     failed_code: str = ""
