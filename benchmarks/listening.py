@@ -28,9 +28,9 @@ from simulated_raters import MEANS, Bot, Honest, coverage, plan, simulated_resul
 from small_test import PLAN, served, small_test
 
 from milonga.core.audio import read_audio
+from milonga.evaluation.ordinal import fit_ordinal
 from milonga.listening_test import results
 from milonga.listening_test.material import clip_file, read_test
-from milonga.listening_test.ordinal import fit_ordinal
 from milonga.listening_test.sessions import Sessions
 from milonga.maths.clip_view import loudness
 from milonga.maths.statistics import Interval

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from milonga.core.errors import DataError
-from milonga.maths.opinions import alpha_interval, krippendorff_alpha
+from milonga.evaluation.opinions import alpha_interval, krippendorff_alpha
 
 N = np.nan
 # Krippendorff 2011, example C: four observers, twelve units, five values, some missing.

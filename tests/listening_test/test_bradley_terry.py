@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milonga.maths.opinions import bradley_terry, mean_opinion
+from milonga.evaluation.opinions import bradley_terry, mean_opinion
 
 SIMULATIONS = 500
 

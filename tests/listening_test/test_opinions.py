@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import t, ttest_1samp
 
 from milonga.core.errors import DataError
-from milonga.maths.opinions import components, mean_opinion, opinion_difference
+from milonga.evaluation.opinions import components, mean_opinion, opinion_difference
 
 SIMULATIONS = 500
 

@@ -10,11 +10,11 @@ from scipy.stats import f_oneway
 from simulated_raters import MEANS, plan, simulated_results
 
 from milonga.core.errors import DataError, RecipeError
+from milonga.evaluation.opinions import Components, components, intraclass, omnibus, opinion_difference, raters_needed
+from milonga.evaluation.ordinal import fit_ordinal
 from milonga.listening_test.formatting import FORMATS, format_p, format_results, plan_text
-from milonga.listening_test.ordinal import fit_ordinal
 from milonga.listening_test.results import compute_results
 from milonga.listening_test.screening import Verdict
-from milonga.maths.opinions import Components, components, intraclass, omnibus, opinion_difference, raters_needed
 
 
 @pytest.fixture(scope="module")

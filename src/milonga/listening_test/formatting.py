@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from milonga.core.errors import DataError, RecipeError
+from milonga.evaluation.opinions import Components, components, raters_needed
 from milonga.listening_test.material import QUIETEST, TARGET
 from milonga.listening_test.records import Opinion
 from milonga.listening_test.results import PROTOCOL, SCALES, Results, differences, single_ratings
 from milonga.listening_test.screening import TONE_ITEMS, TONES_NEEDED
 from milonga.listening_test.sessions import Sessions
-from milonga.maths.opinions import Components, components, raters_needed
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 COUNTS = ("n", "raters", "prompts")

@@ -179,15 +179,15 @@ def broken(clip: Clip, seed: int) -> Clip:
     program does not recognise the clip by its exact zeros.
     """
     rng, size = np.random.default_rng(seed), max(1, round(GRAIN * clip.rate))
-    pieces = [clip.waveform[start : start + size] for start in range(0, len(clip.waveform), size)]
-    peak = np.abs(clip.waveform).max() or 1.0
+    pieces = [clip.samples[start : start + size] for start in range(0, len(clip.samples), size)]
+    peak = np.abs(clip.samples).max() or 1.0
     crushed = [
         np.sign(pieces[i]) * np.ceil(np.abs(pieces[i]) / peak * CRUSHED_LEVELS) / CRUSHED_LEVELS
         for i in rng.permutation(len(pieces))
     ]
     silent = set(rng.permutation(len(pieces))[: round(len(pieces) * SILENT_SHARE)].tolist())
     gated = np.concatenate([piece * (place not in silent) for place, piece in enumerate(crushed)])
-    return Clip((0.5 * gated + NOISE * rng.normal(size=len(gated))).astype(np.float32), clip.rate)
+    return Clip.of((0.5 * gated + NOISE * rng.normal(size=gated.shape)).astype(np.float32), clip.rate)
 
 
 def anchor(clip: Clip) -> Clip:
@@ -196,8 +196,8 @@ def anchor(clip: Clip) -> Clip:
 
     if clip.rate <= 2 * ANCHOR_HERTZ:
         return clip
-    filtered = sosfiltfilt(butter(8, ANCHOR_HERTZ, fs=clip.rate, output="sos"), clip.waveform, padlen=0)
-    return Clip(filtered.astype(np.float32), clip.rate)
+    filtered = sosfiltfilt(butter(8, ANCHOR_HERTZ, fs=clip.rate, output="sos"), clip.samples, axis=0, padlen=0)
+    return Clip.of(filtered.astype(np.float32), clip.rate)
 
 
 def _write_playback(

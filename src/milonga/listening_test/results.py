@@ -11,10 +11,7 @@ import numpy as np
 
 from milonga.core.ids import derive_seed
 from milonga.core.records import Rating, Record
-from milonga.listening_test.ordinal import fit_ordinal
-from milonga.listening_test.records import ANCHOR, Opinion, OpinionDifference, Preference, ScaleTest, Test
-from milonga.listening_test.screening import Verdict
-from milonga.maths.opinions import (
+from milonga.evaluation.opinions import (
     LARGE_SAMPLE,
     Components,
     alpha_interval,
@@ -25,6 +22,9 @@ from milonga.maths.opinions import (
     omnibus,
     opinion_difference,
 )
+from milonga.evaluation.ordinal import fit_ordinal
+from milonga.listening_test.records import ANCHOR, Opinion, OpinionDifference, Preference, ScaleTest, Test
+from milonga.listening_test.screening import Verdict
 from milonga.maths.statistics import Interval, holm
 
 SCALES = {"ovl": "OVL", "rel": "REL", "score": "MUSHRA"}  # overall quality, relevance to the text, sliders
