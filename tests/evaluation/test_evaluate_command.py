@@ -440,3 +440,15 @@ def test_inputs_that_cannot_be_read_are_an_error_of_their_kind(root: Path, tmp_p
     (tmp_path / "bare.csv").write_text("file,text\n")
     with pytest.raises(DataError, match="columns clip and caption"):
         load_inputs([str(tmp_path / "bare.csv")], None, None)
+
+
+def test_distances_over_a_second_embedding_are_of_the_first_clap(root: Path) -> None:
+    sides = [str(root / name) for name in ("far", "near", "real")]
+    options = EvalConfig(weights="nano", metrics=("kad_clap", "fd_clap"), cache=False)
+    result = evaluate(sides, None, root / "captions.csv", options)
+    rows = {(row.system, row.metric): row for row in result.summaries}
+    for metric in ("kad_clap", "fd_clap"):
+        assert rows["near", metric].value < rows["far", metric].value
+        assert "nano-judge@" in rows["near", metric].protocol
+    with pytest.raises(RecipeError, match="kad_clap needs a CLAP that is named"):
+        evaluate(sides, None, None, EvalConfig(tagger="nano-tagger", metrics=("kad_clap",)))

@@ -30,6 +30,7 @@ VERSIONS = ("milonga", "torch", "numpy", "scipy", "soxr", "soundfile")
 NANO = {"scorers": ("nano-judge",), "tagger": "nano-tagger"}
 NEEDS = {
     "clap": "a CLAP (--clap) and captions (--captions)",
+    "clap embedding": "a CLAP that is named (--clap)",
     "events": "a tagger (--tagger)",
     "embedding": "PANNs (--panns) or a tagger (--tagger)",
     "logits": "PANNs (--panns) or a tagger (--tagger)",
@@ -215,7 +216,10 @@ class Features:
             places = columns.pop("event places")
             columns["events"] = {key: extract.named_events(rows, self.classes) for key, rows in places.items()}
         for column, scorer in self.claps.items():
-            columns[column] = self._cosines(scorer, columns.pop(f"rows {scorer.name}"))
+            rows = columns.pop(f"rows {scorer.name}")
+            columns[column] = self._cosines(scorer, rows)
+            if column == "clap":
+                columns["clap embedding"] = rows
         for column in extract.RECONSTRUCTION if name == REFERENCE else ():  # originals with themselves: meaningless
             columns.pop(column, None)
         self.columns[name] |= columns
@@ -263,7 +267,11 @@ class Features:
             return rows
         rows = [row for row in rows if row.feature in self.stamps]
         rows = [row for row in rows if row.default or (row.name == "kl_sigmoid" and self.config.sigmoid)]
-        others = [scorer_metric(column) for column in self.stamps if column.startswith(("clap ", "score "))]
+        others = [
+            scorer_metric(column)
+            for column in self.stamps
+            if column.startswith(("clap ", "score ")) and column != "clap embedding"
+        ]
         place = next((number + 1 for number, row in enumerate(rows) if row.name == "clap"), 0)
         return rows[:place] + others + rows[place:]
 
@@ -324,6 +332,7 @@ class Features:
                 claps[column], self.stamps[column] = scorer, self.stamps.pop(f"rows {scorer.name}")
         if "clap" in claps:
             self.sources.setdefault("clap", claps["clap"].name)
+            self.stamps["clap embedding"] = self.stamps["clap"]
         return claps
 
     def _cosines(self, scorer: Any, rows: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -204,6 +204,10 @@ _FRECHET: dict[str, Any] = {
     "value": lambda rows, real: metrics.frechet_distance(rows.values, real.values),
     "draws": _frechet_draws, "caution": _small_frechet, "floor": 0.0,
 }  # fmt: skip
+_KERNEL: dict[str, Any] = {
+    "value": lambda rows, real: distances.KernelDistance(rows.values, real.values).value,
+    "draws": _kernel_draws, "stamp": "Gaussian, median of the reference, ×100",
+}  # fmt: skip
 _INFINITY: dict[str, Any] = {
     "value": lambda rows, real: distances.frechet_infinity(rows.values, real.values, rows.clip, rows.seed),
     "draws": _infinity_draws, "caution": _small_infinity, "least": 10, "most": 100,
@@ -226,11 +230,14 @@ BUILT_IN = (
     Metric("clap", "{clap_title}", needs="clap", meaning="cosine similarity of caption and clip, by {clap}",
            headline=True),
     _set("kad", "KAD", "embedding", "kernel distance to the real clips on {classifier} features: unbiased,"
-         " may be negative", value=lambda rows, real: distances.KernelDistance(rows.values, real.values).value,
-         draws=_kernel_draws, headline=True, stamp="Gaussian, median of the reference, ×100"),
+         " may be negative", headline=True, **_KERNEL),
     _set("fd", "FD", "embedding", "Fréchet distance to the real clips on {classifier} features", headline=True,
          **_FRECHET),
     _set("fd_inf", "FD∞", "embedding", "FD extrapolated to infinite N", **_INFINITY),
+    _set("kad_clap", "KAD (CLAP)", "clap embedding", "kernel distance to the real clips on the audio embeddings of"
+         " {clap}", default=False, **_KERNEL),
+    _set("fd_clap", "FD (CLAP)", "clap embedding", "Fréchet distance to the real clips on the audio embeddings of"
+         " {clap}", default=False, **_FRECHET),
     _set("fad", "FAD", "vggish", "Fréchet distance to the real clips on VGGish rows, for parity with papers: of the"
          " distances it follows people least", stamp=_VGGISH, **_FRECHET),
     _set("fad_inf", "FAD∞", "vggish", "FAD extrapolated to infinite N", stamp=_VGGISH, **_INFINITY),
