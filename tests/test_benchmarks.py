@@ -82,3 +82,31 @@ def test_a_case_with_another_outcome_is_a_fault(monkeypatch, tmp_path):
     case = next(case for case in group.cases if case.name == "a missing cell")
     wrong = cases.Case(case.name, lambda folder: case.make(folder) and {"a": "a dog barks"})
     assert len(inputs.judged(wrong, group, tmp_path)[1]) == len(group.readers)
+
+
+def test_the_accelerators_figures_are_lines_that_are_measured_once(monkeypatch, tmp_path, capsys):
+    import json
+    import subprocess
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import small_networks
+
+    gpu, file = importlib.import_module("gpu"), tmp_path / "gpu.jsonl"
+    tiny = small_networks.pipeline()
+    monkeypatch.setattr(gpu, "pipeline", lambda _: tiny)
+    monkeypatch.setattr(gpu, "flops", lambda _: 1e6)
+    gpu.main([str(file), "--tiny"])
+    rows = {row["figure"]: row for row in map(json.loads, file.read_text().splitlines())}
+    assert [name for name, _ in gpu.figures(tiny=True, clips=2)] == list(rows)
+    assert not [row for row in rows.values() if "error" in row]
+    assert rows["sample bf16, batch 1"]["clips_per_s"] > 0
+    assert 0 < rows["score LAION-CLAP"]["network_share"] <= 1
+    assert rows["DPO LoRA 16, bf16"]["pairs_per_s"] > 0
+    assert rows["parity of one clip with the CPU"]["largest_difference"] == 0
+    lines = file.read_text()
+    capsys.readouterr()
+    gpu.main([str(file), "--tiny"])
+    assert (file.read_text(), capsys.readouterr().out) == (lines, "")
+    gpu.main([str(tmp_path / "other.jsonl"), "--tiny", "--seconds", "0"])
+    assert capsys.readouterr().out.startswith("time is up before sample bf16, batch 1")
+    assert subprocess.run(["bash", "-n", str(ROOT / "benchmarks" / "gpu.sh")], check=False).returncode == 0

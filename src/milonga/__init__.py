@@ -49,7 +49,7 @@ def load(
     revision: str | None = None,
     scheduler: str | None = None,
     dtype: Any = None,
-    device: Any = None,
+    device: Any = "auto",
     tokenizer: str | None = None,
 ) -> Any:
     """A model by name: `nano` (ships), a run's system (`runs/demo/aligned`), a folder, or a repository on the Hub.
@@ -59,10 +59,10 @@ def load(
     which is called alike and has `generate(requests)`. A folder is preferred to a repository of the same name; of a
     repository (`user/name`) only the needed files are fetched, at a branch, tag or commit named by `revision`.
     `scheduler` is one of `ddpm`, `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; for a model that
-    predicts a flow `euler`, `dpm++` and `unipc`. `dtype` and `device` are torch's or their names, such as "bfloat16"
-    (default: float32 on the CPU). `tokenizer` is a folder or repository with the text encoder's tokenizer, which the
-    original's repositories leave out. Raises RecipeError for an unknown name, scheduler, dtype or device;
-    CheckpointError when weights cannot be fetched or used.
+    predicts a flow `euler`, `dpm++` and `unipc`. `dtype` is torch's or its name, such as "bfloat16" (default: float32);
+    `device` is torch's or its name, or "auto": CUDA where there is one, else Apple's MPS, else the CPU. `tokenizer` is
+    a folder or repository with the text encoder's tokenizer, which the original's repositories leave out. Raises
+    RecipeError for an unknown name, scheduler, dtype or device; CheckpointError when weights cannot be fetched or used.
     """
     from milonga.models.load import load_public
 
@@ -95,7 +95,9 @@ def run(
         raise RecipeError("changes are for a recipe's file or name: make another Recipe with model_copy instead")
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
     where = experiment.engine_named(engine, chosen.workers) if isinstance(engine, str) else engine
-    return experiment.run(chosen, None if out is None else Path(out), until, only, where, Registry(parts))
+    return experiment.run(
+        chosen, None if out is None else Path(out), until, only, where, Registry(parts, chosen.workers.device)
+    )
 
 
 # Where the other public names are defined; each is imported when it is first used.

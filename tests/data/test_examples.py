@@ -17,7 +17,7 @@ from milonga.data.examples import (
     filter_by_strategy,
     fingerprint,
 )
-from milonga.models.denoiser import Conditioning, Posterior
+from milonga.models.denoiser import Conditioning, ConditioningRows, Posterior
 
 
 def captions(states: torch.Tensor) -> Conditioning:
@@ -181,3 +181,17 @@ def test_groups_are_chosen_by_name_and_keep_their_order() -> None:
     assert chosen.batch([0, 1, 2], 0).winner.flatten().tolist() == [1, 3, 4]
     with pytest.raises(DataError, match="no pair is of 4 or 5"):
         filter_by_strategy(examples, ["4", "5"])
+
+
+def test_captions_are_padded_to_the_longest_of_their_batch_alone_and_known_by_the_same_hash() -> None:
+    parts = []
+    for length in (2, 5, 3):
+        states, mask = torch.full((1, length, 4), float(length)), torch.ones(1, length, dtype=torch.bool)
+        parts.append(Conditioning(states=states, mask=mask, seconds=torch.tensor([float(length)])))
+    rows, padded = ConditioningRows(parts), Conditioning.concat(parts)
+    ragged = PairExamples(torch.zeros(3, 1, 2, 2), None, rows)
+    assert ragged.batch([0, 2], 0).conditioning["states"].shape == (2, 3, 4)
+    assert ragged.batch([2, 0], 0).conditioning["mask"].tolist() == [[True] * 3, [True, True, False]]
+    assert fingerprint(ragged) == fingerprint(PairExamples(torch.zeros(3, 1, 2, 2), None, padded))
+    with pytest.raises(DataError, match="differ in number"):
+        PairExamples(torch.zeros(2, 1, 2, 2), None, rows)

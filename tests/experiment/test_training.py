@@ -243,7 +243,7 @@ def test_what_cannot_be_trained_is_told_in_one_line(data, system, error, words, 
 
 
 def test_what_is_no_recipe_is_refused_by_the_names_that_ship():
-    with pytest.raises(RecipeError, match="tango2-paper"):
+    with pytest.raises(RecipeError, match="tango2-released"):
         load_recipe("tango3")
 
 
@@ -255,7 +255,7 @@ def preset(name: str) -> tuple[Train, System, Settings]:
 
 @pytest.mark.parametrize(
     ("name", "per_step", "steps"),
-    [("tango2-paper", 32, 2350), ("tango2-released", 16, 4700), ("tango2-released-2", 32, 2350)],
+    [("tango2", 32, 2350), ("tango2-released", 16, 4700), ("tango2-released-2", 32, 2350)],
 )
 def test_presets_take_the_steps_of_their_sources(name, per_step, steps):
     train, system, settings = preset(name)
@@ -264,6 +264,39 @@ def test_presets_take_the_steps_of_their_sources(name, per_step, steps):
     assert [(one.loss, one.epochs) for one in system.phases] == [("sft", 1), ("dpo", 4)]
     assert system.phases[1].beta == 2000
     assert train.learning_rate == 9.6e-7
+    assert train.max_grad_norm == 1e9  # neither the paper nor the script clips: a DPO step's norm is far above 1
+
+
+def test_the_papers_recipe_has_the_papers_readings_of_its_equations() -> None:
+    train, _, settings = preset("tango2")
+    assert (settings.shared_noise, settings.loss_weighting, settings.warmup_steps) == (False, "epsilon", 0)
+    assert (settings.schedule, settings.min_lr_ratio, settings.released_ranks) == ("linear", 0.0, 1)
+    assert train.pairs == ("audio-alpaca",)
+
+
+def test_audio_alpacas_recipe_has_the_numbers_of_the_paper() -> None:
+    with pytest.warns(MilongaWarning, match="tango2-paper is now tango2"):
+        assert load_recipe("tango2-paper") == load_recipe("tango2")
+    recipe = load_recipe("audio-alpaca")
+    prompts, first, second = recipe.prompts, *recipe.pair.thresholds
+    assert (prompts.clusters, prompts.per_cluster, prompts.temporal) == (200, 70, "all")
+    assert prompts.embedder.endswith("gte-large")
+    strategies = {one.name: (one.negatives, one.steps, one.num_negatives) for one in recipe.plan.strategies}
+    assert strategies == {
+        "1.1": ("none", (5, 25, 50, 100), 0),
+        "1.2": ("none", (50, 50, 50, 50), 0),
+        "2": ("perturbed", (50,), 5),
+        "3": ("temporal", (50,), 5),
+    }
+    assert {one.guidance for one in recipe.plan.strategies} == {3.0}
+    assert [Path(name).stem for name in (first.scorer.partition(":")[2], second.scorer.partition(":")[2])] == [
+        "630k-audioset-best",
+        "630k-best",
+    ]
+    bounds = [
+        (one.min_winner_score, one.min_loser_score, one.min_margin, one.max_margin) for one in recipe.pair.thresholds
+    ]
+    assert bounds == [(0.45, 0.40, 0.05, 0.35), (0.60, 0.0, 0.08, 0.70)]
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("tango2-released", 1), ("tango2-released-2", 2)])

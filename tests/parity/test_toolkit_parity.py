@@ -11,9 +11,9 @@ import recorded_evaluation as recorded
 import torch
 
 from milonga.core.audio import read_channels
+from milonga.evaluation.reconstruction import OFFSET, lsd, mel_image, psnr, spectra, ssim
 from milonga.maths.distances import KernelDistance
 from milonga.maths.metrics import frechet_distance, inception_score, kl_sigmoid, kl_softmax
-from milonga.maths.reconstruction import OFFSET, lsd, mel_image, psnr, spectra, ssim
 from milonga.scorers.waveform import of_protocol
 
 pytestmark = recorded.needed

@@ -15,7 +15,7 @@ from milonga.preference.select import select
 class SentenceTransformer:
     """The library's class, as far as it is used: a sentence's row is made of its letters."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str) -> None:
         if name == "nobody/nothing":
             raise OSError(f"{name} is not a local folder\nand is not a valid model identifier")
         self.name = name

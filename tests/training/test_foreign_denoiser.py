@@ -56,6 +56,7 @@ class TinyFlow:
     latent_shape, latent_scale, sampling_rate = (LENGTH, WIDTH), 2.0, RATE
     lora_targets = ("to_out", "linear1")
     time_axis = 0
+    others = ()  # what encodes here has no weights
 
     def __init__(self, seed: int = 0) -> None:
         with torch.random.fork_rng():

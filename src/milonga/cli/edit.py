@@ -61,6 +61,7 @@ def edit(
         str | None, typer.Option(help="A sampler, as in generate.", show_default="the model's own")
     ] = None,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
+    device: Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Edit audio files and print the results' paths: the whole clip, a region, a continuation, a loop, a variation.
 
@@ -86,7 +87,7 @@ def edit(
     check(words or ["from the tags"], steps, guidance, number, None, negative=negative)
     settings = {"scheduler": scheduler, "negative": negative or None, "weights": selected.fingerprint()}
     details = {name: str(value) for name, value in settings.items() if value is not None}
-    pipe = selected.load(scheduler)
+    pipe = selected.load(scheduler, device=device)
     for path in edit_files(
         pipe, sources, out, steps, guidance, prompt, change, negative, seed, number, details, variation
     ):

@@ -103,6 +103,7 @@ def generate(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
+    device: Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Generate clips from prompts and print their paths; clips.jsonl beside them lists their settings."""
     from milonga.cli.generate import check, generate_best, generate_clips, read_prompts
@@ -133,7 +134,7 @@ def generate(
         from milonga.models.editing import parse_timeline
 
         more["timeline"] = parse_timeline(timeline)
-    pipe = selected.load(scheduler, duration)
+    pipe = selected.load(scheduler, duration, device)
     if timeline is not None and not hasattr(pipe, "denoiser"):
         raise RecipeError(f"{model} runs by a pipeline of its own, which has no timeline")
     if best_of is None:
@@ -142,7 +143,7 @@ def generate(
     else:
         options |= {"best_of": best_of, "by": ", ".join(f"{name}@{fingerprint(name)[:8]}" for name in names)}
         details = {name: str(value) for name, value in options.items() if value is not None}
-        saved, scorers = best_of if keep_all else number, [scorer(name) for name in names]
+        saved, scorers = best_of if keep_all else number, [scorer(name, device) for name in names]
         paths = generate_best(pipe, texts, out, steps, guidance, scorers, best_of, seed, saved, details, resume, more)
     for path in paths:
         typer.echo(path)
@@ -159,14 +160,33 @@ def run(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")
     ] = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Walk all stages at full size with two captions; print what each takes, and the real run will take.",
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe's stages in a run folder. Re-run the same command to resume."""
+    from milonga.core.store import Run
     from milonga.evaluation.formatting import run_outcome
     from milonga.experiment import run as pipeline
     from milonga.experiment.recipe import load_recipe
+    from milonga.experiment.registry import Registry
+    from milonga.experiment.rehearsal.cost import projection
+    from milonga.experiment.rehearsal.rehearse import as_table
+    from milonga.experiment.rehearsal.rehearse import rehearse as rehearse_run
 
     loaded = load_recipe(recipe, changes or ())
+    if rehearse:
+        if until or only:
+            raise RecipeError("--rehearse walks all stages: leave --until and --only out")
+        typer.echo(as_table(rehearse_run(loaded, out)))
+        return
     folder = pipeline.run(loaded, out, until, only, pipeline.engine_named(engine, loaded.workers)).path
+    for line in projection(loaded, Run(folder), Registry()) if until == "plan" else ():
+        typer.echo(line)
     summary = run_outcome(folder)
     if summary is not None:
         typer.echo(summary + "\n")

@@ -19,11 +19,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 MAGIC = b"SQLite format 3\0"
 KEYS_PER_QUERY = 500  # below SQLite's limit
+_LOADED: list[Callable[[], None]] = []  # empties the cache of each loader
 
 
 def once(loader: Callable[P, T]) -> Callable[P, T]:
     """Caches a loader's last four results; threads that call it at the same time wait for one load."""
     cached, lock = lru_cache(maxsize=4)(loader), RLock()
+    _LOADED.append(cached.cache_clear)
 
     @wraps(loader)
     def locked(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -31,6 +33,12 @@ def once(loader: Callable[P, T]) -> Callable[P, T]:
             return cached(*args, **kwargs)
 
     return locked
+
+
+def forget() -> None:
+    """Empties the caches of all loaders: what nobody else holds is freed."""
+    for clear in _LOADED:
+        clear()
 
 
 def cache_folder(kind: str = "") -> Path:

@@ -95,8 +95,11 @@ class Asking(Record):
 
 
 class Workers(Record):
-    """Where sharded work runs: how many workers (0: as many as fit), and the CPUs and GPUs of each on a cluster."""
+    """Where work runs: how many workers for sharded work (0: as many as fit), the CPUs and GPUs of each on a cluster,
+    and the device of all networks (`auto`: CUDA where there is one, else Apple's MPS, else the CPU; or torch's name).
+    """
 
+    device: str = Field(default="auto", min_length=1)
     count: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     gpus: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)

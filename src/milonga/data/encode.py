@@ -6,7 +6,7 @@ shard and resumes where it was stopped.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     import torch
 
     from milonga.data.examples import CaptionedClips, Latents, PairExamples
-    from milonga.models.denoiser import Conditioning, Denoiser, Posterior
+    from milonga.models.denoiser import Conditioning, ConditioningRows, Denoiser, Posterior
 
 SHARD = 64  # rows of a source in a shard: what is encoded again after a stop
 LONGEST = 300.0  # seconds of a recording that are decoded at most: no model is trained on more
 CAPTION_SHARD = 256  # captions in a shard
 SECONDS = "clip_seconds"  # of `Conditioning`: the length of a clip, for models that are told it
-EncodeText = Callable[[Sequence[str]], "Conditioning"]
 
 
 def encode_pairs(
@@ -79,7 +78,8 @@ def encode_pairs(
     pairs = run.stage("pair").read_records(Pair, names)
     winner, loser = (_read_posteriors(denoiser, run, names, prefix) for prefix in ("winner_", "loser_"))
     captions = [pair.prompt for pair in pairs]
-    conditioning = encode_captions(denoiser, run, captions)(captions).with_seconds(_read_seconds(denoiser, run, names))
+    seconds = _read_seconds(denoiser, run, names)
+    conditioning = encode_captions(denoiser, run, captions).rows(captions).with_seconds(seconds)
     return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=[pair.strategy for pair in pairs])
 
 
@@ -103,8 +103,8 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
         clips = run_clips(run, set(ids))
         latents = denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in ids])
     captions = [pair.prompt for pair in pairs]
-    conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), captions)(captions)
-    if SECONDS in conditioning:
+    conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), captions).rows(captions)
+    if SECONDS in conditioning.parts[0]:
         lengths = _run_seconds(run, set(ids))
         conditioning = conditioning.with_seconds([lengths[pair.chosen_id] for pair in pairs])
     halves, strategies = (latents[: len(pairs)], latents[len(pairs) :]), [pair.strategy for pair in pairs]
@@ -153,14 +153,29 @@ def encode_clips(
     return CaptionedClips(_read_posteriors(denoiser, run, names), captions, encode_text, seed, seconds)
 
 
-def encode_captions(denoiser: "Denoiser", run: Run, captions: Sequence[str]) -> EncodeText:
-    """A function from some of these captions to their conditioning, float32, padded to the longest of them.
+class EncodedCaptions:
+    """A function from some of the captions that it knows to their conditioning, padded to the longest of them."""
+
+    def __init__(self, known: "dict[str, Conditioning]") -> None:
+        self._known = known
+
+    def __call__(self, texts: Sequence[str]) -> "Conditioning":
+        """The conditioning of these captions, in this order."""
+        return self.rows(texts).take(range(len(texts)))
+
+    def rows(self, texts: Sequence[str]) -> "ConditioningRows":
+        """The same caption by caption, without padding; a caption that comes several times is there once."""
+        from milonga.models.denoiser import ConditioningRows
+
+        return ConditioningRows([self._known[text] for text in texts])
+
+
+def encode_captions(denoiser: "Denoiser", run: Run, captions: Sequence[str]) -> EncodedCaptions:
+    """What gives some of these captions their conditioning, float32.
 
     Each caption is encoded alone, so its conditioning depends on nothing else, and stored in `run`, in shards named by
     the captions. A run belongs to one model.
     """
-    from milonga.models.denoiser import Conditioning
-
     unique = sorted(set(captions))
     shards = run.stage(f"texts/{content_id(unique)}")
     parts = cut(unique, CAPTION_SHARD)
@@ -172,7 +187,7 @@ def encode_captions(denoiser: "Denoiser", run: Run, captions: Sequence[str]) -> 
                 advance(len(parts[name]))
     rows = [row for name in parts for row in shards.read_table(name).to_pylist()]
     known = {text: _read_conditioning(row) for text, row in zip(unique, rows, strict=True)}
-    return lambda texts: Conditioning.concat([known[text] for text in texts])
+    return EncodedCaptions(known)
 
 
 def stored_latents(run: Run, wanted: set[str]) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
 from milonga.maths.group_losses import advantages
 from milonga.maths.noise import seeded
-from milonga.models.denoiser import Conditioning, Posterior
+from milonga.models.denoiser import Conditioning, ConditioningRows, Posterior, pad_tokens
 
 Latents = Tensor | Posterior
 NO_PRIOR = "these examples have no prior-preservation clips: give real clips, or set prior_weight = 0"
@@ -83,7 +83,7 @@ class PairExamples:
         self,
         winners: Latents,
         losers: Latents | None,
-        conditioning: Conditioning,
+        conditioning: Conditioning | ConditioningRows,
         prior: Examples | None = None,
         seed: int = 0,
         weights: Tensor | None = None,
@@ -98,7 +98,8 @@ class PairExamples:
         self.num_prior = 0 if prior is None else len(prior)
         parts = {"winners": winners, "losers": losers, "weights": weights, "labels": desirable, "groups": groups}
         sizes = {name: len(part) for name, part in parts.items() if part is not None}
-        sizes |= {name: len(value) for name, value in conditioning.items()}
+        of_captions = {"captions": conditioning.rows} if isinstance(conditioning, ConditioningRows) else conditioning
+        sizes |= {name: value if isinstance(value, int) else len(value) for name, value in of_captions.items()}
         if len(set(sizes.values())) > 1:
             raise DataError(
                 f"the parts of training examples differ in number ({sizes}): encode them from the same pairs"
@@ -133,7 +134,7 @@ class GroupExamples:
 
     num_prior = 0
 
-    def __init__(self, latents: Tensor, rewards: Tensor, conditioning: Conditioning) -> None:
+    def __init__(self, latents: Tensor, rewards: Tensor, conditioning: Conditioning | ConditioningRows) -> None:
         if latents.shape[:2] != rewards.shape or conditioning.rows != len(rewards):
             sizes = f"latents {tuple(latents.shape[:2])}, rewards {tuple(rewards.shape)}, captions {conditioning.rows}"
             raise DataError(f"the parts of training groups differ in number: {sizes}")
@@ -142,7 +143,8 @@ class GroupExamples:
         self.num_flat = len(rewards) - len(taught)
         if not taught:
             raise DataError("no group teaches anything: within each caption all clips have one reward")
-        self._latents, self._advantages, self._conditioning = latents[taught], scaled[taught], conditioning.take(taught)
+        self._latents, self._advantages = latents[taught], scaled[taught]
+        self._conditioning = ConditioningRows([conditioning.take([row]) for row in taught])
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -166,7 +168,13 @@ class CaptionExamples:
 
     num_prior = 0
 
-    def __init__(self, captions: Sequence[str], conditioning: Conditioning, shape: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        captions: Sequence[str],
+        conditioning: Conditioning | ConditioningRows,
+        shape: Sequence[int],
+        seed: int,
+    ) -> None:
         if conditioning.rows != len(captions):
             raise DataError(f"{len(captions)} captions have {conditioning.rows} rows of conditioning: encode these")
         self.captions, self._conditioning, self._shape, self._seed = list(captions), conditioning, tuple(shape), seed
@@ -334,6 +342,8 @@ def _update(digest: Any, value: Any) -> None:
         _update(digest, [value.mean, value.logvar])
     elif isinstance(value, Conditioning):
         _update(digest, [part for name in sorted(value) for part in (name, value[name])])
+    elif isinstance(value, ConditioningRows):
+        _update_rows(digest, value)
     elif isinstance(value, list | tuple) and all(isinstance(part, str | int | float) for part in value):
         digest.update(repr(list(value)).encode())
     elif isinstance(value, list | tuple):
@@ -344,6 +354,20 @@ def _update(digest: Any, value: Any) -> None:
         _update(digest, _contents(value))
     else:
         digest.update(repr(value).encode())
+
+
+def _update_rows(digest: Any, rows: ConditioningRows) -> None:
+    """Adds captions to a hash as if they were one padded `Conditioning`, without its memory."""
+    first = rows.parts[0]
+    digest.update(f"{2 * len(first)} parts".encode())
+    for name in sorted(first):
+        digest.update(repr(name).encode())
+        length = max(part[name].shape[1] for part in rows.parts) if first[name].dim() > 1 else 0
+        shape = (rows.rows, length, *first[name].shape[2:]) if length else (rows.rows,)
+        digest.update(f"{first[name].dtype} {shape}".encode())
+        for part in rows.parts:
+            padded = pad_tokens(part[name].detach().cpu(), length).contiguous()
+            digest.update(padded.flatten().view(torch.uint8).numpy())
 
 
 def _contents(examples: Any) -> list[Any]:

@@ -50,6 +50,7 @@ class EvalConfig:
     )
     resamples: int | None = _option(None, "Draws of the bootstrap.", min=100, show_default="the run's, else 1000")
     seed: int | None = _option(None, "Seed of the bootstrap.", min=0, show_default="the run's, else 0")
+    device: str = _option("auto", "Where networks run: auto, cpu, cuda, cuda:1, mps.")
     force: bool = _option(False, "Where systems have different clips, evaluate those that all have.", "--force")
     fetch: bool = _option(False, "Download weights that are not on this machine.", "--fetch")
     cache: bool = _option(True, "Keep features of clips for the next evaluation.", "--cache/--no-cache")

@@ -202,10 +202,10 @@ class Features:
         self.stamps: dict[str, str] = {}
         self.sources: dict[str, str] = {}
         names, tagger = self._stored()
-        scorers = [extract.scorer_of(given) for given in names]
+        scorers = [extract.scorer_of(given, config.device) for given in names]
         self.extractors = self._extractors(scorers, tagger)
         self.stamps |= {column: one.description for one in self.extractors for column in one.columns}
-        self.classes = extract.scorers.tagger(tagger).classes if tagger else ()
+        self.classes = extract.scorers.tagger(tagger, config.device).classes if tagger else ()
         self.claps = self._name_stamps(scorers)
         self.metrics = self._allowed_metrics()
         self.limit = f"at most {config.seconds:g} s of a clip" if self.extractors else ""
@@ -301,12 +301,12 @@ class Features:
         config, inputs, loading = self.config, self.inputs, of_protocol(self.config.protocol)
         extractors = [] if "silent" in self.stamps else [extract.file_extractor(config.seconds)]
         if config.panns:
-            extractors.append(extract.panns_extractor(config.panns, loading, config.fetch))
+            extractors.append(extract.panns_extractor(config.panns, loading, config.fetch, config.device))
             self.sources["classifier"] = "PANNs"
         if config.vggish:
-            extractors.append(extract.vggish_extractor(config.vggish, loading, config.fetch))
+            extractors.append(extract.vggish_extractor(config.vggish, loading, config.fetch, config.device))
         if tagger:
-            extractors.append(extract.tagger_extractor(tagger, classifies=not config.panns))
+            extractors.append(extract.tagger_extractor(tagger, not config.panns, config.device))
             self.sources["tagger"] = tagger
             self.sources["classifier"] = "PANNs" if config.panns else f"{tagger}’s"
         for scorer in scorers:

@@ -20,9 +20,10 @@ from milonga.core.progress import Advance
 from milonga.core.protocols import Embedder, Scorer, Tagger
 from milonga.core.records import Clip, Event, Prompt, Record
 from milonga.core.store import Run
+from milonga.evaluation import reconstruction
 from milonga.evaluation.inputs import AudioRef
 from milonga.evaluation.metrics import Metric
-from milonga.maths import reconstruction
+from milonga.maths.devices import AUTO
 from milonga.scorers import load as scorers
 from milonga.scorers.waveform import Loading
 
@@ -161,12 +162,12 @@ def is_clipped(samples: np.ndarray) -> bool:
     return bool(runs.any())
 
 
-def panns_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
+def panns_extractor(source: str, loading: Loading, fetch: bool, device: Any = AUTO) -> Extractor:
     """Cnn14 at 16 kHz: embeddings for FD and KAD, logits for KL and IS."""
     from milonga.scorers.panns import load_panns
 
     path = weights_file(source, fetch)
-    embedder = load_panns(path)
+    embedder = load_panns(path, device=device)
 
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         embeddings, logits = embedder.of_waves([loading.panns(*clip) for clip in clips])
@@ -176,12 +177,12 @@ def panns_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
     return Extractor("panns", description, extract, ("embedding", "logits"))
 
 
-def vggish_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
+def vggish_extractor(source: str, loading: Loading, fetch: bool, device: Any = AUTO) -> Extractor:
     """VGGish without its last ReLU and without PCA: the rows of the paper's FAD."""
     from milonga.scorers.vggish import load_vggish
 
     path = weights_file(source, fetch)
-    embedder = load_vggish(path)
+    embedder = load_vggish(path, device=device)
 
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         return {"vggish": embedder.of_waves([loading.vggish(*clip) for clip in clips])}
@@ -190,9 +191,9 @@ def vggish_extractor(source: str, loading: Loading, fetch: bool) -> Extractor:
     return Extractor("vggish", description, extract, ("vggish",))
 
 
-def tagger_extractor(name: str, classifies: bool) -> Extractor:
+def tagger_extractor(name: str, classifies: bool, device: Any = AUTO) -> Extractor:
     """A tagger by its name: events, and where it `classifies` also embeddings and logits in the place of PANNs'."""
-    tagger = scorers.tagger(name)
+    tagger = scorers.tagger(name, device)
 
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
         mono = [mono_clip(clip) for clip in clips]
@@ -271,10 +272,10 @@ def mono_clip(decoded: Decoded) -> Clip:
     return Clip(samples.mean(axis=1), rate)
 
 
-def scorer_of(given: Any) -> Any:
+def scorer_of(given: Any, device: Any = AUTO) -> Any:
     """A scorer from its name, or the object itself. Raises RecipeError for an object without `name` and `score`."""
     if isinstance(given, str):
-        return scorers.scorer(given)
+        return scorers.scorer(given, device)
     if not (isinstance(getattr(given, "name", None), str) and callable(getattr(given, "score", None))):
         raise RecipeError(f"{given!r} is no scorer: give a name, or an object with `name` and `score(clips, texts)`")
     return given

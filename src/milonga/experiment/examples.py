@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from milonga.data.pairs import kept_pairs
 from milonga.data.recordings import fingerprint
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
 from milonga.experiment.registry import Context
+from milonga.maths.devices import working_on
 from milonga.preference.build import needed
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from milonga.data.examples import Examples, PairExamples
-    from milonga.models.denoiser import Conditioning, Denoiser
+    from milonga.models.denoiser import ConditioningRows, Denoiser
 
 
 def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
@@ -57,7 +59,18 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
         return examples
     if context.recipe.train.clips is not None:
         return with_prior_data(examples, *_real_clips(context, prior))
-    return with_prior_data(examples, prior_clips(context.parts.load_denoiser(context.recipe.models.model), prior))
+    with encoder(context) as denoiser:
+        return with_prior_data(examples, prior_clips(denoiser, prior))
+
+
+@contextmanager
+def encoder(context: Context) -> "Iterator[Denoiser]":
+    """The run's model to encode data with: its encoders on the run's device, its network not loaded."""
+    from milonga.models.load import ENCODERS
+
+    denoiser = context.parts.load_denoiser(context.recipe.models.model, parts=ENCODERS)
+    with working_on(denoiser.others, context.parts.device):
+        yield denoiser
 
 
 def hashes(recipe: Recipe) -> dict[str, Any]:
@@ -91,12 +104,12 @@ def _pairs(context: Context, prior: int) -> "list[Examples]":
             needed(context.run, "pair")
             pairs = kept_pairs(run_pairs(context.run))
             if pairs:
-                denoiser = context.parts.load_denoiser(context.recipe.models.model)
                 world = prior if context.recipe.train.clips is None else 0
-                parts.append(own_pairs(denoiser, context.run, pairs, world))
+                with encoder(context) as denoiser:
+                    parts.append(own_pairs(denoiser, context.run, pairs, world))
         elif (Path(source) / "pair").is_dir():
-            denoiser = context.parts.load_denoiser(context.recipe.models.model)
-            parts.append(encode_run_pairs(denoiser, Run(Path(source)), context.run.path / "encoded"))
+            with encoder(context) as denoiser:
+                parts.append(encode_run_pairs(denoiser, Run(Path(source)), context.run.path / "encoded"))
         else:
             parts.append(_data_set(context, Path(source)))
     if not parts:
@@ -138,10 +151,10 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
     names = sorted(chosen[0][0][1].scores)
     scores = torch.tensor([[[clip.scores[name] for name in names] for _, clip in group] for group in chosen])
     rewards = advantages(scores.transpose(1, 2)).mean(1)
-    denoiser = context.parts.load_denoiser(context.recipe.models.model)
-    latents = run_latents(denoiser, context.run, [clip for group in chosen for clip, _ in group])
+    with encoder(context) as denoiser:
+        latents = run_latents(denoiser, context.run, [clip for group in chosen for clip, _ in group])
+        conditioning = _conditioning(context, denoiser, [group[0][1].request.prompt for group in chosen])
     plain = latents.mean * latents.scale if isinstance(latents, Posterior) else latents
-    conditioning = _conditioning(context, denoiser, [group[0][1].request.prompt for group in chosen])
     examples = GroupExamples(plain.unflatten(0, (len(chosen), size)), rewards, conditioning)
     left_out = len(groups) - len(chosen)
     print(
@@ -161,8 +174,8 @@ def _captions(system: System, context: Context, _: int) -> "list[Examples]":
     else:
         prompts = needed(context.run, "prompts").read_records(Prompt)
     texts = sorted({prompt.text for prompt in prompts})
-    denoiser = context.parts.load_denoiser(context.recipe.models.model)
-    conditioning = _conditioning(context, denoiser, texts)
+    with encoder(context) as denoiser:
+        conditioning = _conditioning(context, denoiser, texts)
     return [CaptionExamples(texts, conditioning, denoiser.latent_shape, context.recipe.seed)]
 
 
@@ -172,7 +185,7 @@ def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int 
     Where a clip has no latents, as an edit has none, all clips pass the autoencoder. Raises DataError where a clip has
     latents of another model.
     """
-    from milonga.data.encode import packed_size, run_latents, stored_latents
+    from milonga.data.encode import encode_captions, packed_size, run_latents, stored_latents
     from milonga.data.examples import PairExamples
 
     ids = [pair.chosen_id for pair in pairs] + [pair.rejected_id for pair in pairs]
@@ -182,8 +195,8 @@ def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int 
             raise DataError(f"{run.path}: clip {clip} has latents of another model: all pairs need one model")
     latents = run_latents(denoiser, run, ids)
     real = prior_clips(denoiser, prior) if prior else None
-    conditioning = denoiser.encode_text([pair.prompt for pair in pairs])
     texts, strategies = ([getattr(pair, name) for pair in pairs] for name in ("prompt", "strategy"))
+    conditioning = encode_captions(denoiser, Run(run.path / "encoded" / denoiser.fingerprint), texts).rows(texts)
     return PairExamples(
         latents[: len(pairs)], latents[len(pairs) :], conditioning, real, groups=strategies, captions=texts
     )
@@ -191,12 +204,15 @@ def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int 
 
 def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
     """Real clips of the world's training captions, through the autoencoder, with their encoded captions."""
+    import torch
+
     from milonga.data.captions import reference, world_prompts
     from milonga.data.examples import PairExamples
 
     prompts = world_prompts("train", count)
     posterior = denoiser.encode_audio([denoiser.prepare_waveform(reference(prompt)) for prompt in prompts])
-    return PairExamples(posterior, None, denoiser.encode_text([prompt.text for prompt in prompts]))
+    conditioning = denoiser.encode_text([prompt.text for prompt in prompts]).to(torch.device("cpu"))
+    return PairExamples(posterior, None, conditioning)
 
 
 def _data_set(context: Context, path: Path) -> "PairExamples":
@@ -204,8 +220,8 @@ def _data_set(context: Context, path: Path) -> "PairExamples":
     from milonga.data.encode import encode_pairs
 
     recipe, train, work = context.recipe, context.recipe.train, context.run.path / "encoded"
-    denoiser = context.parts.load_denoiser(recipe.models.model)
-    return encode_pairs(denoiser, path, work, train.split, recipe.seed, train.allow_missing)[1]
+    with encoder(context) as denoiser:
+        return encode_pairs(denoiser, path, work, train.split, recipe.seed, train.allow_missing)[1]
 
 
 def _real_clips(context: Context, _: int) -> "list[Examples]":
@@ -214,9 +230,9 @@ def _real_clips(context: Context, _: int) -> "list[Examples]":
 
     recipe, train = context.recipe, context.recipe.train
     assert train.clips is not None
-    denoiser, work = context.parts.load_denoiser(recipe.models.model), context.run.path / "encoded"
     settings = (train.mix_ratio, train.legacy, recipe.seed, train.allow_missing)
-    return [encode_clips(denoiser, train.clips, work, *settings)]
+    with encoder(context) as denoiser:
+        return [encode_clips(denoiser, train.clips, context.run.path / "encoded", *settings)]
 
 
 def _rewards(context: Context, _: int) -> "list[Examples]":
@@ -255,19 +271,19 @@ def _clips(
     from milonga.data.encode import run_latents
     from milonga.data.examples import PairExamples
 
-    denoiser = context.parts.load_denoiser(context.recipe.models.model)
-    latents = run_latents(denoiser, run, list(texts))
-    conditioning = _conditioning(context, denoiser, list(texts.values()))
+    with encoder(context) as denoiser:
+        latents = run_latents(denoiser, run, list(texts))
+        conditioning = _conditioning(context, denoiser, list(texts.values()))
     scale = None if weights is None else torch.tensor(weights, dtype=torch.float32)
     liked = None if desirable is None else torch.tensor(desirable)
     return PairExamples(latents, None, conditioning, weights=scale, desirable=liked)
 
 
-def _conditioning(context: Context, denoiser: "Denoiser", captions: Sequence[str]) -> "Conditioning":
+def _conditioning(context: Context, denoiser: "Denoiser", captions: Sequence[str]) -> "ConditioningRows":
     """Encoded captions; each is encoded once for the run and stored in encoded/, by the model's hash."""
     from milonga.data.encode import encode_captions
 
-    return encode_captions(denoiser, Run(context.run.path / "encoded" / denoiser.fingerprint), captions)(captions)
+    return encode_captions(denoiser, Run(context.run.path / "encoded" / denoiser.fingerprint), captions).rows(captions)
 
 
 def label(context: Context) -> None:

@@ -34,6 +34,7 @@ from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Recipe, System
 from milonga.experiment.registry import Context, Registry
 from milonga.experiment.stages import generate_eval_clips, store_features, train_system
+from milonga.models.load import NETWORKS
 from milonga.preference.build import needed
 
 POLICY = "policy"
@@ -44,16 +45,16 @@ class PolicyRegistry(Registry):
     """The parts of a run, with a policy's network in the place of the base's."""
 
     def __init__(self, parts: Registry, trained: Path) -> None:
-        super().__init__(parts.objects)
+        super().__init__(parts.objects, parts.device)
         self._parts, self._trained = parts, trained
 
     def load(self, name: str, scheduler: str | None = None) -> Model:
         """The policy."""
         return self._parts.tuned(name, self._trained, scheduler)
 
-    def load_denoiser(self, name: str, trained: Path | None = None) -> Any:
+    def load_denoiser(self, name: str, trained: Path | None = None, parts: Sequence[str] = NETWORKS) -> Any:
         """The policy, to be trained on; it is the reference too, unless that is the base."""
-        return self._parts.load_denoiser(name, trained or self._trained)
+        return self._parts.load_denoiser(name, trained or self._trained, parts)
 
     def model_hash(self, name: str) -> str:
         """The hash of the base with the policy's weights."""

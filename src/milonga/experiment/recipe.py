@@ -30,6 +30,7 @@ Split = Literal["overall", "temporal", "non-temporal", "multi-concept", "single-
 # Folders of a run beside which a trained system's clips are stored.
 RESERVED = ("base", "reference", "prompts")
 TAGGER = "tagger"  # of label.sources: the run's own clips, labelled by its tagger
+RENAMED = {"tango2-paper": "tango2"}  # shipped recipes by their old names, which are read for one version
 OWN = "run"  # of train.pairs: the pairs that this run makes
 
 
@@ -407,6 +408,9 @@ def stored_recipe(table: dict[str, Any]) -> Recipe:
 def find_recipe(path_or_name: str | Path) -> Path:
     """The file of a shipped recipe's name, of a path, or of a run folder; RecipeError lists the shipped ones."""
     shipped = shipped_recipes()
+    if (name := RENAMED.get(str(path_or_name))) and not Path(path_or_name).exists():
+        warnings.warn(f"the recipe {path_or_name} is now {name}: use that name", MilongaWarning, stacklevel=2)
+        path_or_name = name
     if str(path_or_name) in shipped:
         return shipped[str(path_or_name)]
     given = Path(path_or_name)

@@ -13,6 +13,7 @@ from milonga.core.records import Clip, Prompt
 from milonga.core.store import Run
 from milonga.data import captions
 from milonga.experiment.recipe import Recipe
+from milonga.maths.devices import AUTO
 from milonga.models import load as models
 from milonga.perturbers import llm as perturbers
 from milonga.preference import select
@@ -27,22 +28,27 @@ class Registry:
     """Parts by name: an object given under that name, else what the name loads (it ships, or is a folder or a file).
 
     `objects` may hold models (a pipeline, a `Denoiser`, a `Model`), scorers, taggers, perturbers, text embedders and
-    lists of prompts. Unknown names raise RecipeError, weights that cannot be used CheckpointError.
+    lists of prompts; they stay where they are. What has a name is loaded on `device`. Unknown names raise RecipeError,
+    weights that cannot be used CheckpointError.
     """
 
-    def __init__(self, objects: Mapping[str, Any] | None = None) -> None:
-        self.objects = dict(objects or {})
+    def __init__(self, objects: Mapping[str, Any] | None = None, device: Any = AUTO) -> None:
+        self.objects, self.device = dict(objects or {}), device
 
     def load(self, name: str, scheduler: str | None = None) -> Model:
         """A model ready to generate, with its own scheduler or the one named."""
         if name not in self.objects:
-            return models.load(name, scheduler)
+            return models.load(name, scheduler, None, self.device)
         return models.as_model(self.objects[name], scheduler)
 
-    def load_denoiser(self, name: str, trained: Path | None = None) -> "Denoiser":
-        """A model to encode data with and to train, fresh weights each time; `trained` replaces the network's."""
+    def load_denoiser(
+        self, name: str, trained: Path | None = None, parts: Sequence[str] = models.NETWORKS
+    ) -> "Denoiser":
+        """A model to encode data with and to train, on the CPU, fresh weights each time; `trained` replaces the
+        network's. Of what has a name only `parts` may be loaded (`models.load.load_denoiser`).
+        """
         if name not in self.objects:
-            return models.load_denoiser(name, trained)
+            return models.load_denoiser(name, trained, parts=parts)
         denoiser = models.as_denoiser(copy.deepcopy(self.objects[name]))
         if trained is not None:
             denoiser.load(trained)
@@ -50,21 +56,21 @@ class Registry:
 
     def generator_of(self, name: str, denoiser: "Denoiser") -> Model:
         """A model that generates with the weights that a denoiser has at the moment of each call."""
-        return models.generator_of(name, denoiser)
+        return models.generator_of(name, denoiser, self.device)
 
     def tuned(self, name: str, trained: Path, scheduler: str | None = None) -> Model:
         """A model with a trained network from another folder."""
         if name not in self.objects:
-            return models.tuned(name, trained, scheduler)
+            return models.tuned(name, trained, scheduler, None, self.device)
         return self.generator_of(name, self.load_denoiser(name, trained))
 
     def scorer(self, name: str) -> Any:
         """A scorer."""
-        return self.objects[name] if name in self.objects else scorers.scorer(name)
+        return self.objects[name] if name in self.objects else scorers.scorer(name, self.device)
 
     def tagger(self, name: str) -> Tagger:
         """A tagger of events."""
-        return self.objects[name] if name in self.objects else scorers.tagger(name)
+        return self.objects[name] if name in self.objects else scorers.tagger(name, self.device)
 
     def perturber(self, name: str, asking: Asking | None = None) -> Perturber:
         """A perturber of captions; `asking` says how a language model's server is called."""
@@ -72,7 +78,7 @@ class Registry:
 
     def text_embedder(self, name: str) -> TextEmbedder:
         """A sentence embedder."""
-        return self.objects[name] if name in self.objects else select.text_embedder(name)
+        return self.objects[name] if name in self.objects else select.text_embedder(name, self.device)
 
     def prompt_source(self, source: str, draw: int | None = None) -> list[Prompt]:
         """The captions of a source; a seed `draw` chooses others where the source has a COUNT."""

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from milonga.core.config import Settings
+from milonga.core.config import Settings, Workers
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.protocols import Engine
 from milonga.core.records import Prompt
@@ -29,7 +29,7 @@ from milonga.experiment.invalidation import (
 )
 from milonga.experiment.manifest import describe, fingerprints, write_manifest
 from milonga.experiment.recipe import Evaluate, Models, Online, Prompts, Recipe, System, Train, stored_recipe
-from milonga.experiment.registry import DEFAULT, Context, Registry
+from milonga.experiment.registry import Context, Registry
 from milonga.experiment.stages import evaluate, prompts, report, train_system
 
 if TYPE_CHECKING:
@@ -46,21 +46,25 @@ def run(
     engine: Engine | None = None,
     parts: Registry | None = None,
     overwrite: bool | None = None,
+    around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Run:
     """Walks the stages, all of them or `until` one or `only` one, in the run folder `out` (default runs/NAME).
 
     Running again goes on where it stopped. A recipe that changed clears the first stage it changes and all later ones;
     StoreError when that would throw clips away, a training on clips that were changed since (unless `overwrite`) or
     any training (`overwrite` False), or when another process is on the folder. RecipeError for a stage not asked for.
+    Each stage is done within the context `around(stage)`.
     """
     stages = _selected(recipe, chosen(until, only), only)
     folder = Run(out or Path("runs") / recipe.name)
     with folder.lock():
-        context = Context(recipe, folder, parts or DEFAULT, engine or engine_named("local", recipe.workers))
+        parts = parts or Registry(device=recipe.workers.device)
+        context = Context(recipe, folder, parts, engine or engine_named("local", recipe.workers))
         _accept(context, stages, overwrite)
         steps = steps_of(context)
         for stage in stages:
-            steps[stage]()
+            with around(stage):
+                steps[stage]()
     return folder
 
 
@@ -82,7 +86,8 @@ def train(
         run(recipe, folder.path, until="reward", parts=parts, overwrite=overwrite)  # the last stage before it
     ranks.wait()
     with folder.lock() if ranks.is_main else nullcontext():
-        context = Context(recipe, folder, parts or DEFAULT, engine_named("local", recipe.workers))
+        parts = parts or Registry(device=recipe.workers.device)
+        context = Context(recipe, folder, parts, engine_named("local", recipe.workers))
         for training in pending_trainings(context):
             training()
     return [folder.path / system.name for system in recipe.train.systems]
@@ -148,6 +153,7 @@ def align_online(
     else:
         objects["captions"] = list(captions)
     settings = {name: getattr(config, name) for name in Settings.model_fields}
+    workers = Workers(device=config.device)
     recipe = Recipe(
         name=config.output_dir.name,
         seed=config.seed,
@@ -158,13 +164,17 @@ def align_online(
         prompts=Prompts(sources=("captions",) if "captions" in objects else ()),
         online=online,
         evaluate=Evaluate(steps=online.steps, guidance=online.guidance),
+        workers=workers,
         train=Train(
             **settings, trackers=config.trackers, val_fraction=config.val_fraction,
             systems=(System(name=ALIGNED, data="online", phases=config.phases),),
         ),
     )  # fmt: skip
     where = engine_named(engine, recipe.workers) if isinstance(engine, str) else engine
-    return run(recipe, config.output_dir, until="train", engine=where, parts=Registry(objects)).path / ALIGNED
+    return (
+        run(recipe, config.output_dir, until="train", engine=where, parts=Registry(objects, config.device)).path
+        / ALIGNED
+    )
 
 
 def chosen(until: str | None = None, only: str | None = None) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from milonga.core.store import cut, write_json, write_text
 from milonga.experiment.examples import examples_of
 from milonga.experiment.recipe import System
 from milonga.experiment.registry import Context
+from milonga.maths.devices import release
 from milonga.preference.build import ONE
 from milonga.preference.candidates import generate_shard
 
@@ -75,6 +76,7 @@ def train_system(context: Context, system: System, reference: "Denoiser | None" 
 
     Under torchrun every rank comes here; the first one encodes the data, and the others read what it stored.
     """
+    from milonga.models.load import DENOISING, NETWORKS
     from milonga.training.align import AlignConfig, AlignTrainer
     from milonga.training.distributed import Ranks
 
@@ -85,10 +87,13 @@ def train_system(context: Context, system: System, reference: "Denoiser | None" 
         settings, fraction = settings.model_copy(update={"patience": 0}), 0.0
     prior = PRIOR_CLIPS if settings.prior_weight > 0 else 0
     examples = Ranks().main_process_first(partial(examples_of, context, system, prior))
-    denoiser = context.parts.load_denoiser(recipe.models.model)
+    release()
+    sampled = recipe.train.settings(system).sample_every > 0 or system.data == "captions"  # clips while it trains
+    denoiser = context.parts.load_denoiser(recipe.models.model, parts=NETWORKS if sampled else DENOISING)
     config = AlignConfig(
         output_dir=folder, phases=system.phases, seed=recipe.seed, val_fraction=fraction,
-        trackers=recipe.train.trackers, save_whole_model=False, **settings.model_dump(),
+        device=str(context.parts.device), trackers=recipe.train.trackers, save_whole_model=False,
+        **settings.model_dump(),
     )  # fmt: skip
     sampler = _sampler(context, system, denoiser, logs / system.name)
     scorers = [context.parts.scorer(name) for name in recipe.rewards_of(system)] if system.data == "captions" else ()

@@ -76,7 +76,7 @@ class Conditioning(dict[str, Tensor]):
                 continue
             length = max(value.shape[1], other[name].shape[1]) if value.dim() > 1 else 0
             place = chosen.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
-            mixed[name] = torch.where(place, _padded(other[name].to(value), length), _padded(value, length))
+            mixed[name] = torch.where(place, pad_tokens(other[name].to(value), length), pad_tokens(value, length))
         return mixed
 
     @staticmethod
@@ -86,11 +86,37 @@ class Conditioning(dict[str, Tensor]):
         for name, first in parts[0].items():
             tensors = [part[name] for part in parts]
             length = max(value.shape[1] for value in tensors) if first.dim() > 1 else 0
-            joined[name] = torch.cat([_padded(value, length) for value in tensors])
+            joined[name] = torch.cat([pad_tokens(value, length) for value in tensors])
         return joined
 
 
-def _padded(value: Tensor, length: int) -> Tensor:
+class ConditioningRows:
+    """The conditionings of N captions, each of its own length: a batch of them is padded to its own longest alone.
+
+    Captions that come several times may share one `Conditioning` of a single row.
+    """
+
+    def __init__(self, parts: Sequence[Conditioning]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def rows(self) -> int:
+        """N, the number of captions."""
+        return len(self.parts)
+
+    def take(self, rows: Sequence[int]) -> Conditioning:
+        """The rows with these indices, in this order, padded to the longest of them."""
+        return Conditioning.concat([self.parts[row] for row in rows])
+
+    def with_seconds(self, seconds: Sequence[float]) -> "ConditioningRows":
+        """The same captions for clips of these lengths (N); unchanged for a model that is not told lengths."""
+        if not self.parts or SECONDS not in self.parts[0]:
+            return self
+        lengths = zip(self.parts, seconds, strict=True)
+        return ConditioningRows([part.with_seconds([length]) for part, length in lengths])
+
+
+def pad_tokens(value: Tensor, length: int) -> Tensor:
     """Zeros (or False) after the tokens (dimension 1), up to `length`."""
     if value.dim() < 2 or value.shape[1] == length:
         return value
@@ -204,6 +230,11 @@ class Denoiser(Protocol):
     """`encode_text([""])`: what guidance uses, and what caption dropout puts in."""
     time_axis: int
     """Which dimension of `latent_shape` is time: editing and long clips lay windows along it."""
+
+    @property
+    def others(self) -> Sequence[nn.Module]:
+        """The other networks, text encoders and autoencoder: they work on whatever device they have been moved to."""
+        ...
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import torch
 
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip, Prompt, Request
+from milonga.maths.devices import AUTO, device_of, placed, where
 from milonga.maths.mel import MelSettings
 from milonga.models.denoiser import SECONDS, Denoiser
 from milonga.models.editing import Canvas, decode, samples_per_row
@@ -29,15 +30,20 @@ SAMPLING = (50, 3.0)  # steps and guidance of a denoiser that has none of its ow
 class TangoModel:
     """A `Model` around a pipeline: requests in, clips with their latents out, with a scheduler chosen by name.
 
-    `seconds` is the clips' length; None for the trained duration. It runs on a GPU where this process has one: noise is
-    drawn on the CPU all the same, so its clips are those of a CPU up to float noise.
+    `seconds` is the clips' length; None for the trained duration. It runs on `device`: noise is drawn on the CPU all
+    the same, so its clips are those of a CPU up to float noise.
     """
 
     def __init__(
-        self, name: str, pipeline: TangoPipeline, scheduler: str | None = None, seconds: float | None = None
+        self,
+        name: str,
+        pipeline: TangoPipeline,
+        scheduler: str | None = None,
+        seconds: float | None = None,
+        device: Any = AUTO,
     ) -> None:
         self.name = name
-        self.pipeline = pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+        self.pipeline = pipeline.to(device_of(device))
         self.rate = pipeline.sampling_rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
@@ -96,10 +102,12 @@ class TangoModel:
 class DenoiserModel:
     """A `Model` around any denoiser, sampled by its process's own scheduler with the weights that it has now."""
 
-    def __init__(self, name: str, denoiser: Denoiser, seconds: float | None = None) -> None:
+    def __init__(self, name: str, denoiser: Denoiser, seconds: float | None = None, device: Any = AUTO) -> None:
         """`seconds` is the length; None for the trained. Raises RecipeError for a process without a scheduler."""
         if denoiser.process.scheduler is None:
             raise RecipeError(f"{name}: its process has no scheduler, so it cannot be sampled")
+        for network in (denoiser.module, *denoiser.others):
+            placed(network, device)
         self.name, self.denoiser, self.rate, self.seconds = name, denoiser, denoiser.sampling_rate, seconds
 
     @property
@@ -164,15 +172,21 @@ class DenoiserModel:
             Request.of(0, Prompt.of(text, "call"), text, steps, guidance).model_copy(update={"seed": int(seed)})
             for text, seed in zip(words, own, strict=True)
         ]
-        model = DenoiserModel(self.name, self.denoiser, audio_length_in_s or self.seconds)
+        device = where(self.denoiser.module)
+        model = DenoiserModel(self.name, self.denoiser, audio_length_in_s or self.seconds, device)
         clips = model.generate(requests, negative=negative_prompt)
         audios: Any = [clip.waveform if clip.channels is None else clip.channels for clip in clips]
         return AudioPipelineOutput(audios=audios)
 
 
-def generator_of(name: str, denoiser: Denoiser) -> "TangoModel | DenoiserModel":
-    """A model that generates with the weights that a denoiser has at the moment of each call."""
-    return TangoModel(name, denoiser.pipe) if isinstance(denoiser, TangoDenoiser) else DenoiserModel(name, denoiser)
+def generator_of(name: str, denoiser: Denoiser, device: Any = None) -> "TangoModel | DenoiserModel":
+    """A model that generates with the weights that a denoiser has at the moment of each call, on the network's device
+    or on another one.
+    """
+    device = where(denoiser.module) if device is None else device
+    if isinstance(denoiser, TangoDenoiser):
+        return TangoModel(name, denoiser.pipe, device=device)
+    return DenoiserModel(name, denoiser, device=device)
 
 
 def shared_sampling(requests: Sequence[Request]) -> tuple[int, float]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from milonga.core.protocols import Model
 from milonga.core.store import Run, atomic_dir, read_manifest
 from milonga.core.weights import SHIPPED, WRAPPER, adapted, all_finite, read_weights, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
+from milonga.maths.devices import AUTO, device_of, where
 
 if TYPE_CHECKING:
     from milonga.models.denoiser import Denoiser
@@ -37,6 +39,7 @@ BACKBONES = {
 RENAMED = {"GPT2Model": "GPT2LMHeadModel"}
 PUBLISHED = {"tangoflux.safetensors": "TangoFluxPipeline"}  # layouts of their own, by a file of theirs
 NETWORKS = ("text_encoder", "unet", "vae", "vocoder")
+ENCODERS, DENOISING = ("text_encoder", "vae"), ("text_encoder", "unet")  # what encoding needs, and what training does
 # A network's weights: of one variant (fp16) or none, in one file or in parts.
 NETWORK_FILE = re.compile(r"(?:\w+_)?model(?:\.(?P<variant>\w+))??(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
 CUSTOM = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)@(.+)")  # package.module:Class@FOLDER
@@ -50,11 +53,11 @@ class System:
     model: str
     trained: Path | None = None
 
-    def load(self, scheduler: str | None = None, seconds: float | None = None) -> Any:
+    def load(self, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO) -> Any:
         """The model, ready to generate, with its own scheduler and length or with these; loaded once and cached."""
         if self.trained is None:
-            return load(self.model, scheduler, seconds)
-        return tuned(self.model, self.trained, scheduler, seconds)
+            return load(self.model, scheduler, seconds, device)
+        return tuned(self.model, self.trained, scheduler, seconds, device)
 
     def sampling(self) -> tuple[int, float]:
         """The steps and the guidance that it is best sampled with."""
@@ -101,14 +104,20 @@ def systems(names: Sequence[str]) -> list[System]:
 
 
 def pipeline(
-    name: str, trained: Path | None = None, revision: str | None = None, tokenizer: str | None = None, dtype: Any = None
+    name: str,
+    trained: Path | None = None,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    dtype: Any = None,
+    parts: Sequence[str] = NETWORKS,
 ) -> "TangoPipeline":
     """A freshly loaded Tango pipeline on the CPU (float32 unless `dtype`), with a trained network from another folder
     if given.
 
-    `name` may be a run's system. The folder is in diffusers' layout or in one of the original Tango's; `tokenizer` is
-    the folder or repository of the tokenizer that the latter leave out. Nothing is filled with random numbers first.
-    Raises CheckpointError naming the file or folder and what is wrong with it; RecipeError for another backbone.
+    Of the `NETWORKS` only `parts` have weights; the others are shapes on torch's `meta` device. `name` may be a run's
+    system. The folder is in diffusers' layout or in one of the original Tango's; `tokenizer` is the folder or
+    repository of the tokenizer that the latter leave out. Nothing is filled with random numbers first. Raises
+    CheckpointError naming the file or folder and what is wrong with it; RecipeError for another backbone.
     """
     import torch
 
@@ -130,8 +139,8 @@ def pipeline(
     if backbone := backbone_class(folder):
         raise RecipeError(f"{name} is no Tango but a model for {backbone.__name__}: load it by milonga.load")
     if base := adapted(folder):
-        pipe = pipeline(base, trained, tokenizer=tokenizer, dtype=dtype)
-        if trained is None:  # a trained network has the adapter in it already
+        pipe = pipeline(base, trained, tokenizer=tokenizer, dtype=dtype, parts=parts)
+        if trained is None and "unet" in parts:  # a trained network has the adapter in it already
             merge_adapter(pipe.unet, folder)
         return pipe
     folder_sampling(folder)  # a folder without an index is no model at all
@@ -140,14 +149,17 @@ def pipeline(
         if trained is not None:
             network = _or_checkpoint_error(trained, lambda: _network(UNet2DConditionModel, trained, dtype))
             pipe.register_modules(unet=network)
+        unused = {part: getattr(pipe, part).to("meta") for part in sorted(set(NETWORKS) - set(parts))}
+        pipe.register_modules(**unused)
         return _as_trained(pipe.to(dtype), trained)
     kinds = dict(zip(NETWORKS, (T5EncoderModel, UNet2DConditionModel, AutoencoderKL, SpeechT5HifiGan), strict=True))
-    parts = {}
+    networks = {}
     for part, kind in kinds.items():
         place = trained if trained and part == "unet" else folder / part
-        parts[part] = _or_checkpoint_error(place, lambda kind=kind, place=place: _network(kind, place, dtype))
-    pipe = _or_checkpoint_error(folder, lambda: TangoPipeline.from_pretrained(folder, local_files_only=True, **parts))
-    return _as_trained(pipe, trained)
+        read = _network if part in parts else _shapes
+        networks[part] = _or_checkpoint_error(place, lambda kind=kind, place=place, read=read: read(kind, place, dtype))
+    loader = partial(TangoPipeline.from_pretrained, folder, local_files_only=True, **networks)
+    return _as_trained(_or_checkpoint_error(folder, loader), trained)
 
 
 def _as_trained(pipe: "TangoPipeline", trained: Path | None) -> "TangoPipeline":
@@ -168,7 +180,7 @@ def load_public(
     from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
-    check_device(device or "cpu")
+    device = device_of(device)
     if isinstance(dtype, str):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise RecipeError(f"{dtype!r} is no torch dtype: use float32, float16 or bfloat16")
@@ -176,18 +188,16 @@ def load_public(
     own = run_system(name)
     base = name if own is None else own.model
     if not CUSTOM.fullmatch(base) and backbone_class(weights_of(base, revision)):
-        model = _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None)
-        model.denoiser.pipe.to(device or "cpu")
-        return model
+        return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
     if CUSTOM.fullmatch(name):
-        return load(name, scheduler)
+        return load(name, scheduler, None, device)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
-    return (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device or "cpu")
+    return (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device)
 
 
 @once
-def load(name: str, scheduler: str | None = None, seconds: float | None = None) -> Model:
-    """A model ready to generate, with its own scheduler and length or with these; loaded once and cached.
+def load(name: str, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO) -> Model:
+    """A model ready to generate on a device, with its own scheduler and length or with these; loaded once and cached.
 
     Raises RecipeError for an unknown scheduler, and for any with a model that runs by its own.
     """
@@ -197,30 +207,37 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None) 
     check_scheduler(scheduler)
     _no_progress_bars()
     if own := run_system(name):
-        return own.load(scheduler, seconds)
+        return own.load(scheduler, seconds, device)
     if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
-        return _sampled(name, load_denoiser(name), scheduler, seconds)
-    return TangoModel(name, pipeline(name), scheduler, seconds)
+        return _sampled(name, load_denoiser(name), scheduler, seconds, device)
+    return TangoModel(name, pipeline(name), scheduler, seconds, device)
 
 
-def _sampled(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: float | None) -> Any:
-    """A denoiser as a model, with its own scheduler and length or with these."""
+def _sampled(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: float | None, device: Any) -> Any:
+    """A denoiser as a model on a device, with its own scheduler and length or with these."""
     from milonga.models.denoiser import Process
     from milonga.models.generator import DenoiserModel
     from milonga.models.schedulers import scheduler_named
 
     if scheduler is not None:
         denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
-    return DenoiserModel(name, denoiser, seconds)
+    return DenoiserModel(name, denoiser, seconds, device)
 
 
 def load_denoiser(
-    name: str, trained: Path | None = None, revision: str | None = None, dtype: Any = None, tokenizer: str | None = None
+    name: str,
+    trained: Path | None = None,
+    revision: str | None = None,
+    dtype: Any = None,
+    tokenizer: str | None = None,
+    parts: Sequence[str] = NETWORKS,
 ) -> "Denoiser":
-    """A model to encode data with and to train, freshly loaded, with a trained network from another folder if given.
+    """A model to encode data with and to train, freshly loaded on the CPU, with a trained network from another folder
+    if given.
 
-    `package.module:Class@FOLDER` is `Class.load_model(FOLDER)`. Raises RecipeError for a class that is not there,
-    CheckpointError as `pipeline` does.
+    What is done with a Tango may need some `parts` only, the text encoder always: `ENCODERS` to encode data,
+    `DENOISING` to train on encoded data. `package.module:Class@FOLDER` is `Class.load_model(FOLDER)`. Raises
+    RecipeError for a class that is not there, CheckpointError as `pipeline` does.
     """
     import torch
 
@@ -247,7 +264,7 @@ def load_denoiser(
             _or_checkpoint_error(trained, lambda: denoiser.load(trained))
         return denoiser
     if custom is None:
-        return TangoDenoiser.of(pipeline(name, trained, revision, tokenizer, dtype), name)
+        return TangoDenoiser.of(pipeline(name, trained, revision, tokenizer, dtype, parts), name)
     module, kind, folder = custom.groups()
     try:
         denoiser_class = getattr(importlib.import_module(module), kind)
@@ -335,18 +352,22 @@ def as_denoiser(model: Any) -> "Denoiser":
     raise RecipeError(f"a {type(model).__name__} cannot be trained: give a model's name, a pipeline or a Denoiser")
 
 
-def as_model(model: Any, scheduler: str | None = None) -> Model:
-    """A model ready to generate from a name, a loaded pipeline, a denoiser, or an object that is a model already."""
+def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO) -> Model:
+    """A model ready to generate from a name, a loaded pipeline, a denoiser, or an object that is a model already.
+
+    What has a name is loaded on `device`; an object stays where it is.
+    """
     from milonga.models.denoiser import Denoiser
     from milonga.models.generator import TangoModel
     from milonga.models.tango import TangoPipeline
 
     if isinstance(model, str | Path):
-        return load(str(model), scheduler)
+        return load(str(model), scheduler, None, device)
     if isinstance(model, TangoPipeline):
-        return TangoModel(str(model.config.get("_name_or_path") or "pipeline"), model, scheduler)
+        return TangoModel(str(model.config.get("_name_or_path") or "pipeline"), model, scheduler, device=model.device)
     if _backbone(type(model).__name__):
-        return _sampled(type(model).__name__, as_denoiser(model), scheduler, None)
+        denoiser = as_denoiser(model)
+        return _sampled(type(model).__name__, denoiser, scheduler, None, where(denoiser.module))
     return generator_of(type(model).__name__, model) if isinstance(model, Denoiser) else model
 
 
@@ -370,25 +391,30 @@ def object_fingerprint(model: Any) -> str:
     return content_id(hashes or [type(model).__qualname__, getattr(model, "name", "")])
 
 
-def generator_of(name: str, denoiser: "Denoiser") -> Model:
-    """A model that generates with the weights that a denoiser has at the moment of each call."""
+def generator_of(name: str, denoiser: "Denoiser", device: Any = None) -> Model:
+    """A model that generates with the weights that a denoiser has at the moment of each call, on the network's device
+    or on another one.
+    """
     from milonga.models import generator
 
-    return generator.generator_of(name, denoiser)
+    return generator.generator_of(name, denoiser, device)
 
 
-def tuned(name: str, trained: Path, scheduler: str | None = None, seconds: float | None = None) -> Model:
+def tuned(
+    name: str, trained: Path, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO
+) -> Model:
     """A model with a trained network from the folder `trained`; loaded again where that has been replaced since."""
-    return _tuned(name, trained, scheduler, seconds, max(path.stat().st_mtime_ns for path in trained.iterdir()))
+    written = max(path.stat().st_mtime_ns for path in trained.iterdir())
+    return _tuned(name, trained, scheduler, seconds, device, written)
 
 
 @once
-def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | None, _written: int) -> Model:
+def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | None, device: Any, _written: int) -> Model:
     from milonga.models.generator import TangoModel
 
     if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
-        return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds)
-    return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds)
+        return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds, device)
+    return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds, device)
 
 
 def sampling(name: Any) -> tuple[int, float]:
@@ -427,16 +453,6 @@ def folder_sampling(folder: Path) -> tuple[int, float]:
     except (OSError, ValueError):
         raise CheckpointError(f"{path} is missing or no JSON: {folder} holds no model") from None
     return config.get("steps", 200), config.get("guidance", 3.0)
-
-
-def check_device(device: Any) -> None:
-    """Raises RecipeError for a device that this torch, or this machine, has not."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise RecipeError(f"nothing can be computed on device {device!r} here: {brief(error)}") from error
 
 
 def run_system(name: str) -> System | None:
@@ -512,6 +528,19 @@ def _network(kind: Any, folder: Path, dtype: Any) -> Any:
     if damaged:
         raise ValueError(f"{damaged[0]} has NaN or infinite values")
     return network.eval()
+
+
+def _shapes(kind: Any, folder: Path, dtype: Any) -> Any:
+    """A network of class `kind` without weights, on the `meta` device: its config and its shapes."""
+    import torch
+    from diffusers import ModelMixin
+
+    with torch.device("meta"):
+        if issubclass(kind, ModelMixin):
+            network: Any = kind.from_config(kind.load_config(folder, local_files_only=True))
+        else:
+            network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    return torch.nn.Module.to(network, dtype=dtype).eval()  # diffusers' own `to` warns
 
 
 @contextmanager

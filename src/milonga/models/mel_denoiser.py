@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from milonga.core.audio import beginning, resample
 from milonga.core.records import Clip
+from milonga.maths.devices import batch_size
 from milonga.maths.mel import MelSettings, log_mel, training_wave
 from milonga.maths.resampling import windowed_sinc
 from milonga.models.denoiser import Posterior
@@ -16,7 +17,7 @@ from milonga.models.pipeline_denoiser import PipelineDenoiser
 # Latent rows of the trained 10.24 s: `latent_t_size` of both AudioLDMs' original configs. diffusers' `sample_size`
 # names another length, which the network does not depend on.
 ROWS = 256
-ENCODE_BATCH = 8  # clips that pass the VAE at once; results do not depend on it
+ENCODE_BATCH = 8  # clips that pass the VAE at once on a CPU; results do not depend on it
 MARGIN = 1.0  # seconds beyond the trained duration that are resampled too, so that the filter ends outside
 
 
@@ -77,9 +78,10 @@ class MelDenoiser(PipelineDenoiser):
     def encode_audio(self, waves: Sequence[Tensor]) -> Posterior:
         """The VAE's posterior of the waveforms' log-mel spectrograms, (N, C, T/r, F/r), on the CPU."""
         vae, parts = self.pipe.vae, []
-        for first in range(0, len(waves), ENCODE_BATCH):
-            mel = log_mel(torch.stack(list(waves[first : first + ENCODE_BATCH])), self.mel_config)
-            parts.append(vae.encode(mel.unsqueeze(1).to(vae.device, vae.dtype)).latent_dist)
+        size = batch_size(ENCODE_BATCH, vae.device)
+        for first in range(0, len(waves), size):
+            mel = log_mel(torch.stack(list(waves[first : first + size])).to(vae.device), self.mel_config)
+            parts.append(vae.encode(mel.unsqueeze(1).to(vae.dtype)).latent_dist)
         mean, logvar = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("mean", "logvar"))
         return Posterior(mean, logvar, self.latent_scale)
 

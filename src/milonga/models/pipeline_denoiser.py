@@ -52,6 +52,12 @@ class PipelineDenoiser:
         return self._pipe
 
     @property
+    def others(self) -> Sequence[nn.Module]:
+        """All networks of the pipeline but the one that is trained."""
+        parts = () if self._pipe is None else self._pipe.components.values()
+        return [part for part in parts if isinstance(part, nn.Module) and part is not self.module]
+
+    @property
     def fingerprint(self) -> str:
         """A hash of the weights that the model was loaded from, or else of the parts by which data is encoded."""
         if self._fingerprint is None and self._name is not None:
@@ -66,9 +72,8 @@ class PipelineDenoiser:
 
     def prepare(self, precision: Precision, shape: Sequence[int]) -> None:
         """The frozen parts keep no gradients of their own: those of a reward pass through them to the latents."""
-        for part in () if self._pipe is None else self._pipe.components.values():
-            if isinstance(part, nn.Module) and part is not self.module:
-                part.requires_grad_(False)
+        for part in self.others:
+            part.requires_grad_(False)
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Writes the network in diffusers' layout."""

@@ -17,6 +17,7 @@ import torch
 from milonga.core.deferred import deferred_imports
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
+from milonga.maths.devices import has_weights, where
 from milonga.maths.mel import MelSettings
 from milonga.models.schedulers import (
     check_guidance,
@@ -68,6 +69,17 @@ class TangoPipeline(DiffusionPipeline):
         self.register_to_config(seconds=seconds, steps=steps, guidance=guidance)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the networks; those that are shapes alone do not count."""
+        networks = (self.unet, self.text_encoder, self.vae, self.vocoder)
+        return where(next(filter(has_weights, networks), self.unet))
+
+    def _device_of(self, network: torch.nn.Module) -> torch.device:
+        """Where a network computes: where it is, or where a hook of diffusers' offloading brings it."""
+        offloaded = hasattr(network, "_hf_hook") or hasattr(network, "_diffusers_hook")
+        return self._execution_device if offloaded else where(network)
+
+    @property
     def sampling_rate(self) -> int:
         """The sampling rate of what comes out, in Hz."""
         return self.vocoder.config.sampling_rate
@@ -115,7 +127,8 @@ class TangoPipeline(DiffusionPipeline):
             unique, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt", verbose=False
         )
         self._warn_of_long(unique, tokens.attention_mask.sum(1).tolist())
-        ids, mask = tokens.input_ids.to(self._execution_device), tokens.attention_mask.to(self._execution_device)
+        device = self._device_of(self.text_encoder)
+        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
         states = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         rows = torch.tensor([unique.index(text) for text in words], device=states.device)
         return states[rows].to(self.unet.dtype), mask[rows].bool()
@@ -231,7 +244,7 @@ class TangoPipeline(DiffusionPipeline):
 
         A CPU decodes clip by clip: a batch's pictures and waveforms leave its cache, and take twice as long.
         """
-        scaled = latents.to(self._execution_device, self.vae.dtype) / self.vae.config.scaling_factor
+        scaled = latents.to(self._device_of(self.vae), self.vae.dtype) / self.vae.config.scaling_factor
         parts = scaled.split(1 if scaled.device.type == "cpu" else len(scaled))
         return [self.vae.decode(part).sample.squeeze(1).to(self.vocoder.dtype) for part in parts]
 

@@ -33,6 +33,7 @@ from milonga.core.store import (
 )
 from milonga.core.weights import RANKERS
 from milonga.data.pairs import RunPairs, kept_pairs
+from milonga.maths.devices import AUTO
 from milonga.preference.candidates import generate_scored_shard, generate_shard, score_clips
 from milonga.preference.pair import pair
 from milonga.preference.plan import plan
@@ -193,13 +194,15 @@ def build_pairs(
     seed: int = 0,
     shard_size: int = 64,
     batch_size: int = 16,
+    device: Any = AUTO,
 ) -> RunPairs:
     """Preference pairs of captions: clips by `model`, ranked and filtered by `scorers` (§4.1 of the paper).
 
     `captions` are texts, `Prompt`s, or a source such as `captions:FILE.csv`. `model`, `scorers` and `perturber` are
     names as in a recipe, or objects (a loaded pipeline, a `Scorer`, a `Perturber`). Without `thresholds` every pair
     whose winner ranks higher is kept; a threshold names a scorer by its name or by the stem of its file. `rank_by` is a
-    scorer's name or "mean"; with `losers="worst"` only the worst candidate may lose.
+    scorer's name or "mean"; with `losers="worst"` only the worst candidate may lose. What is named is loaded on
+    `device`; objects stay where they are.
 
     `out` is a run folder. Calling again does only what is missing; other thresholds pair again, other scorers score
     again. Raises StoreError when the folder was begun with another model, other captions, strategies, seed or
@@ -223,7 +226,7 @@ def build_pairs(
         return fingerprint(part) if isinstance(part, str) else object_fingerprint(part)
 
     model = str(model) if isinstance(model, Path) else model
-    model_name = model if isinstance(model, str) else getattr(as_model(model), "name", "model")
+    model_name = model if isinstance(model, str) else getattr(as_model(model, device=device), "name", "model")
     names = {scorer if isinstance(scorer, str) else scorer.name: scorer for scorer in scorers}
     limits = [limit.model_copy(update={"scorer": _scorer_named(limit.scorer, list(names))}) for limit in thresholds]
     run = Run(Path(out))
@@ -247,8 +250,8 @@ def build_pairs(
     builder = PairBuilder(
         run=run,
         engine=engine_named(engine, Workers()) if isinstance(engine, str) else engine,
-        load_model=partial(as_model, model, scheduler),
-        load_scorers=lambda: [load_scorer(part) if isinstance(part, str) else part for part in names.values()],
+        load_model=partial(as_model, model, scheduler, device),
+        load_scorers=lambda: [load_scorer(part, device) if isinstance(part, str) else part for part in names.values()],
         load_perturber=lambda: load_perturber(perturber) if isinstance(perturber, str) else perturber,
         strategies=strategies,
         thresholds=limits,

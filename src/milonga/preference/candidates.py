@@ -18,6 +18,7 @@ from milonga.core.protocols import Model, Scorer, Tagger
 from milonga.core.records import Candidate, Clip, Label, Prompt, Refusal, Request
 from milonga.core.store import Run
 from milonga.core.weights import SELECTORS, SHIPPED
+from milonga.maths.devices import AUTO
 from milonga.maths.metrics import order_accuracy
 from milonga.maths.statistics import mean_z_scores
 
@@ -186,14 +187,15 @@ def best_of(
     guidance: float | None = None,
     scheduler: str | None = None,
     batch_size: int = 16,
+    device: Any = AUTO,
 ) -> list[RankedClip]:
     """`n` clips of a prompt, best first: each scorer's scores are z-scored within the prompt and averaged.
 
-    `model` and `scorers` are names or objects, as in `build_pairs`. Without scorers nano's clips are ranked by its
-    two CLAPs and its events; any other model needs them, because nano's know its 26 sounds only. `steps` and
-    `guidance` are the model's own unless given. The result does not depend on `batch_size`. Raises DataError for an
-    empty prompt, RecipeError for numbers that make no sense, an unknown name, or scorers or sampling that must be
-    named.
+    `model` and `scorers` are names or objects, as in `build_pairs`. Without scorers nano's clips are ranked by its two
+    CLAPs and its events; any other model needs them, because nano's know its 26 sounds only. `steps` and `guidance` are
+    the model's own unless given. What is named is loaded on `device`. The result does not depend on `batch_size`.
+    Raises DataError for an empty prompt, RecipeError for numbers that make no sense, an unknown name, or scorers or
+    sampling that must be named.
     """
     from milonga.models.load import as_model, sampling
     from milonga.scorers.load import scorer as load_scorer
@@ -205,7 +207,7 @@ def best_of(
         raise RecipeError(f"n and batch_size must be at least 1, not {n} and {batch_size}")
     model = str(model) if isinstance(model, Path) else model
     parts = search_scorers(model, scorers)
-    generator = as_model(model, scheduler)
+    generator = as_model(model, scheduler, device)
     if steps is None or guidance is None:
         own_steps, own_guidance = sampling(model)
         steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
@@ -216,7 +218,7 @@ def best_of(
         )
         for number in range(n)
     ]
-    loaded = [load_scorer(part) if isinstance(part, str) else part for part in parts]
+    loaded = [load_scorer(part, device) if isinstance(part, str) else part for part in parts]
     clips = [clip for start in range(0, n, batch_size) for clip in generator.generate(requests[start:][:batch_size])]
     return rank_clips(clips, score_clips(clips, [words] * n, loaded, batch_size))
 

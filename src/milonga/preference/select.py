@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from milonga.core.errors import CheckpointError, DataError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.protocols import TextEmbedder
 from milonga.core.records import Prompt
+from milonga.maths.devices import AUTO, device_of
 
 SENTENCES = "sentence-transformers:"
 _SEQUENCE = re.compile(r"\b(before|after|then|followed)\b", re.IGNORECASE)  # τ2 of strategy 3, §4.1.1
@@ -120,8 +122,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def text_embedder(name: str) -> TextEmbedder:
-    """A sentence embedder by name: `tfidf-svd`, which needs no download, or `sentence-transformers:MODEL`.
+def text_embedder(name: str, device: Any = AUTO) -> TextEmbedder:
+    """A sentence embedder by name: `tfidf-svd`, which needs no download, or `sentence-transformers:MODEL` on a device.
 
     Raises RecipeError for another name, or where the latter's library is missing; CheckpointError for no such model.
     """
@@ -129,7 +131,7 @@ def text_embedder(name: str) -> TextEmbedder:
         return TfidfEmbedder()
     if not name.removeprefix(SENTENCES) or not name.startswith(SENTENCES):
         raise RecipeError(f"unknown text embedder {name!r}: choose {TfidfEmbedder.name} or {SENTENCES}MODEL")
-    return SentenceEmbedder(name.removeprefix(SENTENCES))
+    return SentenceEmbedder(name.removeprefix(SENTENCES), device=device)
 
 
 class SentenceEmbedder:
@@ -139,14 +141,14 @@ class SentenceEmbedder:
     Raises RecipeError where sentence-transformers is not installed, CheckpointError when it finds no model.
     """
 
-    def __init__(self, model: str, batch_size: int = 64) -> None:
+    def __init__(self, model: str, batch_size: int = 64, device: Any = AUTO) -> None:
         try:
             from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]  (an extra)
         except ImportError as error:
             raise RecipeError(f"{SENTENCES}{model} needs its library: pip install 'milonga[text]'") from error
         self.name, self.batch_size = f"{SENTENCES}{model}", batch_size
         try:
-            self._model = SentenceTransformer(model)
+            self._model = SentenceTransformer(model, device=str(device_of(device)))
         except Exception as error:  # the library raises the Hub's, torch's and the system's errors
             raise CheckpointError(f"no sentence model {model}: {brief(error)}") from error
 

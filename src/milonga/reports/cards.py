@@ -136,10 +136,8 @@ ADAPTER = """The folder `adapter` holds the LoRA adapter, which the network here
 it is loaded by
 
 ```python
-network.load_lora_adapter("FOLDER/adapter", prefix=None, weight_name="pytorch_lora_weights.safetensors")
-```
-
-With another `prefix` diffusers finds no weights in it, and only warns."""
+network.load_lora_adapter("FOLDER/adapter", use_safetensors=True)
+```"""
 
 
 def model_card(

@@ -15,6 +15,7 @@ import torch
 
 from milonga.core.audio import resample
 from milonga.core.records import Clip, Scene
+from milonga.maths.devices import where
 from milonga.maths.resampling import resample_waves
 from milonga.nano.reader import read_groups
 from milonga.scorers.panns import PannsEmbedder
@@ -161,7 +162,7 @@ class AudioSetTagger:
 
     def wave_logits(self, waves: torch.Tensor, rate: int) -> torch.Tensor:
         """The logits of waveforms (B, samples) at `rate` Hz, shape (B, windows, sounds), with gradients by them."""
-        own = self.embedder.network.mel.rate
+        own, waves = self.embedder.network.mel.rate, waves.to(where(self.embedder.network))
         waves = resample_waves(waves - waves.mean(1, keepdim=True), rate, own)
         size, starts = round(WINDOW * own), window_starts(waves.shape[1], own)
         waves = torch.nn.functional.pad(waves, (0, max(0, size - waves.shape[1])))

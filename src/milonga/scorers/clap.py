@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from milonga.core.deferred import deferred_imports
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip
+from milonga.maths.devices import AUTO, placed, where
 from milonga.maths.mel import MelSettings, log_mel
 from milonga.maths.resampling import resample_waves
 from milonga.scorers.waveform import map_by_length, mel_waveforms
@@ -78,14 +79,17 @@ class ClapScorer:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-norm rows, shape (N, D)."""
-        return text_features(self.model, self.tokenizer, texts).numpy()
+        return text_features(self.model, self.tokenizer, texts).cpu().numpy()
 
     @torch.no_grad()
     def embed_clips(self, clips: Sequence[Clip]) -> np.ndarray:
         """Unit-norm rows, shape (N, D)."""
         waves = mel_waveforms(clips, self.mel)
         rows = map_by_length(
-            lambda mels: list(audio_features(self.model, window(mels, self.frames))), waves, mel=self.mel
+            lambda mels: list(audio_features(self.model, window(mels, self.frames)).cpu()),
+            waves,
+            mel=self.mel,
+            device=where(self.model),
         )
         return torch.stack(rows).numpy()
 
@@ -98,7 +102,7 @@ class ClapScorer:
     def wave_rewards(self, waves: torch.Tensor, rate: int, texts: Sequence[str]) -> torch.Tensor:
         """The scores (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them."""
         words = self.embed_texts(texts)
-        audio = self._embed_waves(resample_waves(waves, rate, self.mel.rate))
+        audio = self._embed_waves(resample_waves(waves.to(where(self.model)), rate, self.mel.rate))
         cosines = (audio * torch.from_numpy(words).to(audio)).sum(1)
         return cosines if self.head is None else cosines + self.head.weight * self.head.agreement_of(audio, words)
 
@@ -130,7 +134,8 @@ def text_features(
     places = settings.max_position_embeddings - settings.pad_token_id - 1
     limit = places if limit is None else min(limit, places)
     tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    output: Any = model.get_text_features(tokens.input_ids, tokens.attention_mask)
+    device = where(model)
+    output: Any = model.get_text_features(tokens.input_ids.to(device), tokens.attention_mask.to(device))
     return output.pooler_output
 
 
@@ -175,8 +180,8 @@ def networks(folder: Path) -> tuple[ClapModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def load_clap(folder: Path, name: str) -> ClapScorer:
-    """The scorer that `save_clap` wrote.
+def load_clap(folder: Path, name: str, device: Any = AUTO) -> ClapScorer:
+    """The scorer that `save_clap` wrote, on a device.
 
     Raises CheckpointError naming the folder and what is wrong with it.
     """
@@ -187,6 +192,6 @@ def load_clap(folder: Path, name: str) -> ClapScorer:
         if "agreement" in front:
             held = {key: value.astype(np.float32) for key, value in load_file(folder / HEAD).items()}
             head = ReadingHead(held["matrix"], held["bias"], float(front["agreement"]))
-        return ClapScorer(name, model, tokenizer, MelSettings(**front["mel"]), front["frames"], head)
+        return ClapScorer(name, placed(model, device), tokenizer, MelSettings(**front["mel"]), front["frames"], head)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None

@@ -26,6 +26,7 @@ from milonga.core.errors import AudioError, CheckpointError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.records import Clip
 from milonga.core.weights import read_weights
+from milonga.maths.devices import AUTO, batch_size, exact, placed, where
 from milonga.maths.mel import MelSettings, fit, log_mel
 from milonga.scorers.clap import ClapScorer, networks, text_features
 from milonga.scorers.laion_convert import CONTAINER, from_original
@@ -93,7 +94,7 @@ class LaionClap(ClapScorer):
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-norm rows, shape (N, D); texts are cut to 77 tokens, as in training."""
-        return text_features(self.model, self.tokenizer, texts, WORDS).numpy()
+        return text_features(self.model, self.tokenizer, texts, WORDS).cpu().numpy()
 
     def embed_clips(self, clips: Sequence[Clip]) -> np.ndarray:
         """Unit-norm rows, shape (N, D), each as it is for the clip alone.
@@ -115,7 +116,8 @@ class LaionClap(ClapScorer):
         """Rows of clips, by the mean of their windows' rows; windows of all clips share batches."""
         inputs = [self._inputs(clip, name) for clip, name in clips]
         flat = [window for windows in inputs for window in windows]
-        rows = [row for first in range(0, len(flat), BATCH) for row in self._rows(flat[first : first + BATCH])]
+        size = batch_size(BATCH, where(self.model))
+        rows = [row for first in range(0, len(flat), size) for row in self._rows(flat[first : first + size])]
         ends = np.cumsum([len(windows) for windows in inputs])
         means = [np.mean(rows[end - len(windows) : end], axis=0) for end, windows in zip(ends, inputs, strict=True)]
         return [mean / np.linalg.norm(mean) for mean in means]
@@ -134,8 +136,10 @@ class LaionClap(ClapScorer):
         wave = waves[:, : self.samples].clamp(-1, 1)
         times = self.samples // wave.shape[1] if wave.shape[1] else 0
         wave = torch.nn.functional.pad(wave.repeat(1, times), (0, self.samples - times * wave.shape[1]))
-        pictures = log_mel(wave.double(), self.mel).float()[:, None].expand(-1, 4 if self.fused else 1, -1, -1)
-        longer = torch.zeros(len(wave), 1, dtype=torch.bool)
+        device = where(self.model)
+        mels = log_mel(wave.to(exact(device)).double(), self.mel).float().to(device)
+        pictures = mels[:, None].expand(-1, 4 if self.fused else 1, -1, -1)
+        longer = torch.zeros(len(wave), 1, dtype=torch.bool, device=device)
         output: Any = self.model.get_audio_features(pictures, is_longer=longer)
         return output.pooler_output
 
@@ -147,13 +151,15 @@ class LaionClap(ClapScorer):
 
     def _picture(self, wave: np.ndarray) -> Tensor:
         """A log-mel picture (1, frames, bands); in float32 an FFT rounds otherwise than the original's convolution."""
-        return log_mel(torch.from_numpy(wave).double()[None], self.mel).float()
+        samples = torch.from_numpy(wave).to(exact(where(self.model))).double()
+        return log_mel(samples[None], self.mel).float()
 
     @torch.no_grad()
     def _rows(self, inputs: Sequence[tuple[Tensor, bool]]) -> np.ndarray:
         pictures, longer = torch.stack([picture for picture, _ in inputs]), torch.tensor([[more] for _, more in inputs])
-        output: Any = self.model.get_audio_features(pictures, is_longer=longer)
-        return output.pooler_output.numpy()
+        device = where(self.model)
+        output: Any = self.model.get_audio_features(pictures.to(device), is_longer=longer.to(device))
+        return output.pooler_output.cpu().numpy()
 
 
 def quantised(wave: np.ndarray) -> np.ndarray:
@@ -203,9 +209,14 @@ def convert_laion(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
 
 
 def load_laion(
-    folder: Path, name: str, windows: Windows | None = None, cache: ArrayCache | None = None, identity: str = ""
+    folder: Path,
+    name: str,
+    windows: Windows | None = None,
+    cache: ArrayCache | None = None,
+    identity: str = "",
+    device: Any = AUTO,
 ) -> LaionClap:
-    """The scorer of a CLAP in transformers' layout, as `convert_laion` writes it or as the Hub has it.
+    """The scorer of a CLAP in transformers' layout, as `convert_laion` writes it or as the Hub has it, on a device.
 
     Raises CheckpointError naming the folder and what is wrong with it.
     """
@@ -215,7 +226,7 @@ def load_laion(
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None
     _restore_epsilon(model)
-    return LaionClap(name, model, tokenizer, mel, seconds, windows, cache, identity)
+    return LaionClap(name, placed(model, device), tokenizer, mel, seconds, windows, cache, identity)
 
 
 def front_end(folder: Path) -> tuple[MelSettings, float]:

@@ -25,6 +25,7 @@ from milonga.core.ids import content_id, file_hash
 from milonga.core.store import atomic_dir
 from milonga.core.weights import WEIGHTS, fetch_model, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
+from milonga.maths.devices import AUTO
 
 if TYPE_CHECKING:
     from milonga.scorers.events import EventScorer
@@ -45,17 +46,18 @@ CLASS = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
 @once
-def scorer(name: str) -> Any:
+def scorer(name: str, device: Any = AUTO) -> Any:
     """A CLAP by its name or folder, LAION's as `laion-clap:PATH[@WINDOWS]`, events as `events:TAGGER`, or a class.
 
-    A class is named `package.module:Class`; it is called without arguments and gives an object with `name` and
-    `score(clips, texts)`, embeddings being optional. Raises RecipeError for a class that cannot be imported or is no
-    scorer, and for an unknown name; CheckpointError for weights that cannot be used.
+    Its networks are on `device` (see `maths.devices.device_of`); a class places its own. A class is named
+    `package.module:Class`; it is called without arguments and gives an object with `name` and `score(clips, texts)`,
+    embeddings being optional. Raises RecipeError for a class that cannot be imported or is no scorer, and for an
+    unknown name; CheckpointError for weights that cannot be used.
     """
     if tagger_of(name):
-        return event_scorer(name)
+        return event_scorer(name, device)
     if name.startswith(FIT):
-        return fitted_scorer(name)
+        return fitted_scorer(name, device)
     if name.startswith(RUBRIC):
         return rubric_scorer(name)
     if name.partition(":")[0] == AESTHETICS:
@@ -71,8 +73,8 @@ def scorer(name: str) -> Any:
 
     logging.disable_progress_bar()
     if name.startswith(PREFIX):
-        return laion_scorer(name)
-    return load_clap(weights_of(name), name)
+        return laion_scorer(name, device)
+    return load_clap(weights_of(name), name, device)
 
 
 def tagger_of(name: str) -> str:
@@ -82,7 +84,7 @@ def tagger_of(name: str) -> str:
     return name.partition(":")[2] if by_tagger else ""
 
 
-def event_scorer(name: str) -> "EventScorer":
+def event_scorer(name: str, device: Any = AUTO) -> "EventScorer":
     """The scorer of events by the tagger in that name. Raises RecipeError or CheckpointError as its loading does."""
     from milonga.nano.reader import read_scene
     from milonga.scorers.audioset import KIN, AudioSetTagger, read_sounds
@@ -91,8 +93,8 @@ def event_scorer(name: str) -> "EventScorer":
 
     own, arithmetic = tagger_of(name), name.startswith(RUBRIC)
     if Path(own).suffix in (*WEIGHTS, ".pth"):
-        return EventScorer(name, AudioSetTagger(load_panns(Path(own))), read_sounds, KIN, arithmetic)
-    return EventScorer(name, tagger(own), read_scene, arithmetic=arithmetic)
+        return EventScorer(name, AudioSetTagger(load_panns(Path(own), device=device)), read_sounds, KIN, arithmetic)
+    return EventScorer(name, tagger(own, device), read_scene, arithmetic=arithmetic)
 
 
 def rubric_scorer(name: str) -> "RubricScorer":
@@ -104,7 +106,7 @@ def rubric_scorer(name: str) -> "RubricScorer":
     return RubricScorer(Endpoint.of(name, "rubric", "the scorer's name"), cache_folder("rubric"))
 
 
-def fitted_scorer(name: str) -> "FittedScorer":
+def fitted_scorer(name: str, device: Any = AUTO) -> "FittedScorer":
     """The scorer that `listen fit` wrote. Raises CheckpointError for another folder, or where the weights of one of its
     embedders are not those that it was fitted on."""
     from milonga.scorers.fitted import FittedScorer, load_head, read_facts
@@ -114,7 +116,7 @@ def fitted_scorer(name: str) -> "FittedScorer":
     for own, digest in embedders.items():
         if fingerprint(own) != digest:
             raise CheckpointError(f"{name}: {own} has other weights than those that it was fitted on; fit it again")
-    return FittedScorer(name, [scorer(own) for own in embedders], load_head(folder))
+    return FittedScorer(name, [scorer(own, device) for own in embedders], load_head(folder))
 
 
 def class_scorer(name: str) -> Any:
@@ -130,11 +132,11 @@ def class_scorer(name: str) -> Any:
 
 
 @once
-def tagger(name: str) -> "EventTagger":
-    """A tagger by its name or folder."""
+def tagger(name: str, device: Any = AUTO) -> "EventTagger":
+    """A tagger by its name or folder, on a device."""
     from milonga.scorers.tagger import load_tagger
 
-    return load_tagger(weights_of(name), name)
+    return load_tagger(weights_of(name), name, device)
 
 
 def fingerprint(name: str) -> str:
@@ -194,7 +196,7 @@ def laion_fingerprint(name: str) -> str:
     return content_id(_identity(path), windows)
 
 
-def laion_scorer(name: str) -> "LaionClap":
+def laion_scorer(name: str, device: Any = AUTO) -> "LaionClap":
     """The scorer of that name; its clip embeddings are cached under the hashes of audio and model.
 
     Raises RecipeError for a bad name, CheckpointError naming the file or folder and what is wrong with it.
@@ -204,7 +206,7 @@ def laion_scorer(name: str) -> "LaionClap":
     path, windows = parsed(name)
     identity = _identity(path)
     folder = _converted(path, identity) if path.is_file() else path
-    return load_laion(folder, name, Windows.of(windows), feature_cache(), identity)
+    return load_laion(folder, name, Windows.of(windows), feature_cache(), identity, device)
 
 
 def _identity(path: Path) -> str:

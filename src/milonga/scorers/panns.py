@@ -8,6 +8,7 @@ loading); what serves training alone (SpecAugment, mixup, dropout) is left out.
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import relu
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip
 from milonga.core.weights import fill, read_weights
+from milonga.maths.devices import AUTO, exact, placed, where
 from milonga.maths.mel import MelSettings, log_mel, mel_matrix
 from milonga.scorers.mkldnn import Blocked, of_blocks, usable
 from milonga.scorers.tagger import ConvBlock
@@ -59,7 +61,7 @@ class Cnn14(nn.Module):
         `blocks` may replace the six blocks by a function with the same output.
         """
         # In float32 an FFT and the original's convolution round differently where a band is nearly silent.
-        mels = log_mel(waveforms.double(), self.mel).to(waveforms)
+        mels = log_mel(waveforms.to(exact(waveforms.device)).double(), self.mel).to(waveforms)
         picture = self.bn0(mels.transpose(1, 2)).transpose(1, 2).unsqueeze(1)
         frames = (blocks or nn.Sequential(*self.blocks()))(picture).mean(dim=3)
         embeddings = relu(self.fc1(frames.amax(dim=2) + frames.mean(dim=2)))
@@ -116,13 +118,19 @@ class PannsEmbedder:
     @torch.no_grad()
     def of_waves(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The same of N waveforms (samples,) that are at the network's rate already."""
-        rows = map_by_length(lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)), waves, BATCH)
+        rows = map_by_length(
+            lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)),
+            waves,
+            BATCH,
+            device=where(self.network),
+        )
         embeddings, logits = zip(*rows, strict=True)
-        return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
+        return torch.stack(embeddings).cpu().numpy(), torch.stack(logits).cpu().numpy()
 
 
-def load_panns(path: Path, rate: int = 16000, width: int = 64) -> PannsEmbedder:
-    """Cnn14 for 16 or 32 kHz from an original `.pth` (weights under `model`), or a `.safetensors` with the same keys.
+def load_panns(path: Path, rate: int = 16000, width: int = 64, device: Any = AUTO) -> PannsEmbedder:
+    """Cnn14 for 16 or 32 kHz from an original `.pth` (weights under `model`), or a `.safetensors` with the same keys,
+    on a device.
 
     Raises CheckpointError naming the file and the key that does not fit, also where the file is of the other rate;
     RecipeError for another rate.
@@ -132,4 +140,4 @@ def load_panns(path: Path, rate: int = 16000, width: int = 64) -> PannsEmbedder:
     with torch.device("meta"):
         network = Cnn14(FRONT_ENDS[rate], width)
     fill(network, read_weights(path, container="model"), path)
-    return PannsEmbedder(f"panns-cnn14-{rate // 1000}k", network)
+    return PannsEmbedder(f"panns-cnn14-{rate // 1000}k", placed(network, device))

@@ -19,6 +19,7 @@ from torch.nn.functional import avg_pool2d, relu
 
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip, Event
+from milonga.maths.devices import AUTO, placed, where
 from milonga.maths.mel import MelSettings, log_mel
 from milonga.maths.resampling import resample_waves
 from milonga.scorers.waveform import map_by_length, mel_waveforms
@@ -101,11 +102,15 @@ class EventTagger:
     def posteriors(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         """Each clip's frame posteriors, shape (T', K)."""
         waves = mel_waveforms(clips, self.mel)
-        return map_by_length(lambda mels: list(torch.sigmoid(self.network(mels)).numpy()), waves, mel=self.mel)
+        device = where(self.network)
+        return map_by_length(
+            lambda mels: list(torch.sigmoid(self.network(mels)).cpu().numpy()), waves, mel=self.mel, device=device
+        )
 
     def wave_logits(self, waves: Tensor, rate: int) -> Tensor:
         """The frame logits of waveforms (B, samples) at `rate` Hz, shape (B, T', K), with gradients by them."""
-        return self.network(log_mel(resample_waves(waves, rate, self.mel.rate), self.mel))
+        waves = resample_waves(waves.to(where(self.network)), rate, self.mel.rate)
+        return self.network(log_mel(waves, self.mel))
 
     def detect(self, clips: Sequence[Clip]) -> list[list[Event]]:
         """The events detected in each clip, sorted by onset."""
@@ -115,9 +120,10 @@ class EventTagger:
     @torch.no_grad()
     def features(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, D) and class logits (N, K)."""
-        rows = map_by_length(self.network.embed_rows, mel_waveforms(clips, self.mel), mel=self.mel)
+        waves, device = mel_waveforms(clips, self.mel), where(self.network)
+        rows = map_by_length(self.network.embed_rows, waves, mel=self.mel, device=device)
         embeddings, logits = zip(*rows, strict=True)
-        return torch.stack(embeddings).numpy(), torch.stack(logits).numpy()
+        return torch.stack(embeddings).cpu().numpy(), torch.stack(logits).cpu().numpy()
 
 
 def save_tagger(folder: Path, network: FrameTagger, config: dict[str, Any]) -> None:
@@ -129,8 +135,8 @@ def save_tagger(folder: Path, network: FrameTagger, config: dict[str, Any]) -> N
     )
 
 
-def load_tagger(folder: Path, name: str) -> EventTagger:
-    """The tagger that `save_tagger` wrote.
+def load_tagger(folder: Path, name: str, device: Any = AUTO) -> EventTagger:
+    """The tagger that `save_tagger` wrote, on a device.
 
     Raises CheckpointError naming the file that is missing or does not fit.
     """
@@ -141,7 +147,9 @@ def load_tagger(folder: Path, name: str) -> EventTagger:
         network.load_state_dict(state)
         if config["network"]["classes"] != len(config["classes"]):
             raise ValueError("config.json names more or fewer classes than the network has")
-        return EventTagger(name, network, config["classes"], MelSettings(**config["mel"]), config["threshold"])
+        return EventTagger(
+            name, placed(network, device), config["classes"], MelSettings(**config["mel"]), config["threshold"]
+        )
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: {folder} holds no tagger") from None
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

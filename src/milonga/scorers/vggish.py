@@ -7,6 +7,7 @@ metric the last ReLU and PCA are left out; Google's own FAD has both.
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from milonga.core.records import Clip
 from milonga.core.weights import fill, read_weights
+from milonga.maths.devices import AUTO, batch_size, placed, where
 from milonga.scorers.mkldnn import Blocked, of_layers, usable
 from milonga.scorers.waveform import metric_waveform
 
@@ -112,17 +114,18 @@ class VggishEmbedder:
     def of_waves(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The same of waveforms (samples,) that are ready at 16 kHz; too short ones, unpadded, have no rows."""
         pictures = [examples(wave) for wave in waves]
-        batches = torch.from_numpy(np.concatenate(pictures)).split(BATCH)
-        rows = torch.cat([self.network(batch, self._features) for batch in batches])
+        device = where(self.network)
+        batches = torch.from_numpy(np.concatenate(pictures)).split(batch_size(BATCH, device))
+        rows = torch.cat([self.network(batch.to(device), self._features).cpu() for batch in batches])
         return [part.numpy() for part in rows.split([len(picture) for picture in pictures])]
 
 
-def load_vggish(path: Path, width: int = 64) -> VggishEmbedder:
-    """VGGish from the original `.pth` (nothing but its weights) or a `.safetensors` with the same keys.
+def load_vggish(path: Path, width: int = 64, device: Any = AUTO) -> VggishEmbedder:
+    """VGGish from the original `.pth` (nothing but its weights) or a `.safetensors` with the same keys, on a device.
 
     Raises CheckpointError naming the file and the key that does not fit.
     """
     with torch.device("meta"):
         network = Vggish(width)
     fill(network, read_weights(path), path)
-    return VggishEmbedder(network)
+    return VggishEmbedder(placed(network, device))

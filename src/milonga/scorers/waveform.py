@@ -17,6 +17,7 @@ from torch import Tensor
 from milonga.core.audio import resample
 from milonga.core.errors import AudioError, RecipeError
 from milonga.core.records import Clip
+from milonga.maths.devices import batch_size
 from milonga.maths.mel import MelSettings, fit, log_mel
 from milonga.maths.resampling import kaiser_best, windowed_sinc
 
@@ -24,6 +25,7 @@ Row = TypeVar("Row")
 Rule = Callable[[np.ndarray, int], np.ndarray]  # (samples, channels), rate → the waveform at 16 kHz
 BATCH = 64  # clips at once, at most
 RATE = 16000
+CPU = torch.device("cpu")
 SHORTEST = 2.0  # seconds, to which the published metrics pad a clip
 
 
@@ -51,18 +53,21 @@ def map_by_length(
     waves: Sequence[np.ndarray],
     batch: int = BATCH,
     mel: MelSettings | None = None,
+    device: torch.device = CPU,
 ) -> list[Row]:
-    """The row of `network(waveforms)` that belongs to each of `waves`; waveforms are (B, samples), B at most `batch`.
+    """The row of `network(waveforms)` that belongs to each of `waves`; waveforms are (B, samples) on `device`, B at
+    most `batch` on a CPU.
 
     With `mel` the network is given their log-mels (B, frames, bands), or those pictures that are there instead of a
     waveform. Only waveforms of one length share a batch: padding would add silence to what a shorter one is scored by.
     """
     rows: dict[int, Row] = {}
+    batch = batch_size(batch, device)
     for shape in dict.fromkeys(wave.shape for wave in waves):
         places = [place for place, wave in enumerate(waves) if wave.shape == shape]
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
-            inputs = torch.from_numpy(np.stack([waves[place] for place in part]))
+            inputs = torch.from_numpy(np.stack([waves[place] for place in part])).to(device)
             rows |= zip(part, network(log_mel(inputs, mel) if mel and len(shape) == 1 else inputs), strict=True)
     return [rows[place] for place in range(len(waves))]
 

@@ -12,6 +12,7 @@ from milonga.core.config import Phase, Settings
 from milonga.core.errors import RecipeError, ServiceError, brief
 from milonga.core.ids import file_hash
 from milonga.core.store import Run, atomic_dir, write_json
+from milonga.maths.devices import working_on
 
 if TYPE_CHECKING:
     from milonga.core.protocols import Model
@@ -32,7 +33,8 @@ class AlignConfig(Settings):
     evaluated, at the end of each epoch. With `save_whole_model` the output folder is a whole model, and the training's
     own files are in its folder `training`; without it they are in the output folder itself, whose `model` is the
     trained network alone.
-    `allow_missing` trains also where more than half of the clips or pairs cannot be used.
+    `allow_missing` trains also where more than half of the clips or pairs cannot be used. Data are encoded and the
+    network trained on `device`; encoders are on it while they encode.
     """
 
     output_dir: Path
@@ -43,6 +45,7 @@ class AlignConfig(Settings):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     save_whole_model: bool = True
     allow_missing: bool = False
+    device: str = Field(default="auto", min_length=1)
 
     @field_validator("phases", mode="before")
     @classmethod
@@ -156,7 +159,7 @@ class AlignTrainer:
         examples, val = self.examples(ranks)
         sampler = sample
         if self.compute_metrics is not None and sampler is None:
-            generator, metrics = generator_of(name, self.denoiser), self.compute_metrics
+            generator, metrics = generator_of(name, self.denoiser, config.device), self.compute_metrics
 
             def sampler(step: int) -> dict[str, float]:
                 return {key: float(value) for key, value in metrics(generator).items()}
@@ -170,7 +173,9 @@ class AlignTrainer:
             reference = None if self.ref_model is None else as_denoiser(self.ref_model)
             Trainer(
                 self.denoiser, examples, config.phases, config.settings(), config.seed, folder, val, log_path, sampler,
-                callbacks, reference, [scorer(part) if isinstance(part, str) else part for part in self.scorers],
+                callbacks, reference,
+                [scorer(part, config.device) if isinstance(part, str) else part for part in self.scorers],
+                config.device,
             ).run()  # fmt: skip
         if config.save_whole_model and ranks.is_main and not self.finished:
             self._write_model(config.output_dir)
@@ -222,18 +227,22 @@ class AlignTrainer:
 
     def _encode(self, dataset: Any) -> "Examples":
         """Examples of whatever names or holds pairs or clips; encoded data are stored in `output_dir`/encoded."""
+        if hasattr(dataset, "batch") and hasattr(dataset, "num_prior"):
+            return dataset
+        with working_on(self.denoiser.others, self.config.device):
+            return self._encoded(dataset)
+
+    def _encoded(self, dataset: Any) -> "Examples":
         from milonga.data.encode import encode_captions, encode_clips, encode_pairs, encode_run_pairs
         from milonga.data.examples import CaptionExamples
         from milonga.data.pairs import FilePairs, read_pairs
 
-        if hasattr(dataset, "batch") and hasattr(dataset, "num_prior"):
-            return dataset
         denoiser, work, seed = self.denoiser, self.config.output_dir / "encoded", self.config.seed
         allow = self.config.allow_missing
         if isinstance(dataset, str) and dataset.partition(":")[0] in ("clips", "dataset"):
             return encode_clips(denoiser, dataset, work, seed=seed, allow_missing=allow)
         if isinstance(dataset, list | tuple) and all(isinstance(text, str) for text in dataset):
-            conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), dataset)(dataset)
+            conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), dataset).rows(dataset)
             return CaptionExamples(dataset, conditioning, denoiser.latent_shape, seed)
         pairs = read_pairs(dataset)
         if pairs.run is not None:
@@ -268,7 +277,7 @@ class AlignTrainer:
                 shutil.rmtree(target)
             file.replace(target)
         (self.folder / "whole").rmdir()
-        write_json(folder / "finished.json", self.config.model_dump(mode="json", exclude={"output_dir"}))
+        write_json(folder / "finished.json", self.config.model_dump(mode="json", exclude={"output_dir", "device"}))
 
     def _delete_training(self) -> None:
         for path in (self.config.output_dir / "finished.json", *(self.folder / name for name in TRAINING_FILES)):

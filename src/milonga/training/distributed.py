@@ -14,15 +14,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from milonga.maths.devices import AUTO, placed
 from milonga.models.denoiser import Denoiser, Network
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """All processes of a training; the main one writes."""
+    """All processes of a training; the main one writes. A single one trains on `device`, several on one each."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Any = AUTO) -> None:
+        self._device = device
         self.accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import Accelerator
@@ -33,11 +35,8 @@ class Ranks:
         self.is_main = self.rank == 0
 
     def to_device(self, module: nn.Module) -> None:
-        """Moves a network to this rank's device; with one rank to the GPU if there is one, or else nowhere."""
-        if self.accelerator is not None:
-            nn.Module.to(module, device=self.accelerator.device)  # diffusers wraps `to` in a way type checkers dislike
-        elif torch.cuda.is_available():
-            nn.Module.to(module, device=torch.device("cuda"))
+        """Moves a network to this rank's device."""
+        placed(module, self._device if self.accelerator is None else self.accelerator.device)
 
     def wrap(self, denoiser: Denoiser, fsdp: bool) -> Network:
         """What to call in the network's place: itself, or it wrapped in DDP, or with `fsdp` sharded over the ranks."""

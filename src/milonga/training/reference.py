@@ -26,6 +26,7 @@ from milonga.training.noising import NoisyBatch
 
 ADAPTER = "default"
 WEIGHTS, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # as diffusers names them
+PREFIX = "transformer."  # of an adapter's names: diffusers' default for networks of every kind
 SHARD = 256  # pairs in a shard of the table: what is computed again after a stop
 Key = tuple[str, int, int]  # the name of an example's draws: the kind of draw, the pass, the row
 NoisyRows = Callable[[int, Sequence[int]], NoisyBatch]  # the noisy latents of a pass's rows, as a step will see them
@@ -151,14 +152,19 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
 
 
 def save_and_merge(module: nn.Module, folder: Path) -> None:
-    """Writes the adapter in diffusers' layout, then adds it to the weights, so that the plain network is left."""
+    """Writes the adapter in diffusers' layout, then adds it to the weights, so that the plain network is left.
+
+    Names have the prefix that diffusers' `load_lora_adapter` expects by default.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config: Any = module.peft_config
     settings = {k: list(v) if isinstance(v, set) else v for k, v in config[ADAPTER].to_dict().items()}
+    settings = {f"{PREFIX}{key}": value for key, value in settings.items()}
     metadata = {"format": "pt", METADATA: json.dumps(settings, indent=2, sort_keys=True)}
-    save_file(get_peft_model_state_dict(module, adapter_name=ADAPTER), folder / WEIGHTS, metadata)
+    tensors = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+    save_file({f"{PREFIX}{name}": value for name, value in tensors.items()}, folder / WEIGHTS, metadata)
     for name, layer in _adapted(module).items():
         layer.merge()
         parent, _, last = name.rpartition(".")

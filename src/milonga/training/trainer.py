@@ -26,6 +26,7 @@ from milonga.core.config import Phase, Settings
 from milonga.core.errors import MilongaError, RecipeError
 from milonga.core.store import Run
 from milonga.data.examples import Examples
+from milonga.maths.devices import AUTO
 from milonga.models.denoiser import Denoiser, module_hash
 from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
 from milonga.training.distil import DistilStep
@@ -111,6 +112,7 @@ class Trainer:
     callbacks: Sequence[TrainerCallback] = ()
     ref_model: Denoiser | None = None
     scorers: Sequence[Any] = ()
+    device: Any = AUTO
 
     def run(self) -> Path:
         """Takes all steps that are left; returns `folder`/model, as `denoiser.save` writes it.
@@ -122,7 +124,7 @@ class Trainer:
         """
         check_training(self.examples, self.phases, self.settings, self.val)
         check_scorers(self.scorers, self.phases, self.settings)
-        ranks, settings, finished = Ranks(), self.settings, self.folder / "model"
+        ranks, settings, finished = Ranks(self.device), self.settings, self.folder / "model"
         with Run(self.folder).lock() if ranks.is_main else nullcontext():
             if ranks.is_main:
                 check_plan(self.folder, self._plan())
@@ -206,6 +208,8 @@ class Trainer:
         samples = any(spec.samples for spec in compared)
         distils = any(spec.distils for spec in compared)
         guarded = distils or (samples and settings.trust_region > 0)
+        for network in denoiser.others if samples else ():  # clips pass the decoder in training
+            ranks.to_device(network)
         if self.val is not None or guarded or any(spec.needs_reference or spec.needs_old for spec in compared):
             reference = self._reference(ranks)
         if settings.gradient_checkpointing:

@@ -207,9 +207,18 @@ def _text_encoder(folder: Path, name: str, source: Path) -> Config:
     raise CheckpointError(f"{source}: text_encoder_name {name!r} is neither {known} nor a folder in {folder}")
 
 
+def published() -> Layout:
+    """The sizes of the published Tango-full-FT's networks, without a folder."""
+    vae = _autoencoder_config(AUTOENCODER, Path("vae_config.json"))
+    return Layout(Path(), Path(), Path(), "google/flan-t5-large", UNET, FLAN_T5_LARGE, vae, VOCODER)
+
+
 def _autoencoder(path: Path, optional: bool) -> Config:
     """vae_config.json as `AutoencoderKL` wants it; training runs do not save it, and had the published one."""
-    config = AUTOENCODER if optional and not path.exists() else _read(path)
+    return _autoencoder_config(AUTOENCODER if optional and not path.exists() else _read(path), path)
+
+
+def _autoencoder_config(config: Config, path: Path) -> Config:
     inner = config.get("ddconfig")
     if not isinstance(inner, dict):
         raise CheckpointError(f"{path} lacks ddconfig, an object")
