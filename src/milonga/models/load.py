@@ -533,10 +533,9 @@ def _network(kind: Any, folder: Path, dtype: Any) -> Any:
 def _shapes(kind: Any, folder: Path, dtype: Any) -> Any:
     """A network of class `kind` without weights, on the `meta` device: its config and its shapes."""
     import torch
-    from diffusers import ModelMixin
 
     with torch.device("meta"):
-        if issubclass(kind, ModelMixin):
+        if hasattr(kind, "load_config"):  # diffusers' classes have it, those of transformers have not
             network: Any = kind.from_config(kind.load_config(folder, local_files_only=True))
         else:
             network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
