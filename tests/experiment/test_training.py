@@ -158,9 +158,9 @@ def test_what_is_left_out_stands_in_the_report_and_in_the_card(model, clips, tmp
     for text in (card, page):
         assert "2.wav: cannot be read as audio" in text
     # As the card says, diffusers takes the adapter on the base's own U-Net.
-    (line,) = re.findall(r"unet\.load_lora_adapter\(.*\)", card)
+    (line,) = re.findall(r"network\.load_lora_adapter\(.*\)", card)
     unet, tuned, base = (pipeline(place).unet for place in (model, str(tmp_path / "whole"), model))
-    exec(line.replace("FOLDER", str(tmp_path / "whole")), {"unet": unet})
+    exec(line.replace("FOLDER", str(tmp_path / "whole")), {"network": unet})
     inputs = (
         torch.randn(1, 4, 8, 16),
         torch.tensor([500]),
