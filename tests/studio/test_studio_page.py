@@ -155,6 +155,7 @@ class Visit:
 
     def order(self, prompt: str, count: int = 1) -> None:
         """Asks for takes by keyboard and waits until they are made."""
+        self.page.evaluate("() => document.activeElement.blur()")
         self.page.keyboard.press("/")
         self.page.fill("#words", prompt)
         self.page.fill("#ask [name=count]", str(count))
@@ -239,6 +240,8 @@ def test_in_a_real_browser_a_region_is_edited_and_a_take_renamed_deleted_and_res
     assert page.locator("#ask-seed-error").is_visible()
     page.fill("#ask [name=seed]", "5")
     visit.order("wind howls")
+    page.wait_for_selector(".take .mel[src]", state="attached")
+    page.locator(".take .screen").scroll_into_view_if_needed()
     box = page.locator(".take .screen").bounding_box()
     page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 20)
     page.mouse.down()

@@ -50,7 +50,7 @@ async function drawHistory() {
   const history = await ask("GET", `/history?start=${first}&words=${encodeURIComponent(words)}`);
   if (history.refused || words !== byId("find").value) return;
   const last = first + history.prompts.length;
-  byId("history").hidden = !words && history.total < 2;
+  byId("history").hidden = !words && !history.total;
   byId("history").querySelector("ul").replaceChildren(...history.prompts.map((one) => make("li", {},
     make("button.earlier", { type: "button", dir: "auto", "aria-current": `${one.id === state?.prompt?.id}`, onclick: () => go(one.id) },
       make("span", {}, one.text), make("small", {}, one.num_waiting ? `${one.num_waiting} queued` : one.num_kept ? `${one.num_kept} of ${one.num_generated} kept` : `${one.num_generated} generated`)))));
