@@ -254,4 +254,4 @@ def test_a_crowd_rater_goes_from_the_entry_link_by_sliders_to_the_code(browser, 
         context.close()
     assert troubles == []
     assert ratings.survey()[1]["comment"] == "fine"
-    assert {rating.score for rating in ratings.ratings(test)} == {0, 10, 20, 30, 40, 50, 60}
+    assert {rating.score for rating in ratings.ratings(test)} == {0, 10, 20, 30, 40, 50}
