@@ -28,6 +28,7 @@ from milonga.experiment import run as pipeline
 from milonga.experiment.export import export_system
 from milonga.experiment.recipe import parse_recipe
 from milonga.models import load as models
+from milonga.models.adapter import name_base
 from milonga.models.denoiser import SECONDS, Denoiser, module_hash
 from milonga.models.editing import SPLICE, edit
 from milonga.models.load import convert
@@ -223,7 +224,9 @@ def test_fine_tune_on_a_folder_of_clips(denoiser: Denoiser, folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "LoRA"])
-def test_dpo_and_its_output_folder_is_a_whole_model(denoiser: Denoiser, rank: int, tmp_path: Path) -> None:
+def test_dpo_and_its_output_folder_is_a_whole_model(
+    denoiser: Denoiser, folder: Path, rank: int, tmp_path: Path
+) -> None:
     if rank:
         pytest.importorskip("peft")
     before = module_hash(denoiser.module)
@@ -235,6 +238,11 @@ def test_dpo_and_its_output_folder_is_a_whole_model(denoiser: Denoiser, rank: in
     tuned = models.load_denoiser(str(out))
     assert module_hash(tuned.module) == module_hash(denoiser.module) != before
     assert (out / "adapter").is_dir() == bool(rank)
+    if rank:  # the adapter is a model by itself
+        name_base(out / "adapter", str(folder))
+        merged = models.load_denoiser(str(out / "adapter")).module.state_dict()
+        for name, weight in tuned.module.state_dict().items():
+            torch.testing.assert_close(merged[name], weight)
     assert {path.name for path in out.iterdir()} >= {"model_index.json", denoiser.network}
 
 
