@@ -45,7 +45,7 @@ def test_the_process_is_that_of_diffusers_flow_matching() -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 7, 50])
-@pytest.mark.parametrize("name", FLOW_SCHEDULERS)
+@pytest.mark.parametrize("name", sorted(set(FLOW_SCHEDULERS) - {"lcm"}))  # that wants a network distilled for it
 def test_the_best_answers_lead_from_full_noise_to_the_data(name: str, steps: int, shift: float) -> None:
     """For data that is normal the flow is known in closed form; a single step gives its mean."""
     scheduler = prepare_scheduler(scheduler_named(name, FlowMatchEulerDiscreteScheduler(shift=shift).config), steps)

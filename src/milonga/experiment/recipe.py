@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 # The names of `models.schedulers`, which imports torch.
-Scheduler = Literal["ddpm", "ddim", "dpm++", "unipc", "compat", "euler"]
+Scheduler = Literal["ddpm", "ddim", "dpm++", "unipc", "compat", "euler", "lcm"]
 Split = Literal["overall", "temporal", "non-temporal", "multi-concept", "single-concept"]
 # Folders of a run beside which a trained system's clips are stored.
 RESERVED = ("base", "reference", "prompts")

@@ -39,8 +39,8 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, FULL_NOISE),
     "dpm++": (DPMSolverMultistepScheduler, FULL_NOISE | {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, FULL_NOISE),
-    "lcm": (LCMScheduler, {"original_inference_steps": POINTS}),
     "compat": (DDPMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
+    "lcm": (LCMScheduler, {"original_inference_steps": POINTS}),
 }
 
 FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
@@ -48,9 +48,9 @@ SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 # The same for models that predict a flow, whose schedule is a shift of an even one.
 FLOW_SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (FlowMatchEulerDiscreteScheduler, {}),
-    "lcm": (FlowMatchLCMScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, SOLVER | {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, SOLVER),
+    "lcm": (FlowMatchLCMScheduler, {}),
 }
 NAMES = tuple(dict.fromkeys([*SCHEDULERS, *FLOW_SCHEDULERS]))
 UNEVEN = ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas", "shift_terminal")  # of diffusers' flows
