@@ -50,6 +50,24 @@ def test_diffusers_loads_the_pipeline_and_stock_classes_its_parts(exported: Path
     assert AutoencoderKL.from_pretrained(exported, subfolder="vae").config.latent_channels == 4
 
 
+def test_an_adapter_alone_is_a_model_that_names_its_base(run: Run, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["export", str(run.path), str(tmp_path / "small"), "--system", "aligned", "--adapter", "64"]
+    )
+    assert done.exit_code == 0, done.output
+    small, whole = pipeline(str(tmp_path / "small")).unet, pipeline(str(run.path / "aligned")).unet
+    for name, weight in whole.named_parameters():
+        if weight.dim() > 1:
+            np.testing.assert_allclose(small.get_parameter(name).detach(), weight.detach(), atol=1e-3)
+    assert not (tmp_path / "small" / "unet").exists()
+
+
+def test_an_adapter_of_pairs_is_refused(run: Run, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(run.path), str(tmp_path / "small"), "--adapter", "4"])
+    assert done.exit_code == 1
+    assert "--system" in done.output
+
+
 def test_the_card_has_recipe_data_numbers_and_licences(run: Run, exported: Path) -> None:
     text = (exported / "README.md").read_text()
     head, body = text.split("\n---\n", 1)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from milonga.core.errors import CheckpointError
+from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.weights import fingerprint
 from milonga.maths.noise import seeded
-from milonga.models.adapter import name_base
+from milonga.models.adapter import extract_adapter, name_base
 from milonga.models.load import load, load_denoiser, pipeline, sampling
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -84,3 +84,44 @@ def test_an_adapter_of_another_network_is_refused(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
         with pytest.raises(CheckpointError, match="no usable adapter"):
             pipeline(str(tmp_path))
+
+
+def changed(scale: float = 1e-2):
+    base, tuned = pipeline("nano").unet, pipeline("nano").unet
+    generator = seeded(2, "changes")
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            if weight.dim() > 1:
+                rows, columns = weight.flatten(1).shape
+                change = torch.randn(rows, 2, generator=generator) @ torch.randn(2, columns, generator=generator)
+                weight += scale * change.reshape(weight.shape)
+    return base, tuned
+
+
+def test_a_change_of_low_rank_is_extracted_as_it_is(tmp_path: Path) -> None:
+    base, tuned = changed()
+    extract_adapter(base, tuned, 2, tmp_path / "two", "nano")
+    loaded = pipeline(str(tmp_path / "two")).unet
+    for name, weight in tuned.named_parameters():
+        torch.testing.assert_close(loaded.get_parameter(name), weight, rtol=1e-3, atol=2e-4)
+    assert (tmp_path / "two" / "pytorch_lora_weights.safetensors").stat().st_size < 1_000_000
+
+
+def test_stock_diffusers_loads_an_extracted_adapter_as_we_do(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base, tuned = changed()
+    extract_adapter(base, tuned, 1, tmp_path, "nano")
+    base.load_lora_adapter(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    inputs = torch.randn(1, 8, 32, 8, generator=seeded(3, "latents")), torch.tensor([500])
+    states = torch.randn(1, 4, base.config["cross_attention_dim"], generator=seeded(3, "states"))
+    ours = pipeline(str(tmp_path)).unet(*inputs, encoder_hidden_states=states).sample
+    theirs = base(*inputs, encoder_hidden_states=states).sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(ours, pipeline("nano").unet(*inputs, encoder_hidden_states=states).sample, atol=1e-2)
+
+
+@pytest.mark.parametrize(("rank", "words"), [(0, "1 or more"), (4, "nothing to extract")])
+def test_what_cannot_be_extracted_is_refused(tmp_path: Path, rank: int, words: str) -> None:
+    unet = pipeline("nano").unet
+    with pytest.raises(RecipeError, match=words):
+        extract_adapter(unet, unet, rank, tmp_path / "none", "nano")

@@ -270,17 +270,21 @@ def export(
         float | None,
         typer.Option(help="Fraction of captions whose pairs form the validation split.", show_default="0.05"),
     ] = None,
+    adapter: Annotated[
+        int | None,
+        typer.Option(metavar="RANK", help="With --system: export a LoRA adapter of this rank."),
+    ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Upload to the Hugging Face Hub under this name.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the uploaded repository public.")] = False,
 ) -> None:
-    """Export a run's pairs as a data set in Audio-alpaca's layout, or a trained system as a model in diffusers' layout,
-    with its card, and print the folder.
+    """Export a run's pairs as a data set in Audio-alpaca's layout, or a trained system as a model in diffusers' layout
+    or as a LoRA adapter, with its card, and print the folder.
     """
     from milonga.experiment.export import export_any
 
-    for line in export_any(run, folder, system, validation, push, public):
+    for line in export_any(run, folder, system, validation, adapter, push, public):
         typer.echo(line)
 
 

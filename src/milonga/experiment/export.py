@@ -26,17 +26,26 @@ NOTE = "export.json"
 
 
 def export_any(
-    path: Path, folder: Path, system: str | None, validation: float | None, hub: str | None, public: bool
+    path: Path,
+    folder: Path,
+    system: str | None,
+    validation: float | None,
+    adapter: int | None,
+    hub: str | None,
+    public: bool,
 ) -> Iterator[str]:
-    """The command: exports a run's pairs, or one `system`, and where `hub` names a repository uploads it; says where
-    each is. Raises RecipeError for a `validation` share beside a system, and as the exports and `push` do.
+    """The command: exports a run's pairs, or one `system`, whole or as an `adapter` of that rank, and where `hub` names
+    a repository uploads it; says where each is. Raises RecipeError for a `validation` share beside a system or an
+    adapter of none, and as the exports and `push` do.
     """
+    if adapter is not None and system is None:
+        raise RecipeError("--adapter exports a trained system: name it by --system")
     if system is not None and validation is not None:
         raise RecipeError("--validation splits pairs, and --system exports a model: leave one of them out")
     if hub:
         check_credentials()
     share = VALIDATION if validation is None else validation
-    yield str(export(path, folder, share) if system is None else export_system(path, folder, system))
+    yield str(export(path, folder, share) if system is None else export_system(path, folder, system, adapter))
     if hub:
         yield push(folder, hub, not public, "dataset" if system is None else "model")
 
@@ -99,13 +108,14 @@ def _write_shards(dataset: RunPairs, splits: Mapping[str, Sequence[Pair]], folde
                 advance(len(part))
 
 
-def export_system(path: Path, folder: Path, system: str) -> Path:
+def export_system(path: Path, folder: Path, system: str, rank: int | None = None) -> Path:
     """Writes a trained system of a run into `folder`, and gives it back; a folder that already holds it is left alone.
 
-    Raises StoreError for what is no run, or a folder that holds something else; RecipeError for a system that the run
-    does not have, or has not trained yet.
+    With a `rank` it is a LoRA adapter of that rank in the place of the whole model, which names its base. Raises
+    StoreError for what is no run, or a folder that holds something else; RecipeError for a system that the run does not
+    have, or has not trained yet.
     """
-    from milonga.models.adapter import name_base
+    from milonga.models.adapter import extract_adapter, name_base
     from milonga.models.load import load_denoiser
     from milonga.reports.cards import model_card
     from milonga.reports.material import read_material
@@ -121,7 +131,9 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
 
     numbers = sorted((path / "metrics").glob("*.json"))
     weights = [file_hash(file) for file in sorted(trained.iterdir())]
-    content = content_id(weights, [file_hash(file) for file in numbers], manifest["fingerprints"])
+    content = content_id(
+        weights, [file_hash(file) for file in numbers], manifest["fingerprints"], *([rank] if rank else [])
+    )
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         note = folder / NOTE
         if not folder.is_dir() or not note.exists() or read_json(note).get("content") != content:
@@ -130,11 +142,15 @@ def export_system(path: Path, folder: Path, system: str) -> Path:
     if folder.exists():
         folder.rmdir()
     with atomic_dir(folder) as part:
-        denoiser = load_denoiser(recipe["models"]["model"], trained)
-        denoiser.save_model(part)
-        if adapter.is_dir():
+        base = recipe["models"]["model"]
+        denoiser = load_denoiser(base, trained)
+        if rank is None:
+            denoiser.save_model(part)
+        else:
+            extract_adapter(load_denoiser(base).module, denoiser.module, rank, part, base)
+        if adapter.is_dir() and rank is None:
             shutil.copytree(adapter, part / "adapter")
-            name_base(part / "adapter", recipe["models"]["model"])
+            name_base(part / "adapter", base)
         shutil.copy(path / "recipe.toml", part)
         for file in numbers:
             (part / "metrics").mkdir(exist_ok=True)
