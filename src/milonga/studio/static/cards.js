@@ -59,7 +59,7 @@ function card(take) {
     Object.assign(item, { sound, keep, drop, edit, settings });
   } else {
     const status = make("p.status");
-    const again = button("plain", "Try again", () => change("POST", `/takes/${take.id}`), { "aria-label": `Try ${name} again` });
+    const again = button("plain", "Try again", () => change("POST", `/takes/${take.id}`), { "aria-label": `Try again: ${name}` });
     item.append(make("p.name", {}, name), status, settings, make("div.verdict", {}, again, remove));
     Object.assign(item, { status, again, settings });
   }
