@@ -100,10 +100,10 @@ def agreement(
         rated = list(dict.fromkeys(side for _, sides in own for side in sides))
         arrays = _arrays(own, rated, ratings.captions)
         scores = np.array([[cells.get(name, {}).get(clip, np.nan) for clip in rated] for name in names])
-        known = np.isfinite(scores).any(axis=1)
+        known = np.asarray(np.isfinite(scores).any(axis=1))
         seed = derive_seed(numbers.plan.seed, "against", scale)
         by_clip = clip_agreement(scores[known], arrays, seed, min(numbers.plan.resamples, MOST_DRAWS))
-        ranked = [name for name, is_known in zip(names, known, strict=True) if is_known]
+        ranked = [name for name, is_known in zip(names, known.tolist(), strict=True) if is_known]
         lead = "pairs" if scale == PREFERENCE else "srcc"
         for name, statistics, p in zip(ranked, by_clip.rows, by_clip.behind.tolist(), strict=True):
             rows += _rows(scale, "clip", name, statistics, lead, p)

@@ -273,7 +273,7 @@ def _choose_decay(judgements: Judgements, rows: np.ndarray, known: tuple, texts:
             for held in (False, True)
         )
         for decay in DECAYS if any(inside) and any(outside) else ():
-            answers = _fit_rows(rows, *inside, decay, seed).predict(rows)
+            answers = _fit_rows(rows, inside[0], inside[1], decay, seed).predict(rows)
             if outside[0]:
                 means: dict[int, list[float]] = {}
                 for clip, _, value in outside[0]:

@@ -8,6 +8,7 @@ ceiling says by how much.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,8 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.full(3, np.nan)
-    return np.array([_pearson(_ranks(x), _ranks(y)), kendalltau(x, y).statistic, _pearson(x, y)])
+    tau: Any = kendalltau(x, y)  # its result is not typed
+    return np.array([_pearson(_ranks(x), _ranks(y)), tau.statistic, _pearson(x, y)])
 
 
 def ordered_alike(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -189,7 +191,7 @@ def system_agreement(
         values = _row_statistics(metric, np.array(theirs))
         low, high = _percentiles(values[1:])
         n = int(np.isfinite(metric[0]).sum())
-        rows.append({name: Interval(*map(float, (values[0, k], low[k], high[k])), n)
+        rows.append({name: Interval(float(values[0, k]), float(low[k]), float(high[k]), n)
                      for k, name in enumerate(STATISTICS)})  # fmt: skip
     return rows
 
