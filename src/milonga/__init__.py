@@ -51,6 +51,7 @@ def load(
     dtype: Any = None,
     device: Any = "auto",
     tokenizer: str | None = None,
+    precision: str = "fp32",
 ) -> Any:
     """A model by name: `nano` (ships), a run's system (`runs/demo/aligned`), a folder, or a repository on the Hub.
 
@@ -59,14 +60,16 @@ def load(
     which is called alike and has `generate(requests)`. A folder is preferred to a repository of the same name; of a
     repository (`user/name`) only the needed files are fetched, at a branch, tag or commit named by `revision`.
     `scheduler` is one of `ddpm`, `ddim`, `dpm++`, `unipc` and `compat`, the original's timesteps; for a model that
-    predicts a flow `euler`, `dpm++` and `unipc`. `dtype` is torch's or its name, such as "bfloat16" (default: float32);
-    `device` is torch's or its name, or "auto": CUDA where there is one, else Apple's MPS, else the CPU. `tokenizer` is
-    a folder or repository with the text encoder's tokenizer, which the original's repositories leave out. Raises
-    RecipeError for an unknown name, scheduler, dtype or device; CheckpointError when weights cannot be fetched or used.
+    predicts a flow `euler`, `dpm++` and `unipc`; for a distilled one `lcm`. `dtype` is torch's or its name, such as
+    "bfloat16" (default: float32); `device` is torch's or its name, or "auto": CUDA where there is one, else Apple's
+    MPS, else the CPU. `tokenizer` is a folder or repository with the text encoder's tokenizer, which the original's
+    repositories leave out. `precision` is "fp32", "bf16" (the U-Net's products alone) or "auto", whichever this machine
+    was measured to be faster in. Raises RecipeError for an unknown name, scheduler, dtype, device or precision;
+    CheckpointError when weights cannot be fetched or used.
     """
     from milonga.models.load import load_public
 
-    return load_public(str(name), revision, scheduler, dtype, device, tokenizer)
+    return load_public(str(name), revision, scheduler, dtype, device, tokenizer, precision)
 
 
 def run(

@@ -102,6 +102,9 @@ def generate(
             show_default="the model's own",
         ),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, or auto: whichever this machine was measured to be faster in.")
+    ] = "fp32",
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
     device: Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
@@ -135,6 +138,10 @@ def generate(
 
         more["timeline"] = parse_timeline(timeline)
     pipe = selected.load(scheduler, duration, device)
+    if precision != "fp32":
+        if not hasattr(pipe, "pipeline") or not hasattr(pipe.pipeline, "set_precision"):
+            raise RecipeError(f"{model} has no choice of precision: leave --precision out")
+        options["precision"] = pipe.pipeline.set_precision(precision).precision
     if timeline is not None and not hasattr(pipe, "denoiser"):
         raise RecipeError(f"{model} runs by a pipeline of its own, which has no timeline")
     if best_of is None:

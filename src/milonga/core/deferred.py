@@ -140,8 +140,8 @@ def _importing() -> bool:
 def deferred_imports(names: Sequence[str] = DEFERRED) -> Iterator[None]:
     """Inside, modules under these names are not imported before something of them is used.
 
-    A module that is imported already stays what it is. The garbage collector rests meanwhile, and then leaves alone
-    what has been imported: it would visit a quarter of a million objects many times over, and again at exit.
+    A module that is imported already stays what it is. The garbage collector rests meanwhile, and leaves alone
+    what is imported the first time: it would visit a quarter of a million objects many times over, and again at exit.
     """
     import torch  # noqa: F401  torch's own modules need those that others can do without
 
@@ -150,6 +150,7 @@ def deferred_imports(names: Sequence[str] = DEFERRED) -> Iterator[None]:
             yield
             return
         finder, distributions = _Finder([n for n in names if n not in sys.modules]), importlib.metadata
+        first = not {"diffusers", "transformers"} & sys.modules.keys()
         listing, collecting = distributions.packages_distributions, gc.isenabled()
         distributions.packages_distributions = functools.cache(listing)  # both libraries read every package's list
         sys.meta_path.insert(0, finder)  # pyright: ignore[reportArgumentType]
@@ -164,4 +165,5 @@ def deferred_imports(names: Sequence[str] = DEFERRED) -> Iterator[None]:
             distributions.packages_distributions = listing
             if collecting:
                 gc.enable()
-            gc.freeze()
+            if first:  # later there may be garbage among the objects, which would never be freed
+                gc.freeze()

@@ -172,7 +172,13 @@ def _as_trained(pipe: "TangoPipeline", trained: Path | None) -> "TangoPipeline":
 
 
 def load_public(
-    name: str, revision: str | None, scheduler: str | None, dtype: Any, device: Any, tokenizer: str | None
+    name: str,
+    revision: str | None,
+    scheduler: str | None,
+    dtype: Any,
+    device: Any,
+    tokenizer: str | None,
+    precision: str = "fp32",
 ) -> Any:
     """`milonga.load`: a pipeline, or a generator for what is not a Tango."""
     import torch
@@ -187,12 +193,15 @@ def load_public(
         dtype = getattr(torch, dtype)
     own = run_system(name)
     base = name if own is None else own.model
+    if precision != "fp32" and (CUSTOM.fullmatch(base) or backbone_class(weights_of(base, revision))):
+        raise RecipeError(f"{name} has no choice of precision: leave it out, or choose a dtype")
     if not CUSTOM.fullmatch(base) and backbone_class(weights_of(base, revision)):
         return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
     if CUSTOM.fullmatch(name):
         return load(name, scheduler, None, device)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
-    return (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device)
+    pipe = (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device)
+    return pipe if precision == "fp32" else pipe.set_precision(precision)
 
 
 @once

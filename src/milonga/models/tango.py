@@ -19,6 +19,7 @@ from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
 from milonga.maths.devices import has_weights, where
 from milonga.maths.mel import MelSettings
+from milonga.models.denoiser import Precision
 from milonga.models.schedulers import (
     check_guidance,
     model_input,
@@ -49,6 +50,7 @@ class TangoPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->unet->vae->vocoder"
     _callback_tensor_inputs = ("latents", "prompt_embeds", "prompt_mask")
+    precision: Precision = "fp32"
 
     def __init__(
         self,
@@ -110,6 +112,17 @@ class TangoPipeline(DiffusionPipeline):
         Raises RecipeError for an unknown name.
         """
         self.scheduler = scheduler_named(scheduler, self.scheduler.config)
+        return self
+
+    def set_precision(self, precision: str) -> "TangoPipeline":
+        """Samples in "fp32", "bf16" (the U-Net's products; weights and latents stay float32) or "auto": whichever this
+        machine was measured to be faster in, see `tango_denoiser.choose_precision`. Raises RecipeError for another name.
+        """
+        from milonga.models.tango_denoiser import choose_precision
+
+        if precision not in ("auto", "fp32", "bf16"):
+            raise RecipeError(f"precision must be auto, fp32 or bf16, not {precision!r}")
+        self.precision = choose_precision(self.unet, self.latent_shape(self.config["seconds"]), precision)
         return self
 
     @torch.no_grad()
@@ -210,13 +223,14 @@ class TangoPipeline(DiffusionPipeline):
                 inputs = model_input(scheduler, held["latents"], step)
                 guided = twice and interval[0] < noise_share(scheduler, step) <= interval[1]
                 rows = slice(None) if guided else slice(-len(inputs), None)  # the conditional half alone
-                prediction = self.unet(
-                    (torch.cat([inputs] * 2) if guided else inputs).to(self.unet.dtype),
-                    step,
-                    encoder_hidden_states=held["prompt_embeds"][rows],
-                    encoder_attention_mask=held["prompt_mask"][rows],
-                    timestep_cond=scale,
-                ).sample.float()
+                with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    prediction = self.unet(
+                        (torch.cat([inputs] * 2) if guided else inputs).to(self.unet.dtype),
+                        step,
+                        encoder_hidden_states=held["prompt_embeds"][rows],
+                        encoder_attention_mask=held["prompt_mask"][rows],
+                        timestep_cond=scale,
+                    ).sample.float()
                 if guided:  # classifier-free guidance: u + g·(c − u)
                     unguided, conditioned = prediction.chunk(2)
                     prediction = unguided + guidance * (conditioned - unguided)

@@ -1,11 +1,24 @@
-"""Tango's U-Net behind the `Denoiser` protocol: T5 states in, latents of a mel VAE out."""
+"""Tango's U-Net behind the `Denoiser` protocol: T5 states in, latents of a mel VAE out; and its precision.
 
+bfloat16 halves a pass on processors that multiply in it, and is slower than float32 on those that do not; on a CPU it
+also decides which attention is faster. No list of processors says so: the network itself is timed on the machine once,
+with the latents it is used for, and the fastest way is remembered.
+"""
+
+import platform
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from milonga.core.cache import cache_folder
+from milonga.core.errors import StoreError
+from milonga.core.ids import content_id
+from milonga.core.store import read_json, write_json
 from milonga.models.denoiser import Conditioning, Network, Precision
 from milonga.models.mel_denoiser import MelDenoiser
 
@@ -15,6 +28,16 @@ if TYPE_CHECKING:
 GUIDANCE_WIDTH = 256  # of a guidance scale's embedding, as in diffusers' distilled models
 STUDENT_STEPS = 4  # that a distilled model is sampled with by default
 SMALL = 512  # positions of a latent up to which plain attention is faster in bfloat16 on a CPU
+Choice = Literal["auto", "fp32", "bf16"]
+GAIN = 1.1  # times that bfloat16 must be faster at the least: within noise the numbers of float32 are worth more
+SLOW = 2.0  # seconds of a pass that is timed once; a faster one is repeated, and the fastest counts
+REPEATS = 5
+# Ways to pass: the precision, and whether attention is plain.
+WAYS: dict[str, tuple[Precision, bool]] = {
+    "fp32": ("fp32", False),
+    "bf16": ("bf16", False),
+    "bf16 plain": ("bf16", True),
+}
 
 
 def takes_guidance(unet: Any) -> bool:
@@ -69,9 +92,12 @@ class TangoDenoiser(MelDenoiser):
         scale = None
         if "guidance" in conditioning:
             scale = guidance_embedding(conditioning["guidance"], GUIDANCE_WIDTH).to(noisy.dtype)
-        return unet(
-            noisy, timesteps, encoder_hidden_states=states, encoder_attention_mask=mask, timestep_cond=scale
-        ).sample
+        sampled_in = "fp32" if self._pipe is None or network is not None else self._pipe.precision
+        half = torch.autocast(noisy.device.type, torch.bfloat16) if sampled_in == "bf16" else nullcontext()
+        with half:
+            return unet(
+                noisy, timesteps, encoder_hidden_states=states, encoder_attention_mask=mask, timestep_cond=scale
+            ).sample
 
     @property
     def guidance_input(self) -> bool:
@@ -109,3 +135,77 @@ class TangoDenoiser(MelDenoiser):
             from diffusers.models.attention_processor import AttnProcessor
 
             self.module.set_attn_processor(AttnProcessor())
+
+
+def choose_precision(unet: Any, shape: Sequence[int], choice: Choice = "auto") -> Precision:
+    """The precision in which a U-Net passes latents of a `shape` (C, H, W), with its attention set to suit.
+
+    `auto` takes bfloat16 where it was measured at least 1.1 times as fast as float32; the times are measured once for
+    each machine, torch, number of threads and network, and stored in the cache's folder `precision`. `bf16` takes the
+    faster of fused and plain attention. Weights keep their type.
+    """
+    if choice == "fp32" or unet.dtype != torch.float32:
+        return "fp32"
+    seconds = pass_seconds(unet, shape)
+    way = min(("bf16", "bf16 plain"), key=seconds.__getitem__)
+    if choice == "auto" and seconds["fp32"] < GAIN * seconds[way]:
+        return "fp32"
+    _set_attention(unet, plain=WAYS[way][1])
+    return "bf16"
+
+
+def pass_seconds(unet: Any, shape: Sequence[int]) -> dict[str, float]:
+    """Seconds of a pass of one guided clip, by way; from the cache where this machine has measured them."""
+    key = content_id({k: v for k, v in unet.config.items() if not k.startswith("_")}, list(shape), machine(unet.device))
+    path = cache_folder("precision") / f"{key}.json"
+    try:
+        stored = read_json(path)
+        if stored.keys() >= WAYS.keys():
+            return stored
+    except (StoreError, AttributeError):  # none, or damaged: it is measured again
+        pass
+    seconds = {}
+    for name, (precision, plain) in WAYS.items():
+        _set_attention(unet, plain)
+        seconds[name] = _timed(unet, shape, precision)
+    _set_attention(unet, plain=False)
+    write_json(path, seconds)
+    return seconds
+
+
+def machine(device: torch.device) -> list[str]:
+    """What a time depends on beside the network: processor, torch, threads."""
+    facts = [torch.__version__, str(torch.get_num_threads()), device.type]
+    if device.type == "cuda":
+        return [*facts, torch.cuda.get_device_name(device)]
+    known, path = [platform.machine(), platform.processor()], Path("/proc/cpuinfo")
+    if path.is_file():
+        lines = path.read_text(errors="replace").splitlines()
+        known += sorted({line for line in lines if line.startswith(("model name", "flags"))})
+    return facts + known
+
+
+@torch.no_grad()
+def _timed(unet: Any, shape: Sequence[int], precision: Precision) -> float:
+    """The seconds of the fastest pass."""
+    rows = torch.zeros(2, *shape, device=unet.device)
+    states = torch.zeros(2, 16, unet.config["cross_attention_dim"], device=unet.device)
+    mask, fastest = torch.ones(2, 16, dtype=torch.bool, device=unet.device), float("inf")
+    for number in range(1 + REPEATS):
+        begun = time.perf_counter()
+        with torch.autocast(unet.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            unet(rows, 500, encoder_hidden_states=states, encoder_attention_mask=mask)
+        if unet.device.type == "cuda":
+            torch.cuda.synchronize(unet.device)
+        seconds = time.perf_counter() - begun
+        if number or seconds > SLOW:  # the first is a warm-up, where a second one can be afforded
+            fastest = min(fastest, seconds)
+        if seconds > SLOW:
+            break
+    return fastest
+
+
+def _set_attention(unet: Any, plain: bool) -> None:
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    unet.set_attn_processor(AttnProcessor() if plain else AttnProcessor2_0())
