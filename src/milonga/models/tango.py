@@ -116,7 +116,7 @@ class TangoPipeline(DiffusionPipeline):
 
     def set_precision(self, precision: str) -> "TangoPipeline":
         """Samples in "fp32", "bf16" (the U-Net's products; weights and latents stay float32) or "auto": whichever this
-        machine was measured to be faster in, see `tango_denoiser.choose_precision`. Raises RecipeError for another name.
+        machine was measured to be faster in (`choose_precision`). Raises RecipeError for another name.
         """
         from milonga.models.tango_denoiser import choose_precision
 
