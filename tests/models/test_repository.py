@@ -35,7 +35,7 @@ DIFFUSERS = {
 OTHERS = {
     "README.md", ".gitattributes", "clip.wav", "unet/diffusion_pytorch_model.bin",
     "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin.index.json",
-    "vocoder/flax_model.msgpack", "projection_model/model.safetensors", "text_encoder/pytorch_model.bin",
+    "vocoder/flax_model.msgpack", "image_encoder/model.safetensors", "text_encoder/pytorch_model.bin",
 }  # fmt: skip
 
 
