@@ -23,7 +23,7 @@ DEFERRED = (
 )  # fmt: skip
 # The same while a network is loaded, which uses accelerate, and asks of the others whether something is an instance of
 # what they define.
-LOADING = (*(name for name in DEFERRED if name != "accelerate"), "sympy")
+LOADING = tuple(name for name in DEFERRED if name != "accelerate")
 # Decorators that only say to the compiler how to take a function, which stays as it is without a compiler.
 MARKS = ("allow_in_graph", "assume_constant_result", "disable")
 _lock = RLock()
