@@ -10,8 +10,8 @@ from reference_pages import FOLDER, PAGES
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
-from milonga.core.overrides import RENAMED_KEYS
 from milonga.experiment.invalidation import FIRST_CHANGED
+from milonga.experiment.overrides import RENAMED_KEYS
 
 CLI = (FOLDER / "cli.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^## `milonga ?(.*)`$", cli_page.page(), re.M)

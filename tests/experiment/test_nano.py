@@ -16,7 +16,7 @@ from milonga.core.errors import RecipeError
 from milonga.core.ids import file_hash
 from milonga.core.records import Clip, Prompt, Request
 from milonga.core.weights import SHIPPED
-from milonga.experiment import nano_train as nano
+from milonga.experiment.nano import train as nano
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.models.load import pipeline
 from milonga.nano.build import codec as train_codec

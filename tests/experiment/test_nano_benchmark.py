@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from milonga.cli.main import app
 from milonga.core.records import Clip, Event, Prompt
 from milonga.data.captions import world_prompts
-from milonga.experiment import nano_benchmark
+from milonga.experiment.nano import benchmark as nano_benchmark
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.maths.statistics import proportion
 from milonga.models.generator import TangoModel

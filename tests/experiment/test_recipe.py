@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from milonga.core.config import RENAMED_SETTINGS, Phase, Settings, Strategy, Threshold
 from milonga.core.errors import MilongaWarning, RecipeError
-from milonga.core.overrides import flat, to_toml
 from milonga.experiment.invalidation import STAGES, stages_of
+from milonga.experiment.overrides import flat, to_toml
 from milonga.experiment.recipe import Recipe, System, load_recipe, parse_recipe, shipped_recipes
 
 KINDS = ("pairs", "rewards", "labels", "online")

@@ -23,7 +23,7 @@ def nano_train(
 
     Scorers trained without the pipeline take VAE and vocoder from --out, or from the weights that ship.
     """
-    from milonga.experiment.nano_train import NETWORKS, make
+    from milonga.experiment.nano.train import NETWORKS, make
 
     typer.echo(make(work, out, only.split(",") if only else NETWORKS))
 
@@ -43,7 +43,7 @@ def nano_benchmark(
     import json
     from dataclasses import asdict
 
-    from milonga.experiment.nano_benchmark import benchmark
+    from milonga.experiment.nano.benchmark import benchmark
 
     intervals = benchmark(clips, captions, seed, ranked)
     if as_json:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.errors import StoreError
-from milonga.core.overrides import flat
 from milonga.core.store import Run
+from milonga.experiment.overrides import flat
 from milonga.experiment.recipe import TAGGER, Recipe
 
 STAGES = ("prompts", "plan", "generate", "score", "pair", "label", "reward", "train", "evaluate", "report")

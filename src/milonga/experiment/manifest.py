@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.errors import StoreError
-from milonga.core.overrides import to_toml
 from milonga.core.records import Record
 from milonga.core.store import Run, Shards, expected, read_json, software, write_json, write_text
 from milonga.experiment.invalidation import OUTPUTS, stages_of
+from milonga.experiment.overrides import to_toml
 from milonga.experiment.recipe import Recipe, stored_recipe
 
 

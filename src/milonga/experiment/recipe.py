@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError, field_serializer, field_validator, 
 
 from milonga.core.config import Asking, Phase, RewardModel, Settings, Strategy, Threshold, Workers
 from milonga.core.errors import MilongaWarning, RecipeError
-from milonga.core.overrides import apply_override, explain, modern_override, modernised, to_toml
 from milonga.core.records import Record
 from milonga.core.weights import RANKERS
+from milonga.experiment.overrides import apply_override, explain, modern_override, modernised, to_toml
 from milonga.perturbers.endpoint import Endpoint
 from milonga.scorers.load import tagger_of
 

@@ -1,0 +1,1 @@
+"""nano's own training and benchmark."""
