@@ -5,7 +5,7 @@ depends on which accelerator there is. Results leave a device as float32 on the 
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import forget
@@ -50,6 +50,16 @@ def where(network: "nn.Module") -> "torch.device":
 def has_weights(network: "nn.Module") -> bool:
     """Whether a network has weights, and is no mere shape on torch's `meta` device."""
     return not next(network.parameters()).is_meta
+
+
+def autocast(device: "torch.device", precision: str) -> AbstractContextManager[Any]:
+    """The context of a forward pass on a device: torch's autocast for "bf16", and none for "fp32".
+
+    Not every device has an autocast (torch's `meta` has none), and torch refuses even one that is not enabled there.
+    """
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def batch_size(on_cpu: int, device: "torch.device") -> int:

@@ -17,7 +17,7 @@ import torch
 from milonga.core.deferred import deferred_imports
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
-from milonga.maths.devices import has_weights, where
+from milonga.maths.devices import autocast, has_weights, where
 from milonga.maths.mel import MelSettings
 from milonga.models.denoiser import Precision
 from milonga.models.schedulers import (
@@ -223,7 +223,7 @@ class TangoPipeline(DiffusionPipeline):
                 inputs = model_input(scheduler, held["latents"], step)
                 guided = twice and interval[0] < noise_share(scheduler, step) <= interval[1]
                 rows = slice(None) if guided else slice(-len(inputs), None)  # the conditional half alone
-                with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                with autocast(inputs.device, self.precision):
                     prediction = self.unet(
                         (torch.cat([inputs] * 2) if guided else inputs).to(self.unet.dtype),
                         step,

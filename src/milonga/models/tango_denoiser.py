@@ -8,7 +8,6 @@ with the latents it is used for, and the fastest way is remembered.
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +18,7 @@ from milonga.core.cache import cache_folder
 from milonga.core.errors import StoreError
 from milonga.core.ids import content_id
 from milonga.core.store import read_json, write_json
+from milonga.maths.devices import autocast
 from milonga.models.denoiser import Conditioning, Network, Precision
 from milonga.models.mel_denoiser import MelDenoiser
 
@@ -93,8 +93,7 @@ class TangoDenoiser(MelDenoiser):
         if "guidance" in conditioning:
             scale = guidance_embedding(conditioning["guidance"], GUIDANCE_WIDTH).to(noisy.dtype)
         sampled_in = "fp32" if self._pipe is None or network is not None else self._pipe.precision
-        half = torch.autocast(noisy.device.type, torch.bfloat16) if sampled_in == "bf16" else nullcontext()
-        with half:
+        with autocast(noisy.device, sampled_in):
             return unet(
                 noisy, timesteps, encoder_hidden_states=states, encoder_attention_mask=mask, timestep_cond=scale
             ).sample
@@ -193,7 +192,7 @@ def _timed(unet: Any, shape: Sequence[int], precision: Precision) -> float:
     mask, fastest = torch.ones(2, 16, dtype=torch.bool, device=unet.device), float("inf")
     for number in range(1 + REPEATS):
         begun = time.perf_counter()
-        with torch.autocast(unet.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(unet.device, precision):
             unet(rows, 500, encoder_hidden_states=states, encoder_attention_mask=mask)
         if unet.device.type == "cuda":
             torch.cuda.synchronize(unet.device)

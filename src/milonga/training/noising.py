@@ -9,6 +9,7 @@ from torch import Tensor
 from milonga.core.config import Settings
 from milonga.core.errors import DataError
 from milonga.data.examples import Batch
+from milonga.maths.devices import autocast
 from milonga.maths.losses import Errors
 from milonga.maths.noise import Omega, seeded, timesteps
 from milonga.models.denoiser import Conditioning, Denoiser, Network, Precision
@@ -65,7 +66,7 @@ class NoisyBatch:
 
         "bf16" runs it under autocast; the weights keep their type.
         """
-        with autocast(self.latents, precision):
+        with autocast(self.latents.device, precision):
             prediction = self.denoiser.predict(self.latents, self.timesteps, self.conditioning, network)
         return self.guided(prediction.float(), network, precision)
 
@@ -74,7 +75,7 @@ class NoisyBatch:
         if self.guidance <= 1:
             return prediction
         empty = self.conditioning.replace(torch.ones(len(self.latents), dtype=torch.bool), self.denoiser.empty)
-        with autocast(self.latents, precision):
+        with autocast(self.latents.device, precision):
             unguided = self.denoiser.predict(self.latents, self.timesteps, empty, network).float()
         return unguided + self.guidance * (prediction - unguided)
 
@@ -86,11 +87,6 @@ class NoisyBatch:
     def errors(self, network: Network | None = None, precision: Precision = "fp32") -> Tensor:
         """The network's error on each, (M,): `mse` of `predict`."""
         return self.mse(self.predict(network, precision))
-
-
-def autocast(latents: Tensor, precision: Precision) -> torch.autocast:
-    """The context of a forward pass on latents in a precision."""
-    return torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def add_noise(

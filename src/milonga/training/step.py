@@ -11,12 +11,13 @@ from torch import Tensor
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError
 from milonga.data.examples import Batch, Examples
+from milonga.maths.devices import autocast
 from milonga.maths.group_losses import GroupErrors, implicit_policies
 from milonga.maths.losses import Errors, LossSpec, safe_scale, safe_share
 from milonga.maths.noise import seeded
 from milonga.models.denoiser import Denoiser, Network
 from milonga.training.distributed import Ranks
-from milonga.training.noising import NoisyBatch, add_noise, add_reference_errors, autocast, draw, split_errors
+from milonga.training.noising import NoisyBatch, add_noise, add_reference_errors, draw, split_errors
 from milonga.training.reference import Key, Reference
 from milonga.training.schedule import Step, loss_spec
 
@@ -95,7 +96,7 @@ class TrainStep:
             batch, noisy, keys = self._noisy_micro_batch(step, micro)
             old = self._old_predictions(noisy, micro)
             with self._ranks.no_sync(self._network, sync=last and not with_prior):
-                with autocast(noisy.latents, self._settings.precision):
+                with autocast(noisy.latents.device, self._settings.precision):
                     predictions = self._denoiser.predict(
                         noisy.latents, noisy.timesteps, noisy.conditioning, self._network
                     )
