@@ -13,6 +13,7 @@ from milonga.core.errors import CheckpointError, DataError, RecipeError
 from milonga.core.records import Clip
 from milonga.listening_test import fit as fitting
 from milonga.listening_test.fit import Judgements, learn
+from milonga.maths.devices import AUTO
 from milonga.maths.preference_head import z_scores
 from milonga.scorers import load as loading
 from milonga.scorers.fitted import feature_rows
@@ -112,9 +113,9 @@ class Bands:
 @pytest.fixture
 def bands(monkeypatch: pytest.MonkeyPatch) -> Bands:
     own, of_hub = Bands(), loading.scorer
-    monkeypatch.setattr(fitting, "scorer", lambda name: own)
+    monkeypatch.setattr(fitting, "scorer", lambda name, device=AUTO: own)
     monkeypatch.setattr(fitting, "fingerprint", lambda name: "0" * 16)
-    monkeypatch.setattr(loading, "scorer", lambda name: own if name == "bands" else of_hub(name))
+    monkeypatch.setattr(loading, "scorer", lambda name, device=AUTO: own if name == "bands" else of_hub(name, device))
     monkeypatch.setattr(loading, "fingerprint", lambda name: "0" * 16)
     return own
 
