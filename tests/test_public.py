@@ -120,7 +120,7 @@ def test_evaluate_computes_as_the_command_does_and_both_take_the_options_of_one_
     from milonga.cli.judge import evaluate as command
     from milonga.evaluation import EvalConfig
 
-    own = {"sources", "reference", "captions", "out", "as_json"}
+    own = {"sources", "reference", "captions", "out", "audio", "as_json"}
     assert {one.name for one in fields(EvalConfig)} == set(inspect.signature(command).parameters) - own
     waves = np.random.default_rng(0).normal(0, 0.1, (2, 12, 8000)).astype(np.float32)
     for name, wave_set in zip(("made", "real"), waves, strict=True):
