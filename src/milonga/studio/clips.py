@@ -6,8 +6,7 @@ The queue is in the database too, so a server that was killed generates the rema
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from milonga.core.ids import clip_seed, content_id
 from milonga.core.records import Prompt, Record, Request
@@ -141,13 +140,7 @@ class Takes(Database):
     """All takes of a studio and the decisions on them. A deleted take can be restored until `purge`."""
 
     schema = SCHEMA
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with self._work(writes=True) as work:
-            present = {row[1] for row in work.execute("PRAGMA table_info(takes)")}
-            for name in ADDED.keys() - present:
-                work.execute(f"ALTER TABLE takes ADD COLUMN {name} {ADDED[name]}")
+    columns: ClassVar[Mapping[str, Mapping[str, str]]] = {"takes": ADDED}
 
     def add(self, takes: Sequence[Take]) -> None:
         """Queues takes for generation. An existing one stays as it is; one that failed is tried again, one that was
