@@ -2,7 +2,6 @@
 // A session: welcome with questions, headphone check, examples, trials, thanks. The server stores its progress, so a
 // reload resumes there; the page only holds what is on the screen. All words come from the server (texts.json).
 
-const FAILURES = 5; // answers of 500 after which a request is given up; a server that is away is waited for
 const BREAK = 20; // trials between two suggestions of a pause
 let texts = {};
 let onKey = () => {};
