@@ -149,7 +149,8 @@ def deferred_imports(names: Sequence[str] = DEFERRED) -> Iterator[None]:
         if _importing():
             yield
             return
-        finder, distributions = _Finder([n for n in names if n not in sys.modules]), importlib.metadata
+        finder = _Finder([n for n in names if n not in sys.modules])
+        distributions: Any = importlib.metadata
         first = not {"diffusers", "transformers"} & sys.modules.keys()
         listing, collecting = distributions.packages_distributions, gc.isenabled()
         distributions.packages_distributions = functools.cache(listing)  # both libraries read every package's list
