@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from milonga.cli.errors import handle_errors
+from milonga.core.config import Phase
 from milonga.core.errors import RecipeError
 
 
@@ -42,7 +43,7 @@ def distil(
         raise RecipeError(f"--guidance {guidance!r} is no range: write two scales from 1 to 100, such as 1-6")
     config = AlignConfig(
         output_dir=out,
-        phases=(f"distil:{epochs}",),
+        phases=(Phase(loss="distil", epochs=epochs),),
         distil_guidance=(low, high),
         learning_rate=learning_rate,
         batch_size=batch_size,
