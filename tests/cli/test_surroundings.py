@@ -90,7 +90,7 @@ def rated_clips(folder: Path) -> None:
     for number in range(LEAST_JUDGEMENTS):
         soundfile.write(folder / f"{number}.wav", rng.uniform(-0.3, 0.3, 1600), 16000)
         clips.append(f"{number}.wav,sound {number % LEAST_CAPTIONS}")
-        ratings += [f"{number}.wav,r{rater},{rng.integers(1, 6)}" for rater in range(3)]
+        ratings += [f"{number}.wav,r{rater},{rng.integers(1, 6)}" for rater in range(9)]
     (folder / "clips.csv").write_text("\n".join(clips) + "\n")
     (folder / "ratings.csv").write_text("\n".join(ratings) + "\n")
 
@@ -149,7 +149,8 @@ def test_every_command_is_tried():
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("nano")) for name in COMMANDS]
+    "command",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("nano", "listen fit"))) for name in COMMANDS],
 )
 def test_a_disk_that_refuses_is_one_clear_line(command: str, disk: Path) -> None:
     status, lines = run_in(command, disk)
