@@ -58,7 +58,7 @@ class Conditioning(dict[str, Tensor]):
         """All rows, `times` times over."""
         return Conditioning({name: torch.cat([value] * times) for name, value in self.items()})
 
-    def with_seconds(self, seconds: Sequence[float] | Tensor) -> "Conditioning":
+    def with_seconds(self, seconds: Sequence[Any] | Tensor) -> "Conditioning":
         """The same rows for clips of these lengths (B); unchanged for a model that is not told lengths."""
         if SECONDS not in self:
             return self

@@ -259,19 +259,19 @@ def load_denoiser(
     if custom is None and (backbone := backbone_class(weights_of(name, revision))):
         folder, part = weights_of(name, revision), backbone.network
         if base := adapted(folder):
-            denoiser = load_denoiser(base, trained, dtype=dtype, tokenizer=tokenizer)
+            whole: Any = load_denoiser(base, trained, dtype=dtype, tokenizer=tokenizer)
             if trained is None:  # a trained network has the adapter in it already
-                merge_adapter(denoiser.module, folder)
-            return type(denoiser).of(denoiser.pipe, name)
+                merge_adapter(whole.module, folder)
+            return type(whole).of(whole.pipe, name)
         places = {} if trained is None else {part: trained}
         if (folder / "model_index.json").is_file():
             pipe = _or_checkpoint_error(folder, lambda: _stock_pipeline(folder, backbone, places, dtype))
             return backbone.of(pipe, name)
-        denoiser = backbone.of(backbone.read_published(folder, tokenizer), name)
-        denoiser.pipe.to(dtype or torch.float32)
+        read: Any = backbone.of(backbone.read_published(folder, tokenizer), name)
+        read.pipe.to(dtype or torch.float32)
         if trained is not None:
-            _or_checkpoint_error(trained, lambda: denoiser.load(trained))
-        return denoiser
+            _or_checkpoint_error(trained, lambda: read.load(trained))
+        return read
     if custom is None:
         return TangoDenoiser.of(pipeline(name, trained, revision, tokenizer, dtype, parts), name)
     module, kind, folder = custom.groups()

@@ -63,11 +63,12 @@ class TangoFluxNetwork(ModelMixin, ConfigMixin):
         axes_dims_rope: Sequence[int],
     ) -> None:
         super().__init__()
+        rope: Any = tuple(axes_dims_rope)
         width = joint_attention_dim  # of FLAN-T5's states, which are attended to as they are
         self.transformer = FluxTransformer2DModel(
             in_channels=in_channels, num_layers=num_layers, num_single_layers=num_single_layers,
             attention_head_dim=attention_head_dim, num_attention_heads=num_attention_heads, joint_attention_dim=width,
-            pooled_projection_dim=width, guidance_embeds=False, axes_dims_rope=tuple(axes_dims_rope),
+            pooled_projection_dim=width, guidance_embeds=False, axes_dims_rope=rope,
         )  # fmt: skip
         self.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.duration_embedder = StableAudioNumberConditioner(width, 0, max_duration)
