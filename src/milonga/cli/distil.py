@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from milonga.cli.errors import handle_errors
-from milonga.core.config import Phase
 from milonga.core.errors import RecipeError
 
 
@@ -32,6 +31,7 @@ def distil(
 
     The student is sampled with 4 steps by default (`milonga generate --model FOLDER --steps 1`), at any of the scales.
     """
+    from milonga.core.config import Phase
     from milonga.training.align import AlignConfig, AlignTrainer
 
     ends = guidance.split("-")
