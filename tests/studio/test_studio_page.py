@@ -30,6 +30,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, 
         yield link.partition("/studio/")[0], urlsplit(link).path, folder
 
 
+def hear_both(page: Any) -> None:
+    """Plays both sounds of a comparison, each until the page has noted it."""
+    for key in "ab":
+        page.keyboard.press(key)
+        page.wait_for_function(
+            f"() => document.querySelectorAll('.comparison .heard').length === {'ab'.index(key) + 1}"
+        )
+
+
 def test_killed_with_9_nothing_that_was_acknowledged_is_lost_and_the_rest_is_made(tmp_path: Path) -> None:
     folder, decided = tmp_path / "s", {}
     order = {"prompt": "a bell", "systems": ["nano", "runs/demo/aligned"], "count": 8, "seed": 3}
@@ -195,11 +204,7 @@ def test_in_a_real_browser_takes_are_asked_for_heard_kept_and_compared_by_keyboa
     assert not any(name in page.locator(".comparison").inner_text() for name in ("nano", "aligned"))
     page.keyboard.press("1")
     assert page.locator(".choice:enabled").count() == 0  # nothing was heard yet
-    for key in "ab":
-        page.keyboard.press(key)
-        page.wait_for_function(
-            f"() => document.querySelectorAll('.comparison .heard').length === {'ab'.index(key) + 1}"
-        )
+    hear_both(page)
     page.keyboard.press("1")
     page.wait_for_selector("text=All takes have been compared")
     assert len(store.choices()) == 1
@@ -301,11 +306,7 @@ def test_in_a_real_browser_the_last_answer_of_a_comparison_is_undone(browser, pl
     visit.order("a door creaks", 3)
     page.keyboard.press("c")
     page.wait_for_selector("text=3 comparisons left")
-    for key in "ab":
-        page.keyboard.press(key)
-        page.wait_for_function(
-            f"() => document.querySelectorAll('.comparison .heard').length === {'ab'.index(key) + 1}"
-        )
+    hear_both(page)
     page.keyboard.press("3")
     page.wait_for_selector("text=2 comparisons left")
     assert len(store.choices()) == before + 1
