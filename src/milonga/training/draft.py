@@ -25,7 +25,7 @@ from milonga.data.examples import Batch
 from milonga.maths.noise import seeded
 from milonga.models.schedulers import check_scheduler, model_input, prepare_scheduler, scheduler_named, takes_generator
 from milonga.training.noising import NoisyBatch
-from milonga.training.reference import Key
+from milonga.training.reference import AdapterDisabled, FrozenCopy, Key
 from milonga.training.schedule import Step, loss_spec
 from milonga.training.step import MicroBatch, StepOutput, TrainStep
 
@@ -64,30 +64,17 @@ class DraftStep(TrainStep):
 
     def run(self, step: Step, beta: float, baseline: float, loser_scale: float | None = None) -> StepOutput:
         """As `TrainStep.run`, on clips that are sampled now."""
-        micro_batches, with_prior = self._micro_batches(step), self._settings.prior_weight > 0
-        rows: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        prior_errors: list[Tensor] = []
-        for micro in micro_batches:
-            last = micro is micro_batches[-1]
-            with self._ranks.no_sync(self._network, sync=last and not with_prior):
-                rows.append(self._reward_backward(step, micro, beta))
-            if with_prior:
-                with self._ranks.no_sync(self._network, sync=last):
-                    prior_errors.append(self._prior_backward(step, micro))
+        micro_batches, rows, priors = self._accumulate(step, lambda micro: self._reward_backward(step, micro, beta))
         counts = self._ranks.all_gather(torch.cat([micro.counts for micro in micro_batches]))
-        scores = torch.stack([self._gather([row[0][place] for row in rows], counts) for place in self._places])
+        scores = self._gather([row[0].T for row in rows], counts).T
         losses = self._gather([row[1] for row in rows], counts)
         distances = [row[2] for row in rows if row[2] is not None]
         distance = self._gather(distances, counts).mean().item() if distances else None
-        prior = self._gather(prior_errors, counts).mean().item() if prior_errors else None
+        prior = self._gather(priors, counts).mean().item() if priors else None
         loss = losses.mean().item() + self._settings.prior_weight * (prior or 0.0)
         means = {one.name: scores[place].nanmean().item() for place, one in enumerate(self._scorers)}
         finite = {name: value for name, value in means.items() if math.isfinite(value)}
         return StepOutput(None, loss, prior, distance, self._rewards(scores).mean().item(), finite)
-
-    @property
-    def _places(self) -> range:
-        return range(len(self._scorers))
 
     def _reward_backward(self, step: Step, micro: MicroBatch, beta: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Scores (S, B), losses (B,) and distances (B,) of a micro-batch's clips, whose gradient is added."""
@@ -118,10 +105,11 @@ class DraftStep(TrainStep):
             )  # fmt: skip
             with torch.set_grad_enabled(trained and number >= first):
                 prediction = noisy.predict(self._network, settings.precision)
-                if trained and number >= first and settings.trust_region and self._reference is not None:
-                    _, theirs = self._reference.reference_errors(noisy, keys)
-                    assert theirs is not None  # a table has no predictions, which the settings refuse
-                    moved = (prediction - theirs).pow(2).flatten(1).mean(1) / settings.draft_steps
+                if trained and number >= first and settings.trust_region:
+                    assert isinstance(self._reference, FrozenCopy | AdapterDisabled)  # the settings refuse a table
+                    moved = (prediction - self._reference.predict(noisy)).pow(2).flatten(1).mean(
+                        1
+                    ) / settings.draft_steps
                     distances = moved if distances is None else distances + moved
                 latents = scheduler.step(prediction, timestep, latents, **more).prev_sample
         return latents, distances

@@ -21,12 +21,12 @@ from milonga.core.config import Settings
 from milonga.core.errors import RecipeError
 from milonga.core.ids import derive_seed
 from milonga.core.store import Run
+from milonga.core.weights import ADAPTER_WEIGHTS
+from milonga.models.adapter import METADATA, PREFIX
 from milonga.models.denoiser import Precision
 from milonga.training.noising import NoisyBatch
 
 ADAPTER = "default"
-WEIGHTS, METADATA = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # as diffusers names them
-PREFIX = "transformer."  # of an adapter's names: diffusers' default for networks of every kind
 SHARD = 256  # pairs in a shard of the table: what is computed again after a stop
 Key = tuple[str, int, int]  # the name of an example's draws: the kind of draw, the pass, the row
 NoisyRows = Callable[[int, Sequence[int]], NoisyBatch]  # the noisy latents of a pass's rows, as a step will see them
@@ -66,10 +66,14 @@ class AdapterDisabled:
         self._precision: Precision = precision
 
     @torch.no_grad()
+    def predict(self, noisy: NoisyBatch) -> Tensor:
+        """The base's predictions (M, *latent shape)."""
+        with adapter_disabled(self._module):
+            return noisy.predict(self._module, self._precision)
+
     def reference_errors(self, noisy: NoisyBatch, keys: Sequence[Key] = ()) -> tuple[Tensor, Tensor | None]:
         """A pass through the base."""
-        with adapter_disabled(self._module):
-            predictions = noisy.predict(self._module, self._precision)
+        predictions = self.predict(noisy)
         return noisy.mse(predictions), predictions
 
 
@@ -164,7 +168,7 @@ def save_and_merge(module: nn.Module, folder: Path) -> None:
     settings = {f"{PREFIX}{key}": value for key, value in settings.items()}
     metadata = {"format": "pt", METADATA: json.dumps(settings, indent=2, sort_keys=True)}
     tensors = get_peft_model_state_dict(module, adapter_name=ADAPTER)
-    save_file({f"{PREFIX}{name}": value for name, value in tensors.items()}, folder / WEIGHTS, metadata)
+    save_file({f"{PREFIX}{name}": value for name, value in tensors.items()}, folder / ADAPTER_WEIGHTS, metadata)
     for name, layer in _adapted(module).items():
         layer.merge()
         parent, _, last = name.rpartition(".")
