@@ -227,6 +227,28 @@ def test_other_weights_of_the_same_name_are_noticed(tmp_path):
         go(tmp_path, parts=FakeParts(weights="retrained"))
 
 
+class FastParts(FakeParts):
+    def choose_precision(self, name: str) -> str:
+        return "bf16"
+
+
+class SlowParts(FakeParts):
+    def choose_precision(self, name: str) -> str:
+        raise AssertionError("measured again")
+
+
+def test_a_precision_is_chosen_once_for_a_run_and_stored(tmp_path):
+    run = go(tmp_path, 'models.precision="auto"', parts=FastParts())
+    assert read_json(tmp_path / "manifest.json")["recipe"]["models"]["precision"] == "bf16"
+    assert 'precision = "bf16"' in (tmp_path / "recipe.toml").read_text()
+    before = times(run, "generate")
+    go(tmp_path, 'models.precision="auto"', parts=SlowParts())  # another machine goes on in the run's own
+    go(tmp_path, 'models.precision="bf16"')
+    assert times(run, "generate") == before
+    with pytest.raises(StoreError, match=r"models\.precision"):
+        go(tmp_path, 'models.precision="fp32"')
+
+
 def test_batch_size_may_change_at_any_time(tmp_path):
     run = go(tmp_path)
     before = {stage: times(run, stage) for stage in ("generate", "score", "pair")}

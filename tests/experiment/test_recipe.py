@@ -54,7 +54,10 @@ def test_every_shipped_recipe_is_valid_and_names_itself(name):
         ("sead = 3", 'unknown key "sead": did you mean "seed"?'),
         ("learning_rate = 1", 'unknown key "learning_rate": did you mean "train.learning_rate"?'),
         ("train.systems = [{nam = 'x'}]", 'unknown key "train.systems.0.nam": did you mean "train.systems.0.name"?'),
-        ("models.zzz = 1", 'unknown key "models.zzz": this table knows model, scheduler, scorers, judge, tagger'),
+        (
+            "models.zzz = 1",
+            'unknown key "models.zzz": this table knows model, scheduler, precision, scorers, judge, tagger',
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(key, told):

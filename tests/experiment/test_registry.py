@@ -114,6 +114,17 @@ def test_a_tuned_model_has_the_other_network_and_the_folders_name(saved: Path, t
     np.testing.assert_allclose(TangoModel("mixed", mixed).generate(asked)[0].waveform, waves[1], atol=1e-5)
 
 
+def test_a_model_is_loaded_in_a_precision_and_the_one_in_float32_stays(saved: Path, tmp_path: Path) -> None:
+    name, folder = str(saved / "tango"), tmp_path / "aligned" / "unet"
+    small_networks.pipeline(seed=5).unet.save_pretrained(folder)
+    half = [registry.load(name, None, "bf16"), registry.tuned(name, folder, None, "bf16")]
+    assert [model.pipeline.precision for model in half] == ["bf16", "bf16"]
+    assert registry.load(name).pipeline.precision == "fp32"
+    assert registry.choose_precision(name) in ("fp32", "bf16")
+    with pytest.raises(RecipeError, match="auto, fp32 or bf16"):
+        registry.load(name, None, "fp8")
+
+
 def test_a_tuned_model_that_was_trained_again_is_loaded_again(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "aligned" / "unet"
     small_networks.pipeline(seed=5).unet.save_pretrained(folder)

@@ -243,6 +243,8 @@ class Features:
             steps, guidance, noises = (recipe["evaluate"].get(key, 1) for key in ("steps", "guidance", "noises"))
             clips = "one clip a prompt" if noises == 1 else f"{noises} clips a prompt and their mean"
             sampling = f"steps {steps}, guidance {guidance:g}, seed {recipe['seed']}, {clips}"
+            precision = recipe["models"].get("precision", "fp32")
+            sampling += "" if precision == "fp32" else f", sampled in {precision}"
         versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
         parts = (
             self.stamps[metric.feature],

@@ -18,6 +18,7 @@ FIRST_CHANGED = {
     "seed": "prompts",
     "models.model": "generate",
     "models.scheduler": "generate",
+    "models.precision": "generate",
     "models.scorers": "score",
     "models.judge": "evaluate",
     "models.tagger": "evaluate",

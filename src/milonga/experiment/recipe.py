@@ -39,6 +39,7 @@ class Models(Record):
 
     model: Name = "nano"
     scheduler: Scheduler | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     scorers: tuple[Name, ...] = Field(default=RANKERS, min_length=1)
     judge: Name = "nano-judge"
     tagger: Name = "nano-tagger"

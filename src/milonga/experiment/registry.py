@@ -35,11 +35,15 @@ class Registry:
     def __init__(self, objects: Mapping[str, Any] | None = None, device: Any = AUTO) -> None:
         self.objects, self.device = dict(objects or {}), device
 
-    def load(self, name: str, scheduler: str | None = None) -> Model:
-        """A model ready to generate, with its own scheduler or the one named."""
+    def load(self, name: str, scheduler: str | None = None, precision: str = "fp32") -> Model:
+        """A model ready to generate, with its own scheduler or the one named. An object keeps its own precision."""
         if name not in self.objects:
-            return models.load(name, scheduler, None, self.device)
+            return models.load(name, scheduler, None, self.device, precision)
         return models.as_model(self.objects[name], scheduler)
+
+    def choose_precision(self, name: str) -> str:
+        """The precision, "fp32" or "bf16", in which a model samples faster on this machine; "fp32" for an object."""
+        return "fp32" if name in self.objects else models.choose_precision(name, self.device)
 
     def load_denoiser(
         self, name: str, trained: Path | None = None, parts: Sequence[str] = models.NETWORKS
@@ -58,10 +62,10 @@ class Registry:
         """A model that generates with the weights that a denoiser has at the moment of each call."""
         return models.generator_of(name, denoiser, self.device)
 
-    def tuned(self, name: str, trained: Path, scheduler: str | None = None) -> Model:
+    def tuned(self, name: str, trained: Path, scheduler: str | None = None, precision: str = "fp32") -> Model:
         """A model with a trained network from another folder."""
         if name not in self.objects:
-            return models.tuned(name, trained, scheduler, None, self.device)
+            return models.tuned(name, trained, scheduler, None, self.device, precision)
         return self.generator_of(name, self.load_denoiser(name, trained))
 
     def scorer(self, name: str) -> Any:
@@ -124,7 +128,7 @@ class Context:
         return PairBuilder(
             run=self.run,
             engine=self.engine,
-            load_model=partial(parts.load, recipe.models.model, recipe.models.scheduler),
+            load_model=partial(parts.load, recipe.models.model, recipe.models.scheduler, recipe.models.precision),
             load_scorers=partial(_scorers, parts, recipe.models.scorers),
             load_perturber=partial(parts.perturber, recipe.plan.perturber, recipe.plan.llm),
             strategies=recipe.plan.strategies,

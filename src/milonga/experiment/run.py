@@ -59,6 +59,7 @@ def run(
     folder = Run(out or Path("runs") / recipe.name)
     with folder.lock():
         parts = parts or Registry(device=recipe.workers.device)
+        recipe = with_precision(recipe, folder, parts)
         context = Context(recipe, folder, parts, engine or engine_named("local", recipe.workers))
         _accept(context, stages, overwrite)
         steps = steps_of(context)
@@ -87,10 +88,23 @@ def train(
     ranks.wait()
     with folder.lock() if ranks.is_main else nullcontext():
         parts = parts or Registry(device=recipe.workers.device)
+        recipe = with_precision(recipe, folder, parts)
         context = Context(recipe, folder, parts, engine_named("local", recipe.workers))
         for training in pending_trainings(context):
             training()
     return [folder.path / system.name for system in recipe.train.systems]
+
+
+def with_precision(recipe: Recipe, run: Run, parts: Registry) -> Recipe:
+    """The recipe with "fp32" or "bf16" in the place of `precision = "auto"`: what the run began with, else what samples
+    faster here. So a run that is resumed on another machine keeps its precision.
+    """
+    if recipe.models.precision != "auto":
+        return recipe
+    before = read_manifest(run)
+    name = recipe.models.model
+    chosen = before["recipe"]["models"].get("precision", "fp32") if before else parts.choose_precision(name)
+    return recipe.model_copy(update={"models": recipe.models.model_copy(update={"precision": chosen})})
 
 
 def pending_trainings(context: Context) -> Iterator[Callable[[], None]]:

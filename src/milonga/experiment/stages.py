@@ -183,7 +183,7 @@ def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt], 
     from milonga.experiment.search import timed
 
     stage, size = f"search/clips/{name}" if pool else f"evaluate/{name}", context.recipe.generate.batch_size
-    base, scheduler = context.recipe.models.model, context.recipe.models.scheduler
+    table = context.recipe.models
     requests = list(pool or eval_requests(context, prompts))
     steps = next((system.steps for system in context.recipe.train.systems if system.name == name), None)
     if steps is not None:  # a distilled system's: from the same noise, since ids and seeds stay
@@ -193,9 +193,11 @@ def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt], 
     others = {model.name: model.model for model in context.recipe.evaluate.models}
 
     def model() -> Model:
-        if name == "base" or name in others:
-            return context.parts.load(others.get(name, base), scheduler)
-        return context.parts.tuned(base, trained, scheduler)
+        if name in others:
+            return context.parts.load(others[name], table.scheduler)
+        if name == "base":
+            return context.parts.load(table.model, table.scheduler, table.precision)
+        return context.parts.tuned(table.model, trained, table.scheduler, table.precision)
 
     generate = partial(generate_shard, context.run, stage, model, parts.__getitem__, size)
     work = partial(timed, context, name, "clips", model, generate) if pool else generate

@@ -41,6 +41,7 @@ class TangoModel:
         scheduler: str | None = None,
         seconds: float | None = None,
         device: Any = AUTO,
+        precision: str | None = None,
     ) -> None:
         self.name = name
         self.pipeline = pipeline.to(device_of(device))
@@ -49,6 +50,8 @@ class TangoModel:
         self.seconds = seconds
         if scheduler is not None and not takes_guidance(pipeline.unet):  # a distilled one has a sampler of its own
             pipeline.set_scheduler(scheduler)
+        if precision is not None:
+            pipeline.set_precision(precision)
 
     @property
     def denoiser(self) -> Denoiser:

@@ -22,7 +22,7 @@ from milonga.core.protocols import Model
 from milonga.core.store import Run, atomic_dir, read_manifest
 from milonga.core.weights import SHIPPED, WRAPPER, adapted, all_finite, read_weights, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
-from milonga.maths.devices import AUTO, device_of, where
+from milonga.maths.devices import AUTO, device_of, placed, where
 
 if TYPE_CHECKING:
     from milonga.models.denoiser import Denoiser
@@ -53,11 +53,19 @@ class System:
     model: str
     trained: Path | None = None
 
-    def load(self, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO) -> Any:
-        """The model, ready to generate, with its own scheduler and length or with these; loaded once and cached."""
+    def load(
+        self,
+        scheduler: str | None = None,
+        seconds: float | None = None,
+        device: Any = AUTO,
+        precision: str = "fp32",
+    ) -> Any:
+        """The model, ready to generate, with its own scheduler and length or with these, in a precision; loaded once
+        and cached.
+        """
         if self.trained is None:
-            return load(self.model, scheduler, seconds, device)
-        return tuned(self.model, self.trained, scheduler, seconds, device)
+            return load(self.model, scheduler, seconds, device, precision)
+        return tuned(self.model, self.trained, scheduler, seconds, device, precision)
 
     def sampling(self) -> tuple[int, float]:
         """The steps and the guidance that it is best sampled with."""
@@ -193,8 +201,7 @@ def load_public(
         dtype = getattr(torch, dtype)
     own = run_system(name)
     base = name if own is None else own.model
-    if precision != "fp32" and (CUSTOM.fullmatch(base) or backbone_class(weights_of(base, revision))):
-        raise RecipeError(f"{name} has no choice of precision: leave it out, or choose a dtype")
+    _check_precision(name, base, precision, revision)
     if not CUSTOM.fullmatch(base) and backbone_class(weights_of(base, revision)):
         return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
     if CUSTOM.fullmatch(name):
@@ -204,11 +211,37 @@ def load_public(
     return pipe if precision == "fp32" else pipe.set_precision(precision)
 
 
-@once
-def load(name: str, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO) -> Model:
-    """A model ready to generate on a device, with its own scheduler and length or with these; loaded once and cached.
+def choose_precision(name: str, device: Any = AUTO) -> str:
+    """The precision, "fp32" or "bf16", in which a model's network was measured to be faster on this machine; "fp32" for
+    a backbone that has no choice. Of the model only the network is loaded, and dropped again.
+    """
+    own = run_system(name)
+    base, trained = (name, None) if own is None else (own.model, own.trained)
+    if CUSTOM.fullmatch(base) or backbone_class(weights_of(base)):
+        return "fp32"
+    pipe = pipeline(base, trained, parts=("unet",))
+    placed(pipe.unet, device)
+    return pipe.set_precision("auto").precision
 
-    Raises RecipeError for an unknown scheduler, and for any with a model that runs by its own.
+
+def _check_precision(name: str, base: str, precision: str, revision: str | None = None) -> None:
+    """Raises RecipeError for a precision that the model `base` cannot be sampled in."""
+    if precision != "fp32" and (CUSTOM.fullmatch(base) or backbone_class(weights_of(base, revision))):
+        raise RecipeError(f"{name} has no choice of precision: leave it out, or choose a dtype")
+
+
+@once
+def load(
+    name: str,
+    scheduler: str | None = None,
+    seconds: float | None = None,
+    device: Any = AUTO,
+    precision: str = "fp32",
+) -> Model:
+    """A model ready to generate on a device, with its own scheduler and length or with these, in a precision; loaded
+    once and cached.
+
+    Raises RecipeError for an unknown scheduler or precision, and for any with a model that has no choice.
     """
     from milonga.models.generator import TangoModel
     from milonga.models.schedulers import check_scheduler
@@ -216,10 +249,11 @@ def load(name: str, scheduler: str | None = None, seconds: float | None = None, 
     check_scheduler(scheduler)
     _no_progress_bars()
     if own := run_system(name):
-        return own.load(scheduler, seconds, device)
+        return own.load(scheduler, seconds, device, precision)
+    _check_precision(name, name, precision)
     if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
         return _sampled(name, load_denoiser(name), scheduler, seconds, device)
-    return TangoModel(name, pipeline(name), scheduler, seconds, device)
+    return TangoModel(name, pipeline(name), scheduler, seconds, device, precision)
 
 
 def _sampled(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: float | None, device: Any) -> Any:
@@ -410,20 +444,34 @@ def generator_of(name: str, denoiser: "Denoiser", device: Any = None) -> Model:
 
 
 def tuned(
-    name: str, trained: Path, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO
+    name: str,
+    trained: Path,
+    scheduler: str | None = None,
+    seconds: float | None = None,
+    device: Any = AUTO,
+    precision: str = "fp32",
 ) -> Model:
     """A model with a trained network from the folder `trained`; loaded again where that has been replaced since."""
     written = max(path.stat().st_mtime_ns for path in trained.iterdir())
-    return _tuned(name, trained, scheduler, seconds, device, written)
+    return _tuned(name, trained, scheduler, seconds, device, precision, written)
 
 
 @once
-def _tuned(name: str, trained: Path, scheduler: str | None, seconds: float | None, device: Any, _written: int) -> Model:
+def _tuned(
+    name: str,
+    trained: Path,
+    scheduler: str | None,
+    seconds: float | None,
+    device: Any,
+    precision: str,
+    _written: int,
+) -> Model:
     from milonga.models.generator import TangoModel
 
+    _check_precision(name, name, precision)
     if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
         return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds, device)
-    return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds, device)
+    return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds, device, precision)
 
 
 def sampling(name: Any) -> tuple[int, float]:
