@@ -3,13 +3,14 @@
 import math
 
 import pytest
+import synthetic_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from milonga.core.config import Threshold
 from milonga.core.errors import DataError
 from milonga.core.records import Candidate, Prompt, Request
-from milonga.data.pairs import kept_pairs, refusals, table2
+from milonga.data.pairs import kept_pairs, refusals, score_gaps, table2
 from milonga.preference.pair import pair, unfiltered
 
 PROMPT = Prompt.of("A dog barks then a bell rings", "test")
@@ -188,3 +189,12 @@ def test_figure_2_shows_the_pool_before_the_thresholds():
     (shown,) = unfiltered(pair(pool, PAPER, "a"), "a")
     assert shown.winners == (0.3,)
     assert shown.deltas == pytest.approx((0.1,))
+
+
+def test_gaps_are_margins_in_units_of_their_mean_and_have_mean_one() -> None:
+    rows = [({"a": 0.6, "b": 9.0}, {"a": 0.2, "b": 5.0}), ({"a": 0.3, "b": 4.0}, {"a": 0.1, "b": 6.0}), ({}, {})]
+    gaps = score_gaps([synthetic_run.make_pair(number, *row) for number, row in enumerate(rows)])
+    # a: margins .4 and .2, mean .3; b: 4 and none (its loser is better), mean 2
+    raw = [(4 / 3 + 2) / 2, (2 / 3 + 0) / 2]
+    assert gaps[:2] == pytest.approx([2 * value / sum(raw) for value in raw])
+    assert math.isnan(gaps[2])

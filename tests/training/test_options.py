@@ -297,3 +297,40 @@ def test_rewards_weigh_fine_tuning_and_are_asked_for(tmp_path: Path) -> None:
 def test_settings_that_exclude_each_other_are_refused(changes: dict, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Settings(**changes)
+
+
+def weighted(gaps: list[float] | None) -> PairExamples:
+    plain = tiny.pairs(8, prior=False)
+    return PairExamples(plain.winners, plain.losers, plain.conditioning, gaps=gaps)
+
+
+def test_pairs_weigh_by_their_gaps_and_need_them(tmp_path: Path) -> None:
+    def one(name: str, gaps: list[float] | None, **changes) -> list[dict]:
+        return run(tmp_path / name, but(batch_size=8, weight_decay=0.0, **changes), examples=weighted(gaps))
+
+    gaps = [3.0, 0.5, 0.0, 1.0, 1.0, 2.0, 0.5, 0.0]
+    one("equal", gaps)
+    one("ones", [1.0] * 8, pair_weights="gap")
+    assert all(
+        torch.equal(value, weights(tmp_path / "ones")[name]) for name, value in weights(tmp_path / "equal").items()
+    )
+    rows = one("gaps", gaps, pair_weights="gap")
+    assert losses(rows)[0] == pytest.approx(math.log(2))  # policy and reference agree, and the gaps' mean is 1
+    rows = one("doubled", [2 * gap for gap in gaps], pair_weights="gap")
+    assert losses(rows)[0] == pytest.approx(2 * math.log(2))
+    assert any(
+        not torch.equal(value, weights(tmp_path / "gaps")[name]) for name, value in weights(tmp_path / "equal").items()
+    )
+    assert one("none", [0.0] * 8, pair_weights="gap")[-1]["grad_norm"] == 0
+    with pytest.raises(DataError, match="2 of 8 examples have none"):
+        one("unknown", [*gaps[:6], math.nan, math.nan], pair_weights="gap")
+    with pytest.raises(DataError, match="8 of 8 examples have none"):
+        one("without", None, pair_weights="gap")
+
+
+def test_crpo_without_its_second_term_is_dpo(tmp_path: Path) -> None:
+    crpo = (Phase(loss="crpo", epochs=2, beta=100.0),)
+    full = run(tmp_path / "full", phases=crpo)
+    bare = run(tmp_path / "bare", but(crpo_weight=0.0), phases=crpo)
+    assert losses(bare) == losses(run(tmp_path / "dpo"))
+    assert losses(full)[0] > losses(bare)[0]

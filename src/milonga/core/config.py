@@ -152,7 +152,9 @@ class Settings(Record):
 
     `ema` is a decay; `prior_weight` weighs the plain denoising loss on real clips (prior preservation) beside the
     preference loss; `min_lr_ratio` is the linear schedule's end as a share of its peak; `noise_samples_per_pair` is the
-    number of (timestep, noise) that a pair has in all (0: new ones each epoch); `sdpo_mu` is SDPO's μ.
+    number of (timestep, noise) that a pair has in all (0: new ones each epoch); `sdpo_mu` is SDPO's μ,
+    `crpo_weight` the weight of CRPO's second term; with `pair_weights` = "gap" a pair's loss is weighted by its gap
+    (`pairs.score_gaps`).
 
     Of preference phases: `train_guidance` trains the guided prediction u + g(c − u) that is sampled (1: the conditional
     one alone); `trust_region` weighs ‖v_θ − v_ref‖²; `grad_clip_quantile` clips at that running quantile of the
@@ -180,6 +182,8 @@ class Settings(Record):
     shared_timestep: bool = True
     loss_weighting: Literal["prediction", "released", "epsilon", "sigmoid"] = "prediction"
     sdpo_mu: float = Field(default=0.0, ge=0.0, lt=1.0)
+    crpo_weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    pair_weights: Literal["equal", "gap"] = "equal"
     safeguard: Literal["output", "parameters"] = "output"
     auto_beta: float | None = Field(default=None, gt=0.0, lt=0.5)
     ema: float = Field(default=0.0, ge=0.0, lt=1.0)

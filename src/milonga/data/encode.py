@@ -20,7 +20,7 @@ from milonga.core.records import Clip, Pair, Refusal
 from milonga.core.store import Run, cut, read_manifest, shard_name
 from milonga.data.audio_alpaca import alpaca_files, checked_pairs, count_pairs
 from milonga.data.corrections import run_pairs
-from milonga.data.pairs import kept_pairs
+from milonga.data.pairs import kept_pairs, score_gaps
 from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint, report_left_out
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def encode_pairs(
     captions = [pair.prompt for pair in pairs]
     seconds = _read_seconds(denoiser, run, names)
     conditioning = encode_captions(denoiser, run, captions).rows(captions).with_seconds(seconds)
-    return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=[pair.strategy for pair in pairs])
+    gaps, strategies = score_gaps(pairs), [pair.strategy for pair in pairs]
+    return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=strategies, gaps=gaps)
 
 
 def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExamples":
@@ -108,7 +109,7 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
         lengths = _run_seconds(run, set(ids))
         conditioning = conditioning.with_seconds([lengths[pair.chosen_id] for pair in pairs])
     halves, strategies = (latents[: len(pairs)], latents[len(pairs) :]), [pair.strategy for pair in pairs]
-    return PairExamples(*halves, conditioning, groups=strategies)
+    return PairExamples(*halves, conditioning, groups=strategies, gaps=score_gaps(pairs))
 
 
 def encode_clips(

@@ -30,6 +30,7 @@ class Batch:
     (B, K) says how much better than its group each clip is.
 
     Of captions alone, whose clips the trainer samples, `winner` is the noise that they start from and `texts` are they.
+    `gaps` (B,) are by how much winners beat losers (`pairs.score_gaps`).
     """
 
     winner: Tensor
@@ -40,6 +41,7 @@ class Batch:
     groups: tuple[str, ...] | None = None
     advantages: Tensor | None = None
     texts: tuple[str, ...] | None = None
+    gaps: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -74,8 +76,8 @@ class PairExamples:
     """N preference pairs (or, without losers, N captioned clips) whose tensors are in memory.
 
     Latents are scaled tensors (N, *latent shape) or a `Posterior` to sample from anew each epoch. `prior` are real
-    clips for the prior-preservation term; `weights`, `desirable` and `groups`, one for each example, are those of
-    `Batch`. `captions` stand for the conditioning in a fingerprint, where that is encoded anew each time. Raises
+    clips for the prior-preservation term; `weights`, `desirable`, `groups` and `gaps`, one for each example, are those
+    of `Batch`. `captions` stand for the conditioning in a fingerprint, where that is encoded anew each time. Raises
     DataError when the lengths differ.
     """
 
@@ -90,13 +92,22 @@ class PairExamples:
         desirable: Tensor | None = None,
         groups: Sequence[str] | None = None,
         captions: Sequence[str] | None = None,
+        gaps: Sequence[float] | None = None,
     ) -> None:
         self.captions = captions
         self.winners, self.losers, self.conditioning = winners, losers, conditioning
         self._prior, self._seed = prior, seed
         self._weights, self._desirable, self._groups = weights, desirable, groups
+        self._gaps = None if gaps is None else torch.tensor(gaps, dtype=torch.float32)
         self.num_prior = 0 if prior is None else len(prior)
-        parts = {"winners": winners, "losers": losers, "weights": weights, "labels": desirable, "groups": groups}
+        parts = {
+            "winners": winners,
+            "losers": losers,
+            "weights": weights,
+            "labels": desirable,
+            "groups": groups,
+            "gaps": gaps,
+        }
         sizes = {name: len(part) for name, part in parts.items() if part is not None}
         of_captions = {"captions": conditioning.rows} if isinstance(conditioning, ConditioningRows) else conditioning
         sizes |= {name: value if isinstance(value, int) else len(value) for name, value in of_captions.items()}
@@ -113,9 +124,11 @@ class PairExamples:
         rows = list(indices)
         winner = _latents(self.winners, rows, self._seed, "winner", epoch)
         loser = None if self.losers is None else _latents(self.losers, rows, self._seed, "loser", epoch)
-        weights, desirable = (None if part is None else part[rows] for part in (self._weights, self._desirable))
+        weights, desirable, gaps = (
+            None if part is None else part[rows] for part in (self._weights, self._desirable, self._gaps)
+        )
         groups = None if self._groups is None else tuple(self._groups[row] for row in rows)
-        return Batch(winner, loser, self.conditioning.take(rows).float(), weights, desirable, groups)
+        return Batch(winner, loser, self.conditioning.take(rows).float(), weights, desirable, groups, gaps=gaps)
 
     def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The real clips with these indices; DataError if there are none."""
@@ -376,7 +389,7 @@ def _contents(examples: Any) -> list[Any]:
         case PairExamples():
             texts = examples.conditioning if examples.captions is None else list(examples.captions)
             parts = (examples.winners, examples.losers, examples._weights, examples._desirable, examples._groups)
-            return [*parts, texts]
+            return [*parts, texts, *([] if examples._gaps is None else [examples._gaps])]
         case GroupExamples():
             return [examples._latents, examples._advantages, examples._conditioning]
         case CaptionedClips() if not callable(examples._captions):

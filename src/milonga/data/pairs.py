@@ -4,6 +4,7 @@
 `datasets.Dataset`; all of them give a `PairDataset`, which training, export and the Hub take.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,32 @@ def table2(pairs: Sequence[Pair], scorer: str) -> list[Row]:
         loser = sum(pair.rejected_scores[scorer] for pair in own) / len(own)
         rows.append(Row(strategy=name, n=len(own), winner=winner, loser=loser, delta=winner - loser))
     return rows
+
+
+def score_gaps(pairs: Sequence[Pair]) -> list[float]:
+    """By how much each winner beats its loser: the mean over scorers of the margin in units of their mean margin.
+
+    A margin below zero, of a scorer that prefers the loser, counts as none. The mean over pairs is 1; a pair that no
+    scorer scored has NaN.
+    """
+    margins = [
+        {
+            name: max(0.0, pair.chosen_scores[name] - pair.rejected_scores[name])
+            for name in pair.chosen_scores.keys() & pair.rejected_scores.keys()
+        }
+        for pair in pairs
+    ]
+    means = {
+        name: sum(own[name] for own in margins if name in own) / sum(name in own for own in margins)
+        for name in {name for own in margins for name in own}
+    }
+    gaps = [
+        sum(own[name] / means[name] if means[name] else 1.0 for name in sorted(own)) / len(own) if own else math.nan
+        for own in margins
+    ]
+    known = [gap for gap in gaps if not math.isnan(gap)]
+    scale = sum(known) / len(known) if known else 1.0
+    return [gap / scale for gap in gaps]
 
 
 class PairDataset:

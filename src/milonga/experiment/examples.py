@@ -21,7 +21,7 @@ from milonga.core.protocols import Embedder
 from milonga.core.records import Candidate, Clip, Label, Pair, Prompt, Request
 from milonga.core.store import Run, complete, write_json
 from milonga.data.corrections import run_pairs
-from milonga.data.pairs import kept_pairs
+from milonga.data.pairs import kept_pairs, score_gaps
 from milonga.data.recordings import fingerprint
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
 from milonga.experiment.registry import Context
@@ -198,8 +198,9 @@ def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int 
     texts, strategies = ([getattr(pair, name) for pair in pairs] for name in ("prompt", "strategy"))
     conditioning = encode_captions(denoiser, Run(run.path / "encoded" / denoiser.fingerprint), texts).rows(texts)
     return PairExamples(
-        latents[: len(pairs)], latents[len(pairs) :], conditioning, real, groups=strategies, captions=texts
-    )
+        latents[: len(pairs)], latents[len(pairs) :], conditioning, real, groups=strategies, captions=texts,
+        gaps=score_gaps(pairs),
+    )  # fmt: skip
 
 
 def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":

@@ -31,7 +31,8 @@ class Errors:
 
     Beside them, what single losses take: `safeguard` is SDPO's scale of the loser's gradient (`safe_scale`), `weights`
     are rewards, `desirable` tells which of B single clips are liked (then there are no losers), all (B,); `baseline` is
-    the mean of −Δ over the clips of the step before, the point that KTO measures gains and losses from.
+    the mean of −Δ over the clips of the step before, the point that KTO measures gains and losses from, `crpo_weight`
+    the weight of CRPO's second term.
     """
 
     policy_winner: Tensor
@@ -42,6 +43,7 @@ class Errors:
     weights: Tensor | None = None
     desirable: Tensor | None = None
     baseline: float = 0.0
+    crpo_weight: float = 1.0
 
 
 def sft(errors: Errors, beta: float = 0.0) -> Tensor:
@@ -73,11 +75,12 @@ def hinge(errors: Errors, beta: float) -> Tensor:
 
 
 def crpo(errors: Errors, beta: float) -> Tensor:
-    """TangoFlux's loss: diffusion-DPO plus the winner's own error, shape (B,) (arXiv 2412.21037). Raises as `dpo`.
+    """TangoFlux's loss: diffusion-DPO plus `errors.crpo_weight` (there 1) times the winner's own error, shape (B,)
+    (arXiv 2412.21037). Raises as `dpo`.
 
     The second term is what keeps the winner's error from rising while the margin grows.
     """
-    return dpo(errors, beta) + sft(errors)
+    return dpo(errors, beta) + errors.crpo_weight * sft(errors)
 
 
 def sdpo(errors: Errors, beta: float) -> Tensor:

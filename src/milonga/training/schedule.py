@@ -146,12 +146,25 @@ def check_training(
             )
         if spec.needs_weights and first.weights is None:
             raise DataError(f"{phase.loss!r} weighs each example by a reward, but the examples have none: give weights")
+    if settings.pair_weights == "gap":
+        _check_gaps(examples)
     if settings.fsdp and settings.sample_every:
         raise RecipeError("a network sharded over ranks cannot be sampled: set sample_every = 0 or fsdp = false")
     if settings.patience and val is None:
         raise RecipeError("patience needs validation pairs, but there are none: set val_fraction")
     if val is not None and (len(val) == 0 or val.batch([0], 0).loser is None):
         raise DataError("validation examples must be pairs, and at least one: give some, or leave them out")
+
+
+def _check_gaps(examples: Examples) -> None:
+    """Raises DataError where some pair has no score to weigh it by."""
+    gaps = [examples.batch([place], 0).gaps for place in range(len(examples))]
+    missing = sum(gap is None or not bool(gap.isfinite()) for gap in gaps)
+    if missing:
+        raise DataError(
+            f'pair_weights = "gap" weighs pairs by their scores, and {missing} of {len(gaps)} examples have none: '
+            'score them, or set pair_weights = "equal"'
+        )
 
 
 def training_plan(

@@ -201,8 +201,11 @@ class TrainStep:
             weights=batch.weights if spec.needs_weights else None,
             desirable=desirable if spec.labels else None,
             baseline=baseline,
+            crpo_weight=self._settings.crpo_weight,
         )
         losses = spec.function(complete, beta)
+        if losers and batch.gaps is not None and self._settings.pair_weights == "gap":
+            losses = losses * batch.gaps
         if self._settings.trust_region and distances is not None:
             losses = losses + self._settings.trust_region * distances
         self._backward((losses * micro.counts).sum(), step)
