@@ -3,13 +3,15 @@
 Real clips of the world's `tune` captions are edited, and the tagger says which events are in them. Parts, all or by
 name: `inpaint` (a span with its own caption, against the round trip through VAE and vocoder, and its seams), `continue`
 (what follows the first sounds anew, from words for the last alone), `loop` (the seam), `strength` (the whole clip
-towards another event), `timeline` (30 s, an event in each slot of 5 s) and `cost` (processor seconds by length). A seam
-is the largest change of energy and of the mel spectrum within 20 ms of a splice; the band is that of the untouched
-clips at the same places.
+towards another event), `timeline` (30 s, an event in each slot of 5 s), `cost` (processor seconds by length) and
+`repair` (generated clips, against as many fresh takes; `--skip` leaves captions out before the first). A seam is the
+largest change of energy and of the mel spectrum within 20 ms of a splice; the band is that of the untouched clips at
+the same places.
 """
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,7 +23,8 @@ from milonga.core.records import Clip, Event, Prompt
 from milonga.data.captions import world_prompts
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.maths.mel import MelSettings, mel_matrix, normalise
-from milonga.maths.statistics import Interval, proportion
+from milonga.maths.metrics import exact_match, extra_events
+from milonga.maths.statistics import Interval, paired, proportion
 from milonga.models import editing
 from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.nano.captions import caption
@@ -34,7 +37,7 @@ SLOT, SLOTS = 5.0, 6
 class Lab:
     """Nano with its tagger, and the clips that are edited: sequences, whose events do not overlap."""
 
-    def __init__(self, captions: int, seed: int) -> None:
+    def __init__(self, captions: int, seed: int, skip: int = 0) -> None:
         self.pipe, self.seed = milonga.load("nano"), seed
         self.pipe.set_progress_bar_config(disable=True)
         self.denoiser, self.tagger = TangoDenoiser.of(self.pipe), registry.tagger("nano-tagger")
@@ -42,6 +45,7 @@ class Lab:
         self.prompts = [prompt for prompt in world_prompts("tune", 4 * captions) if len(prompt.scene or ()) > 1][
             :captions
         ]
+        self.any_prompts = world_prompts("tune", skip + captions)[skip:]
 
     def real(self, prompt: Prompt) -> tuple[np.ndarray, tuple[Event, ...]]:
         """A clip of the world (samples,) and the truth about its events."""
@@ -210,9 +214,49 @@ def cost(lab: Lab) -> Iterator[str]:
     hook.remove()
 
 
+def repair(lab: Lab) -> Iterator[str]:
+    """Generated clips, repaired with 4 takes of each fault, against the best of as many fresh takes by the same scorer.
+
+    The scorer is nano's events, whose tagger is another than the one that judges here.
+    """
+    scorer = registry.scorer("nano-events")
+    exact: list[tuple[bool, bool, bool]] = []
+    extra: list[tuple[int, int, int]] = []
+    attempts, takes = Counter[tuple[str, bool]](), list[int]()
+    for prompt in lab.any_prompts:
+        result = milonga.repair(
+            clip := lab.pipe(prompt.text, seeds=[clip_seed(lab.seed, prompt.text, 0)]).audios[0],
+            prompt.text, lab.pipe, scorer=scorer, best_of=4, seed=lab.seed,
+        )  # fmt: skip
+        takes.append(sum(attempt.takes for attempt in result.attempts))
+        fresh = [
+            lab.pipe(prompt.text, seeds=[clip_seed(lab.seed, prompt.text, number + 1)]).audios[0]
+            for number in range(takes[-1])
+        ]
+        pool = [Clip(wave, lab.rate) for wave in (clip, *fresh)]
+        best = pool[int(scorer.score(pool, [prompt.text] * len(pool)).argmax())]
+        repaired = Clip(result.samples[:, 0].astype(np.float32), lab.rate)
+        events, scene = lab.tagger.detect([pool[0], repaired, best]), prompt.scene or ()
+        exact.append((exact_match(scene, events[0]), exact_match(scene, events[1]), exact_match(scene, events[2])))
+        extra.append((extra_events(scene, events[0]), extra_events(scene, events[1]), extra_events(scene, events[2])))
+        attempts.update((attempt.fault.kind, not attempt.refused) for attempt in result.attempts)
+    for place, name in enumerate(("untouched", "repaired", "best of as many fresh takes")):
+        yield f"| exact match, {name} | {share([row[place] for row in exact])} |"
+        yield f"| extra events, {name} | {np.mean([row[place] for row in extra]):.3f} | {len(extra)} |"
+    for a, b, name in ((1, 0, "repaired − untouched"), (1, 2, "repaired − fresh takes")):
+        columns = [np.array([float(row[place]) for row in exact]) for place in (a, b)]
+        gap = paired(*columns, seed=lab.seed)
+        yield f"| exact match, {name} | {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.3f} | {gap.n} |"
+    for (kind, accepted), count in sorted(attempts.items()):
+        yield f"| {kind}, {'accepted' if accepted else 'not accepted'} | {count} | {sum(attempts.values())} |"
+    yield f"| takes of a clip | {np.mean(takes):.2f} | {len(takes)} |"
+    for outcome, count in sorted(Counter(exact).items()):
+        yield f"| exact match untouched, repaired, fresh: {outcome} | {count} | {len(exact)} |"
+
+
 PARTS: dict[str, Callable[[Lab], Iterator[str]]] = {
     "inpaint": inpaint, "continue": continuation, "loop": loops, "strength": strengths, "timeline": timeline,
-    "cost": cost,
+    "cost": cost, "repair": repair,
 }  # fmt: skip
 
 
@@ -221,10 +265,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--captions", type=int, default=100)
+    parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    lab = Lab(arguments.captions, arguments.seed)
+    lab = Lab(arguments.captions, arguments.seed, arguments.skip)
     for name in arguments.parts or PARTS:
         print(f"\n{name}\n\n| what | value | n |\n|---|---|---|", flush=True)
         for row in PARTS[name](lab):

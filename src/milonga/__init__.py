@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from milonga.models.tango import TangoPipeline
     from milonga.preference.build import build_pairs
     from milonga.preference.candidates import best_of
+    from milonga.preference.repair import repair
     from milonga.reports.leaderboard import evaluate
     from milonga.training.align import AlignConfig, AlignTrainer
     from milonga.training.trainer import TrainerCallback
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "load",
     "read_pairs",
+    "repair",
     "run",
 ]
 
@@ -118,6 +120,7 @@ _HOMES = {
     "build_pairs": "milonga.preference.build",
     "evaluate": "milonga.reports.leaderboard",
     "read_pairs": "milonga.data.pairs",
+    "repair": "milonga.preference.repair",
 }
 
 

@@ -38,6 +38,16 @@ def edit(
     variation: Annotated[
         bool, typer.Option("--variation", help="A close variation of the clip; needs no prompt.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repaint what a tagger finds wrong: sounds missing, extra, out of order.")
+    ] = False,
+    best_of: Annotated[
+        int | None, typer.Option(metavar="N", help="With --repair: takes of each fault.", show_default="8")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="SCORER", help="With --repair: events:TAGGER.", show_default="nano-events for nano"),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(
@@ -63,7 +73,8 @@ def edit(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
     device: Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Edit audio files and print the results' paths: the whole clip, a region, a continuation, a loop, a variation.
+    """Edit audio files and print the results' paths: the whole clip, a region, a continuation, a loop, a variation, or
+    a repair.
 
     Outside a region (and 15 ms beside it) all samples stay as they are. A whole clip passes the model's autoencoder,
     which has one channel and its own rate.
@@ -73,6 +84,12 @@ def edit(
 
     if variation and (region is not None or extend is not None or loop):
         raise RecipeError("--variation is of the whole clip: leave --region, --continue and --loop out")
+    if repair and (region or extend or loop or variation or negative or strength is not None or number > 1):
+        raise RecipeError(
+            "--repair finds its regions itself, once a file: leave the other edits, --negative and -n out"
+        )
+    if not repair and (best_of is not None or by is not None):
+        raise RecipeError("--best-of and --by belong to --repair")
     values = {
         "region": None if region is None else parse_region(region),
         "extend": extend,
@@ -87,10 +104,18 @@ def edit(
     check(words or ["from the tags"], steps, guidance, number, None, negative=negative)
     settings = {"scheduler": scheduler, "negative": negative or None, "weights": selected.fingerprint()}
     details = {name: str(value) for name, value in settings.items() if value is not None}
-    pipe = selected.load(scheduler, device=device)
-    for path in edit_files(
-        pipe, sources, out, steps, guidance, prompt, change, negative, seed, number, details, variation
-    ):
+    if repair:
+        from milonga.preference.repair import event_scorer_of
+
+        events = event_scorer_of(model, by, device)
+        pipe = selected.load(scheduler, device=device)
+        paths = repair_files(pipe, sources, out, steps, guidance, events, prompt, best_of or 8, seed, details)
+    else:
+        pipe = selected.load(scheduler, device=device)
+        paths = edit_files(
+            pipe, sources, out, steps, guidance, prompt, change, negative, seed, number, details, variation
+        )
+    for path in paths:
         typer.echo(path)
 
 
@@ -116,7 +141,7 @@ def edit_files(
     RecipeError for a model that cannot edit, and what `edit` raises.
     """
     from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files
-    from milonga.core.audio import read_samples, read_tags, write_samples
+    from milonga.core.audio import write_samples
     from milonga.models.editing import edit as edit_samples
 
     if not hasattr(model, "denoiser"):
@@ -124,12 +149,7 @@ def edit_files(
     change, listed = change or {}, listed_files(out / MANIFEST)
     with tracked("edit", len(sources) * count) as advance:
         for source in sources:
-            samples, rate, suffix, subtype = read_samples(source)
-            words = " ".join((read_tags(source).get("prompt", "") if prompt is None else prompt).split())
-            if prompt is None and not words and not wordless:
-                raise DataError(f"{source} has no prompt in its tags: say with --prompt what it should sound like")
-            if suffix != source.suffix.lower():
-                warnings.warn(f"{source} becomes a {suffix} with its decoded samples", MilongaWarning, stacklevel=2)
+            samples, rate, suffix, subtype, words = read_source(source, prompt, wordless)
             for first in range(0, count, BATCH):
                 numbers = range(first, min(count, first + BATCH))
                 takes = edit_samples(
@@ -149,6 +169,71 @@ def edit_files(
                         append_entry(out / MANIFEST, {"file_name": name, **settings})
                     advance(1)
                     yield out / name
+
+
+def repair_files(
+    model: Any,
+    sources: Sequence[Path],
+    out: Path,
+    steps: int,
+    guidance: float,
+    scorer: Any,
+    prompt: str | None = None,
+    best_of: int = 8,
+    seed: int = 0,
+    details: Mapping[str, str] | None = None,
+) -> Iterator[Path]:
+    """Writes the repair of each file into `out`, as `edit_files` does; a file without an accepted repair is copied.
+
+    Tags and manifest also say which faults were detected before and after, the scores, and every attempt.
+    """
+    from milonga.cli.generate import MANIFEST, append_entry, listed_files
+    from milonga.core.audio import write_samples
+    from milonga.preference.repair import repair_samples
+
+    if not hasattr(model, "denoiser"):
+        raise RecipeError(f"{model.name} runs by a pipeline of its own: it generates clips and cannot edit them")
+    listed = listed_files(out / MANIFEST)
+    with tracked("repair", len(sources)) as advance:
+        for source in sources:
+            samples, rate, suffix, subtype, words = read_source(source, prompt)
+            result = repair_samples(
+                model.denoiser, samples, rate, words, scorer, steps=steps, guidance=guidance, best_of=best_of, seed=seed
+            )
+            settings = {
+                "prompt": words, "model": model.name, "seed": seed, "steps": steps, "guidance": guidance,
+                "source": source.name, "source_hash": file_hash(source)[:16], "repaired_by": scorer.name,
+                "best_of": best_of, **(details or {}),
+            }  # fmt: skip
+            name = f"{slug(words or source.stem)}-{seed}-{content_id(settings)[:10]}{suffix}"
+            outcome = {
+                "faults_before": "; ".join(map(str, result.before.faults)) or "none",
+                "faults_after": "; ".join(map(str, result.after.faults)) or "none",
+                "score_before": result.before.score, "score_after": result.after.score,
+                "region": str(result.region), "attempts": " | ".join(map(str, result.attempts)),
+            }  # fmt: skip
+            settings |= outcome
+            write_samples(
+                out / name, result.samples, rate, subtype, {key: str(value) for key, value in settings.items()}
+            )
+            if name not in listed:
+                append_entry(out / MANIFEST, {"file_name": name, **settings})
+            advance(1)
+            yield out / name
+
+
+def read_source(source: Path, prompt: str | None, wordless: bool = False) -> tuple[Any, int, str, str, str]:
+    """A file's samples (samples, channels), rate, the suffix and subtype to write it with, and its words: those of its
+    tags without a `prompt`. Raises DataError for a file without words, unless it may be `wordless`."""
+    from milonga.core.audio import read_samples, read_tags
+
+    samples, rate, suffix, subtype = read_samples(source)
+    words = " ".join((read_tags(source).get("prompt", "") if prompt is None else prompt).split())
+    if prompt is None and not words and not wordless:
+        raise DataError(f"{source} has no prompt in its tags: say with --prompt what it should sound like")
+    if suffix != source.suffix.lower():
+        warnings.warn(f"{source} becomes a {suffix} with its decoded samples", MilongaWarning, stacklevel=2)
+    return samples, rate, suffix, subtype, words
 
 
 def parse_region(text: str) -> tuple[float, float]:

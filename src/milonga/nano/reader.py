@@ -76,6 +76,11 @@ def read_groups(text: str, labels_of: Callable[[str], Sequence[str]]) -> Scene |
     return scene or None
 
 
+def clauses(text: str) -> list[str]:
+    """A caption's segments between its connectives, in plain words."""
+    return [" ".join(words.split()) for _, words in _pieces(text)[2]]
+
+
 def _pieces(text: str) -> tuple[str, str, list[tuple[str, str]]]:
     """A caption in plain words, the connective that it begins with, and its segments with the signs before each."""
     plain = re.sub(r"'s\b|['\".!]", "", text.lower()).strip()

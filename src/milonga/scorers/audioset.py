@@ -146,6 +146,7 @@ class AudioSetTagger:
     """`SOUNDS` over time by Cnn14: posteriors of windows of `WINDOW` seconds, every `HOP` seconds."""
 
     classes = SOUNDS
+    resolution = HOP  # seconds by which the ends of an event may be wrong
 
     def __init__(self, embedder: PannsEmbedder) -> None:
         self.name = embedder.name

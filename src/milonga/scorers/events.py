@@ -8,15 +8,17 @@ detectors (GenEval, Ghosh et al. 2023), there with 0 or 1.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise, product
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from milonga.core.records import Clip, Scene
+from milonga.core.records import Clip, Event, Scene
+from milonga.scorers.tagger import events_of
 
 FLOOR = 0.01  # of every probability of a score: one certain error must not hide all others
 BOUND = math.log((1 - FLOOR) / FLOOR)  # the same, of a logit
@@ -36,6 +38,30 @@ class FrameTagger(Protocol):
     def wave_logits(self, waves: Tensor, rate: int) -> Tensor:
         """The logits of waveforms (B, samples) at `rate` Hz, shape (B, T, K), with gradients by them."""
         ...
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a clip has wrong: a sound of its caption that is missing, begins too late or comes twice, or an extra one.
+
+    `span` are the seconds of it that are wrong (None: missing); faults of one kind and sound are equal.
+    """
+
+    kind: Literal["missing", "order", "extra", "doubled"]
+    label: str
+    span: tuple[float, float] | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.label}" + (f" {self.span[0]:.2f}-{self.span[1]:.2f} s" if self.span else "")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A clip's score against its caption, the events in it that are more likely than not, and its faults."""
+
+    score: float
+    events: tuple[Event, ...]
+    faults: tuple[Fault, ...]
 
 
 class EventScorer:
@@ -62,12 +88,55 @@ class EventScorer:
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
         """The score of each clip against its text, shape (N,); NaN where no sound of the text can be read."""
         scenes = {text: self.read(text) for text in dict.fromkeys(texts)}
-        scores = []
-        for posterior, text in zip(self.tagger.posteriors(clips), texts, strict=True):
-            logits = torch.logit(torch.from_numpy(posterior).double(), eps=1e-12)
-            answers = self._answers(logits.clamp(-BOUND, BOUND), scenes[text])
-            scores.append(float(answers.exp().mean() if self.arithmetic else answers.mean().exp()))
-        return np.array(scores, dtype=np.float64)
+        rows = zip(self.tagger.posteriors(clips), texts, strict=True)
+        return np.array([self._score(posterior, scenes[text]) for posterior, text in rows], dtype=np.float64)
+
+    def diagnose(self, clips: Sequence[Clip], text: str) -> list[Diagnosis]:
+        """Score, events and faults of each clip of one caption; no faults where no sound of it can be read."""
+        scene, diagnoses = self.read(text), []
+        for posterior, clip in zip(self.tagger.posteriors(clips), clips, strict=True):
+            events = events_of(posterior, self.tagger.classes, clip.seconds, 0.5)
+            faults = self._faults(posterior, events, scene, clip.seconds) if scene else []
+            diagnoses.append(Diagnosis(self._score(posterior, scene), tuple(events), tuple(faults)))
+        return diagnoses
+
+    def _score(self, posterior: np.ndarray, scene: Scene | None) -> float:
+        logits = torch.logit(torch.from_numpy(posterior).double(), eps=1e-12)
+        answers = self._answers(logits.clamp(-BOUND, BOUND), scene)
+        return float(answers.exp().mean() if self.arithmetic else answers.mean().exp())
+
+    def _faults(self, posterior: np.ndarray, events: Sequence[Event], scene: Scene, seconds: float) -> list[Fault]:
+        """The faults of a clip with these frame posteriors (T, K) and events: missing sounds first, doubled ones last.
+
+        A sound is doubled where it ceases, another group's sound is at its height, and it begins again; its weaker
+        part is wrong.
+        """
+        spans = {event.label: (event.onset, event.offset) for event in events}
+        places = {label: place for place, label in enumerate(self.tagger.classes)}
+        group_of = {label: number for number, group in enumerate(scene) for label in group}
+        kin = {self.kin[label] for label in group_of} if self.kin else set()
+        faults = [Fault("missing", label) for label in group_of if label not in spans]
+        for before, after in pairwise(scene):
+            early = max((spans[label][0] for label in before if label in spans), default=-1.0)
+            late = [label for label in after if label in spans and spans[label][0] <= early]
+            faults += [Fault("order", label, spans[label]) for label in late]
+        faults += [
+            Fault("extra", label, span)
+            for label, span in spans.items()
+            if label not in group_of and self.kin.get(label, label) not in kin
+        ]
+        step = seconds / len(posterior)
+        for label in group_of.keys() & spans.keys():
+            column = posterior[:, places[label]]
+            edges = np.flatnonzero(np.diff(np.pad(column >= 0.5 * column.max(), 1).astype(int))).reshape(-1, 2)
+            others = [other for other in spans if group_of.get(other, group_of[label]) != group_of[label]]
+            heights = [int(posterior[:, places[other]].argmax()) for other in others]
+            for (first, end), (then, last) in pairwise(edges.tolist()):
+                if any(end <= height < then for height in heights):
+                    weaker = min(((first, end), (then, last)), key=lambda run: column[slice(*run)].max())
+                    faults.append(Fault("doubled", label, (weaker[0] * step, weaker[1] * step)))
+                    break
+        return faults
 
     def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
         """The mean log-probability of yes (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them.
