@@ -561,13 +561,17 @@ def _network(kind: Any, folder: Path, dtype: Any) -> Any:
     without `module.` before all names. ValueError where files are missing, or tensors, which the libraries fill with
     random numbers, or are not finite.
     """
+    from transformers.initialization import no_init_weights
+
     names = sorted(file.name for file in folder.glob("*"))
     weights = [match for name in names if (match := NETWORK_FILE.fullmatch(name))]
     if "config.json" not in names or not weights:
         lacking = "weights (.safetensors or .bin)" if "config.json" in names else "config.json"
         raise ValueError(f"it has no {lacking}" if names else "there is no such folder")
     variant = None if any(match["variant"] is None for match in weights) else weights[0]["variant"]
-    with _quiet():  # they would list all keys that do not fit, thirty kilobytes of them
+    # They would list all keys that do not fit, thirty kilobytes of them; and fill an embedding of torch's `meta` device
+    # with random numbers that are no numbers, for which torch imports its symbolic mathematics.
+    with _quiet(), no_init_weights():
         network, info = kind.from_pretrained(
             folder, dtype=dtype, local_files_only=True, variant=variant, output_loading_info=True
         )
