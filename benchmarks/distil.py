@@ -44,6 +44,7 @@ def distilled(asked: argparse.Namespace) -> Path:
     config = milonga.AlignConfig(
         output_dir=asked.folder / "student", phases=(Phase(loss=asked.loss, steps=asked.steps),), seed=SEED,
         learning_rate=asked.learning_rate, warmup_steps=20, snr_gamma=5.0, ema=0.95, batch_size=asked.batch,
+        distil_guidance=tuple(asked.guidance),
     )  # fmt: skip
     return milonga.AlignTrainer(asked.teacher, f"clips:{clips}", config).train()
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--loss", choices=("distil", "distil-huber"), default="distil")
+    parser.add_argument("--guidance", type=float, nargs=2, default=(1.0, 6.0), help="the scales that it learns")
     parser.add_argument("--captions", type=int, default=200)
     asked = parser.parse_args()
     keep_freed_memory()
