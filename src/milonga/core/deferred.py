@@ -3,6 +3,11 @@
 Both import the compiler's, sharding's, peft's and scipy's modules when they are imported, seven of eleven seconds of a
 CPU, and use them in a few functions. Inside `deferred_imports()` a name taken from one of these modules is only noted,
 and is looked up when it is first used: what Python's own `lazy import` (PEP 810) does, which no version does yet.
+
+Our own imports cannot be moved instead: both libraries import these modules at the top of files that every network
+needs, and have no switch for it that would not also take away what they are for. A stand-in is safe where it is only
+called, subclassed or asked for instances, and not where Python compares identities (keys, sets, `except`) or where a
+missing name was to be refused. tests/core/test_deferred.py looks at every stand-in that is left after nano was loaded.
 """
 
 import functools
