@@ -1,6 +1,7 @@
 """Milonga's way beside the plain way that a user would otherwise take: same weights, same machine, one run.
 
-    python benchmarks/speed.py [--repeats 5] [--clips 16] [--steps 16] [--student FOLDER] [--jobs cold clips ...]
+    python benchmarks/speed.py [--repeats 5] [--clips 16] [--steps 16] [--pairs 32] [--student FOLDER]
+                               [--jobs cold clips ...]
 
 The plain ways: diffusers' loop over the networks for clips, the released script's step for training, a loop that does
 what the published toolkits do for metrics (the last two as in training.py and evaluation.py). Every way of every repeat
@@ -31,20 +32,17 @@ Row = dict[str, float]
 
 def child(script: str, *words: object) -> tuple[str, Row]:
     """What a script prints, and the wall and CPU seconds and the peak memory in MB of its process."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            [sys.executable, *script.split(), *map(str, words)], stdout=output, stderr=subprocess.PIPE, env=environment
-        )
-        _, errors = process.communicate()
-        if process.returncode:
-            sys.exit(errors.decode())
+    command, begun = [sys.executable, *script.split(), *map(str, words)], time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begun
         output.seek(0)
+        errors.seek(0)
+        if status:
+            sys.exit(errors.read())
         text = output.read()
-    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begun
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return text, {"wall": wall, "cpu": cpu}
+    return text, {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss / 1024}
 
 
 def cold(asked: argparse.Namespace, way: str, folder: Path) -> Row:
@@ -66,7 +64,8 @@ def clips(asked: argparse.Namespace, way: str, folder: Path) -> Row:
 
 def train(asked: argparse.Namespace, way: str, folder: Path) -> Row:
     """Seconds a pair of diffusion-DPO with new noise in every epoch, float32."""
-    text, _ = child(str(HERE / "training.py"), "--way", "plain" if way == "plain" else "copy", "--steps", 2)
+    sizes = ("--pairs", asked.pairs, "--step", asked.pairs, "--own", asked.pairs, "--steps", 1)
+    text, _ = child(str(HERE / "training.py"), "--way", "plain" if way == "plain" else "copy", *sizes)
     row = json.loads(text.splitlines()[-1])
     return {"wall": row["wall"], "cpu": row["cpu"] + row["encoding"] / 4, "peak": row["peak"]}
 
@@ -183,6 +182,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=32, help="of a step of training")
     parser.add_argument("--student")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--way", help=argparse.SUPPRESS)
@@ -212,15 +212,15 @@ def main() -> None:
             cells = [title, *walls, f"{spread(ratios['wall'])}×", f"{spread(ratios['cpu'])}×", ", ".join(peaks)]
             print(f"| {' | '.join(cells)} |", flush=True)
     if "clips" in asked.jobs:
-        counts = (2, 4, 8, 16)
+        counts = [count for count in (1, 2, 4, 8, 16) if count <= asked.clips]
         seconds = []
         for count in counts:
             row = clips(argparse.Namespace(**{**vars(asked), "clips": count}), "ours", Path())
-            seconds.append(row["wall"] * count)
+            seconds.append(row["cpu"] * count)
         logs = [(math.log(count), math.log(value)) for count, value in zip(counts, seconds, strict=True)]
         centre = [sum(column) / len(logs) for column in zip(*logs, strict=True)]
         slope = sum((x - centre[0]) * (y - centre[1]) for x, y in logs) / sum((x - centre[0]) ** 2 for x, _ in logs)
-        print(f"\nSeconds grow with the clips of a batch, 2 to 16, as n^{slope:.2f}.")
+        print(f"\nCPU seconds grow with the clips of a batch, 1 to {counts[-1]}, as n^{slope:.2f}.")
     rates = ", ".join(f"{dtype} {matrix_rate(dtype):.0f}" for dtype in ("float32", "bfloat16"))
     print(f"Matrix products, GFLOP/s on one thread: {rates}.")
 
