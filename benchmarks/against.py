@@ -37,10 +37,15 @@ def main() -> None:
     inputs = EvalInputs("benchmark", {name: dict.fromkeys(prompts, None) for name in names}, prompts=prompts)
     metrics = [scorer_metric(f"score m{number}") for number in range(options.metrics)]
     systems = [
-        SystemFeatures(name, {metric.feature: dict(zip(prompts, own + rng.normal(0, 1 + place / 5, len(own)), strict=True))
-                              for place, metric in enumerate(metrics)})
+        SystemFeatures(
+            name,
+            {
+                metric.feature: dict(zip(prompts, own + (1 + place / 5) * rng.normal(size=len(own)), strict=True))
+                for place, metric in enumerate(metrics)
+            },
+        )
         for name, own in worth.items()
-    ]  # fmt: skip
+    ]
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "ratings.csv"
         lines = ["system,clip,caption,rater,ovl"]

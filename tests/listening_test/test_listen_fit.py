@@ -9,14 +9,20 @@ import soundfile
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
-from milonga.core.errors import CheckpointError, DataError, RecipeError
+from milonga.core.audio import clip_table
+from milonga.core.errors import CheckpointError, DataError, RecipeError, StoreError
 from milonga.core.records import Clip
+from milonga.core.store import Run
+from milonga.data.corrections import correct_pair, run_pairs
 from milonga.listening_test import fit as fitting
+from milonga.listening_test.database import FILE
 from milonga.listening_test.fit import Judgements, learn
 from milonga.maths.devices import AUTO
 from milonga.maths.preference_head import z_scores
 from milonga.scorers import load as loading
 from milonga.scorers.fitted import feature_rows
+from milonga.studio.clips import Take, Takes
+from milonga.studio.sounds import shard_of
 
 WIDTH = 8
 
@@ -155,6 +161,48 @@ def test_weights_other_than_those_fitted_on_are_refused(tmp_path: Path, bands: B
     monkeypatch.setattr(loading, "fingerprint", lambda name: "1" * 16)
     with pytest.raises(CheckpointError, match="bands has other weights"):
         loading.fitted_scorer(f"fit:{tmp_path / 'f'}")
+
+
+def tone(hertz: float) -> Clip:
+    return Clip((0.3 * np.sin(np.arange(4000) * hertz * 6.283 / 16000)).astype(np.float32), 16000)
+
+
+def test_what_a_studio_keeps_is_learnt_and_corrections_of_the_pairs_turn_the_taste(tmp_path: Path, bands: Bands):
+    """From the studio's decisions by `listen export` to a scorer; then every pair is swapped by its person."""
+    rng, studio = np.random.default_rng(0), tmp_path / "studio"
+    studio.mkdir()
+    store, clips = Takes(studio / FILE), Run(studio).stage("generate")
+    for number in range(30):
+        for variation, (low, high) in enumerate([(200, 1500), (200, 1500), (4000, 6000), (4000, 6000)]):
+            take = Take.of(f"sound {number}", "nano", "w", 4, 3.0, 1, variation)
+            store.add([take])
+            clips.write_table(shard_of(take), clip_table([take.id], [tone(float(rng.uniform(low, high)))], [None]))
+            store.mark_generated(take.id)
+            store.decide(take.id, variation < 2)
+
+    def taste(out: Path) -> float:
+        words = ["listen", "fit", "--pairs", str(tmp_path / "pairs"), "--features", "bands", "--out", str(out)]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert "120 choices" in done.output
+        low, high = loading.fitted_scorer(f"fit:{out}").score([tone(700), tone(5000)], ["sound 1", "sound 1"])
+        return low - high
+
+    words = ["listen", "export", str(studio), str(tmp_path / "pairs"), "--as", "pairs"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert taste(tmp_path / "kept") > 0.5
+    run = Run(tmp_path / "pairs")
+    for pair in run_pairs(run):
+        correct_pair(run, pair.id, "swap")
+    assert taste(tmp_path / "corrected") < -0.5
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(fitting, "scorer", lambda name: pytest.fail("a network was loaded"))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="file"):
+        fitting.fit([], tmp_path / "file" / "taste", ["bands"], pairs=[tmp_path])
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path, bands: Bands):

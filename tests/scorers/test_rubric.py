@@ -12,12 +12,14 @@ import pytest
 import soundfile
 from tests.support.chat_server import chat_server, fails, hangs, says, sends
 
+from milonga.core.audio import write_audio
 from milonga.core.config import Asking
-from milonga.core.errors import ServiceError
+from milonga.core.errors import CheckpointError, DataError, RecipeError, ServiceError
 from milonga.core.records import Clip
 from milonga.perturbers.endpoint import Endpoint
-from milonga.scorers.load import fingerprint, scorer, tagger_of
-from milonga.scorers.rubric import EXTRA, SAMPLES, Question, RubricScorer, questions_of, world_clips
+from milonga.perturbers.questions import EXTRA, Question, QuestionWriter, questions_of
+from milonga.scorers.load import fingerprint, rubric_scorer, scorer, tagger_of
+from milonga.scorers.rubric import SAMPLES, RubricScorer, world_clips
 
 # Clips by their level: what a model "hears" is the caption of the nearest level.
 LEVELS = {0.1: "a dog barks", 0.3: "rain falls", 0.5: "a bell rings", 0.7: "a car passes"}
@@ -100,7 +102,7 @@ def test_without_log_probabilities_answers_are_sampled(tmp_path: Path, refused: 
 
 
 def test_a_model_that_does_not_hear_is_refused_with_its_accuracy(tmp_path: Path):
-    refusal = pytest.raises(ServiceError, match=r"for 50% of 4 calibration clips, and 75% are needed")
+    refusal = pytest.raises(ServiceError, match=r"for 50% of 4 calibration clips, and 75% of 4 or more are needed")
     with chat_server(lambda parts, place: by_logprobs(0.6)) as server, refusal:
         rubric(server, tmp_path).score(CLIPS[:1], ["a dog barks"])
 
@@ -143,6 +145,61 @@ def test_a_tagger_answers_the_same_questions_of_nano():
     assert tagger_of("rubric:ears@http://127.0.0.1:1/v1") == ""
     clips, texts = world_clips(6)
     judge = scorer("rubric:nano-tagger-b")
+    assert math.isnan(judge.accuracy)
     true, false = judge.score(clips, texts), judge.score(clips, texts[3:] + texts[:3])
     assert (true > false).mean() > 0.8
+    assert judge.accuracy > 0.9
     assert fingerprint("rubric:nano-tagger-b") == fingerprint("events:nano-tagger-b")
+
+
+def test_a_tagger_that_cannot_tell_true_from_false_captions_is_refused(tmp_path: Path):
+    clips, texts = world_clips(4)
+    for number, clip in enumerate(clips):
+        write_audio(tmp_path / f"{number}.wav", clip)
+    wrong = [f'{number}.wav,"{text}"' for number, text in enumerate(texts[2:] + texts[:2])]
+    (tmp_path / "clips.csv").write_text("\n".join(["clip,caption", *wrong]) + "\n")
+    judge = rubric_scorer(f"rubric:nano-tagger-b+calibration={tmp_path}/clips.csv")
+    with pytest.raises(CheckpointError, match=r"own caption to another's for \d+% of 4 calibration clips, and 75%"):
+        judge.score(clips, texts)
+    (tmp_path / "few.csv").write_text("\n".join(["clip,caption", *wrong[:2]]) + "\n")
+    with pytest.raises(DataError, match="2 captions, and a calibration needs 4"):
+        rubric_scorer(f"rubric:nano-tagger-b+calibration={tmp_path}/few.csv")
+    with pytest.raises(DataError, match="no table with the columns clip and caption"):
+        rubric_scorer(f"rubric:nano-tagger-b+calibration={tmp_path}/none.csv")
+    with pytest.raises(RecipeError, match="a tagger cannot answer free questions"):
+        rubric_scorer("rubric:nano-tagger-b+items=llm:x@http://127.0.0.1:1/v1")
+    assert tagger_of("rubric:nano-tagger-b+calibration=x.csv") == "nano-tagger-b"
+
+
+def test_a_language_model_writes_the_questions_from_a_server_that_misbehaves(tmp_path: Path):
+    requests: list[str] = []
+
+    def script(parts: Any, place: int) -> Any:
+        if not isinstance(parts, str):
+            return by_logprobs(truth(parts))
+        requests.append(parts)
+        caption = next(text for text in (*TEXTS, "babble") if text in parts)
+        if caption == "babble":
+            return says("Sure! A recording is hard to check.")
+        stumbles = (fails(503), says("1. It is loud."), sends(b"not json"))
+        if len(requests) <= len(stumbles):
+            return stumbles[len(requests) - 1]
+        return says(f"1. Can you hear that {caption}?\n2. Is it so that {caption}, once?")
+
+    with chat_server(script) as server:
+        asking = Asking(timeout=5, attempts=4, concurrency=1, price_in=1.0, price_out=1.0)
+        writer = QuestionWriter(Endpoint("pen", server.url), tmp_path / "llm", asking, pause=0.01)
+        judge = RubricScorer(Endpoint("ears", server.url), tmp_path / "rubric", asking, 0.01, (CLIPS, TEXTS), writer)
+        scores = judge.score(CLIPS[:2], ["a dog barks", "babble"])
+        assert scores[0] == pytest.approx((0.9 + 0.9 + 0.95) / 3)
+        assert math.isnan(scores[1])
+        assert any("is no question of at most" in text for text in requests)  # a bad answer is named to the model
+        spent, count = judge.spent(), len(requests)
+        assert spent["items"]["requests"] == count
+        assert spent["items"]["cost"] == pytest.approx((count - 2) * 120 / 1e6)
+        again = QuestionWriter(Endpoint("pen", server.url), tmp_path / "llm", asking, pause=0.01)
+        questions = again.questions("a dog barks")
+        assert [question.yes for question in questions] == [True, True, False]
+        assert len(requests) == count  # from the cache
+        assert again.spent()["cached"] == 1
+    assert judge.name == f"rubric:ears@{server.url}+items=llm:pen@{server.url}"

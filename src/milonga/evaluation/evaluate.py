@@ -106,6 +106,7 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
     warnings = [
         *left_out(given, inputs),
         *features.cut(),
+        *(scorer.spent_text() for scorer in features.scorers if hasattr(scorer, "spent_text")),
         *label_agreement(splits),
         *numbers.warnings(),
         *dict.fromkeys(numbers.failures),
@@ -202,7 +203,7 @@ class Features:
         self.stamps: dict[str, str] = {}
         self.sources: dict[str, str] = {}
         names, tagger = self._stored()
-        scorers = [extract.scorer_of(given, config.device) for given in names]
+        self.scorers = scorers = [extract.scorer_of(given, config.device) for given in names]
         self.extractors = self._extractors(scorers, tagger)
         self.stamps |= {column: one.description for one in self.extractors for column in one.columns}
         self.classes = extract.scorers.tagger(tagger, config.device).classes if tagger else ()

@@ -96,26 +96,27 @@ def fit(
     `sources` and `captions` are clips as `milonga evaluate` takes them, `ratings` a table of ratings of them
     (`data.ratings`), of which `scale` counts (else `rel`, or the first) and every comparison. `pairs` are run folders,
     studio exports or data sets of pairs. `features` name embedders. Raises DataError, with the numbers, where there are
-    too few judgements, RecipeError for a feature that is no embedder or where nothing was given to learn from.
+    too few judgements, RecipeError for a feature that is no embedder or where nothing was given to learn from; StoreError,
+    before anything is computed, where `out` cannot be written.
     """
     if out.exists():
         raise RecipeError(f"{out} exists already: name a new folder")
     if not (ratings or pairs):
         raise RecipeError("nothing to learn from: give --ratings TABLE with clips, or --pairs RUN")
-    embedders = [scorer(name) for name in features]
-    for name, one in zip(features, embedders, strict=True):
-        if not hasattr(one, "embed_clips"):
-            raise RecipeError(f"{name} embeds no clips: give CLAPs as features")
-    judgements = Judgements(audio=[np.empty((0, 0))] * len(embedders), words=[np.empty((0, 0))] * len(embedders))
-    if ratings:
-        _add_ratings(judgements, embedders, sources, ratings, captions, scale)
-    for source in pairs:
-        _add_pairs(judgements, embedders, source)
-    head, report = learn(judgements, features, seed)
-    facts = {"embedders": {name: fingerprint(name) for name in features}, "seed": seed, "decay": report.decay,
-             "clips": report.clips, "captions": report.captions, "raters": report.raters, "choices": report.choices,
-             report.statistic: {name: vars(one) for name, one in report.held_out.items()}}  # fmt: skip
-    with atomic_dir(out, replace=False) as part:
+    with atomic_dir(out, replace=False) as part:  # first of all: nothing is computed for a folder that cannot be
+        embedders = [scorer(name) for name in features]
+        for name, one in zip(features, embedders, strict=True):
+            if not hasattr(one, "embed_clips"):
+                raise RecipeError(f"{name} embeds no clips: give CLAPs as features")
+        judgements = Judgements(audio=[np.empty((0, 0))] * len(embedders), words=[np.empty((0, 0))] * len(embedders))
+        if ratings:
+            _add_ratings(judgements, embedders, sources, ratings, captions, scale)
+        for source in pairs:
+            _add_pairs(judgements, embedders, source)
+        head, report = learn(judgements, features, seed)
+        facts = {"embedders": {name: fingerprint(name) for name in features}, "seed": seed, "decay": report.decay,
+                 "clips": report.clips, "captions": report.captions, "raters": report.raters, "choices": report.choices,
+                 report.statistic: {name: vars(one) for name, one in report.held_out.items()}}  # fmt: skip
         save_fitted(part, head, facts)
     return report
 
@@ -151,6 +152,7 @@ def _add_pairs(judgements: Judgements, embedders: Sequence[Any], source: Any) ->
            [pair.prompt for pair in pairs for _ in range(2)])  # fmt: skip
     for number, pair in enumerate(pairs):
         share = pair.chosen_scores.get("human_preference", 1.0)
+        share = max(share, 1 - share)  # a correction that swapped the two is the last word
         judgements.choices.append((first + 2 * number, first + 2 * number + 1, "", share))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field
 
 from milonga.core.cache import cache_folder
 from milonga.core.config import Asking
@@ -26,7 +26,6 @@ from milonga.perturbers.prompting import request, usable_captions
 PATIENCE = 3  # captions in a row without any answer, before the server counts as gone
 LONGEST_PAUSE = 60.0
 T = TypeVar("T")
-Check = Callable[[str], tuple[list[str], str]]  # an answer → its usable captions, or none and the problem
 
 
 class Answer(Record):
@@ -88,6 +87,15 @@ class LanguageModel:
             cost = (spent.tokens_in * asking.price_in + spent.tokens_out * asking.price_out) / 1e6
         return {"perturber": self.name, **asdict(spent), "cost": cost}
 
+    def spent_text(self) -> str:
+        """The same in a line."""
+        spent = self.spent()
+        cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4g}"
+        return (
+            f"{self.name}: {spent['requests']} requests, {spent['tokens_in']} tokens in and {spent['tokens_out']} out"
+            f"{cost}; {spent['cached']} answers from the cache"
+        )
+
     def _from_server(
         self, ask: Callable[[str], Reply], check: Callable[[Reply], tuple[T, str]], seed: int
     ) -> tuple[T, Reply]:
@@ -110,6 +118,30 @@ class LanguageModel:
         if not answered:
             self._note_silence(failure)
         raise DataError(f"{self.name}: refused after {self.asking.attempts} attempts: {failure}")
+
+    def _stored(
+        self, path: Path, read: Callable[[dict[str, Any]], T | None], ask: Callable[[], tuple[T, dict[str, Any]]]
+    ) -> T:
+        """What `read` makes of the answer in a file of the cache, else what `ask` gives, with the answer to be stored.
+
+        `read` gives None for an answer that is not there, damaged or not usable. The same question twice is sent once.
+        """
+        with self._lock:
+            busy = self._busy[path.name]
+        with busy:
+            try:
+                stored = read_json(path) if path.exists() else {}
+                value = read(stored)
+            except (StoreError, KeyError, TypeError, ValueError):
+                value = None
+            else:
+                if value is not None:
+                    self._count(cached=1, cached_tokens_in=stored.get("tokens_in", 0),
+                                cached_tokens_out=stored.get("tokens_out", 0))  # fmt: skip
+            if value is None:
+                value, answer = ask()
+                write_json(path, answer)
+            return value
 
     def _ask(self, message: str | list[dict[str, Any]], **options: Any) -> Reply:
         if self._stopped.is_set():
@@ -171,31 +203,18 @@ class LlmPerturber(LanguageModel):
         def ask(problem: str) -> Reply:
             return self._ask(request(prompt.text, count, temporal, problem))
 
-        with self._lock:
-            busy = self._busy[path.name]
-        with busy:  # the same request twice is sent once
-            captions = self._from_cache(path, check)
-            if not captions:
-                captions, reply = self._from_server(ask, lambda reply: check(reply.text), seed)
-                answer = Answer(
-                    url=self._endpoint.url, model=self._endpoint.model, request=first, count=count, answer=reply.text,
-                    tokens_in=reply.tokens_in, tokens_out=reply.tokens_out,
-                )  # fmt: skip
-                write_json(path, answer.model_dump())
-            return captions
+        def read(stored: dict[str, Any]) -> list[str] | None:
+            return check(Answer.model_validate(stored).answer)[0] or None
 
-    def _from_cache(self, path: Path, check: Check) -> list[str]:
-        """The captions of a cached answer; none where there is no usable one, so that the model is asked."""
-        if not path.exists():
-            return []
-        try:
-            cached = Answer.model_validate(read_json(path))
-        except (StoreError, ValidationError):
-            return []
-        captions, _ = check(cached.answer)
-        if captions:
-            self._count(cached=1, cached_tokens_in=cached.tokens_in, cached_tokens_out=cached.tokens_out)
-        return captions
+        def fresh() -> tuple[list[str], dict[str, Any]]:
+            captions, reply = self._from_server(ask, lambda reply: check(reply.text), seed)
+            answer = Answer(
+                url=self._endpoint.url, model=self._endpoint.model, request=first, count=count, answer=reply.text,
+                tokens_in=reply.tokens_in, tokens_out=reply.tokens_out,
+            )  # fmt: skip
+            return captions, answer.model_dump()
+
+        return self._stored(path, read, fresh)
 
 
 def perturber(name: str, asking: Asking | None = None) -> Perturber:

@@ -67,8 +67,7 @@ class Diagnosis:
 class EventScorer:
     """A `Scorer` of clips by the events that `tagger` detects; `read` gives a caption's scene of the tagger's classes.
 
-    `kin` gives the group of a class: a class is never counted as an extra sound beside one of its group. With
-    `arithmetic` the score is the plain mean of the probabilities, as the rubric of an audio model is.
+    `kin` gives the group of a class: a class is never counted as an extra sound beside one of its group.
     """
 
     def __init__(
@@ -77,13 +76,11 @@ class EventScorer:
         tagger: FrameTagger,
         read: Callable[[str], Scene | None],
         kin: Mapping[str, str] | None = None,
-        arithmetic: bool = False,
     ) -> None:
         self.name = name
         self.tagger = tagger
         self.read = read
         self.kin = dict(kin or {})
-        self.arithmetic = arithmetic
 
     def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
         """The score of each clip against its text, shape (N,); NaN where no sound of the text can be read."""
@@ -103,7 +100,7 @@ class EventScorer:
     def _score(self, posterior: np.ndarray, scene: Scene | None) -> float:
         logits = torch.logit(torch.from_numpy(posterior).double(), eps=1e-12)
         answers = self._answers(logits.clamp(-BOUND, BOUND), scene)
-        return float(answers.exp().mean() if self.arithmetic else answers.mean().exp())
+        return self.combine(answers)
 
     def _faults(self, posterior: np.ndarray, events: Sequence[Event], scene: Scene, seconds: float) -> list[Fault]:
         """The faults of a clip with these frame posteriors (T, K) and events: missing sounds first, doubled ones last.
@@ -137,6 +134,10 @@ class EventScorer:
                     faults.append(Fault("doubled", label, (weaker[0] * step, weaker[1] * step)))
                     break
         return faults
+
+    def combine(self, answers: Tensor) -> float:
+        """The geometric mean of the probabilities (Q,), given as logarithms."""
+        return float(answers.mean().exp())
 
     def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
         """The mean log-probability of yes (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them.

@@ -5,7 +5,8 @@ transformers' layout. A `.pt` is converted once, to safetensors in the cache, un
 tensors and never run.
 
 What `listen fit` learnt from people is named `fit:FOLDER`. A caption's yes/no questions are `rubric:TAGGER`, or
-`rubric:MODEL@URL` where an audio model answers them through an OpenAI-compatible server. Events are named
+`rubric:MODEL@URL` where an audio model answers them through an OpenAI-compatible server; `+calibration=CLIPS.csv` names
+the clips on which either is calibrated, `+items=llm:MODEL@URL` who writes the questions. Events are named
 `events:TAGGER`: TAGGER is a tagger of nano's world by name or folder, or the file of Cnn14's weights at 16 kHz, for
 AudioSet's sounds. `audiobox-aesthetics[:AXIS]` is of the package of that name.
 """
@@ -42,6 +43,7 @@ AESTHETICS = "audiobox-aesthetics"
 SHORT = {"nano-events": "events:nano-tagger-b"}
 TOKENIZER = "FacebookAI/roberta-base"
 WINDOWS = re.compile(r"@(first|mean|random:\d+)$")
+RUBRIC_OPTIONS = re.compile(r"\+(?=(?:calibration|items)=)")
 CLASS = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -54,12 +56,12 @@ def scorer(name: str, device: Any = AUTO) -> Any:
     embeddings being optional. Raises RecipeError for a class that cannot be imported or is no scorer, and for an
     unknown name; CheckpointError for weights that cannot be used.
     """
+    if name.startswith(RUBRIC):
+        return rubric_scorer(name, device)
     if tagger_of(name):
         return event_scorer(name, device)
     if name.startswith(FIT):
         return fitted_scorer(name, device)
-    if name.startswith(RUBRIC):
-        return rubric_scorer(name)
     if name.partition(":")[0] == AESTHETICS:
         from milonga.scorers.aesthetics import AestheticsScorer
 
@@ -79,31 +81,48 @@ def scorer(name: str, device: Any = AUTO) -> Any:
 
 def tagger_of(name: str) -> str:
     """The tagger of an events or rubric scorer's name; "" for another scorer."""
-    name = SHORT.get(name, name)
+    name = RUBRIC_OPTIONS.split(SHORT.get(name, name))[0]
     by_tagger = name.startswith(EVENTS) or (name.startswith(RUBRIC) and "@http" not in name)
     return name.partition(":")[2] if by_tagger else ""
 
 
 def event_scorer(name: str, device: Any = AUTO) -> "EventScorer":
-    """The scorer of events by the tagger in that name. Raises RecipeError or CheckpointError as its loading does."""
+    """The scorer of events, or the rubric, by the tagger in that name. Raises RecipeError or CheckpointError as its
+    loading does."""
     from milonga.nano.reader import read_scene
     from milonga.scorers.audioset import KIN, AudioSetTagger, read_sounds
     from milonga.scorers.events import EventScorer
     from milonga.scorers.panns import load_panns
+    from milonga.scorers.rubric import TaggerRubric
 
-    own, arithmetic = tagger_of(name), name.startswith(RUBRIC)
+    own, kind = tagger_of(name), TaggerRubric if name.startswith(RUBRIC) else EventScorer
     if Path(own).suffix in (*WEIGHTS, ".pth"):
-        return EventScorer(name, AudioSetTagger(load_panns(Path(own), device=device)), read_sounds, KIN, arithmetic)
-    return EventScorer(name, tagger(own, device), read_scene, arithmetic=arithmetic)
+        return kind(name, AudioSetTagger(load_panns(Path(own), device=device)), read_sounds, KIN)
+    return kind(name, tagger(own, device), read_scene)
 
 
-def rubric_scorer(name: str) -> "RubricScorer":
-    """The scorer by an audio model, with its answers in the user's cache. Raises RecipeError for another name, or where
-    the `openai` client is not installed."""
+def rubric_scorer(name: str, device: Any = AUTO) -> "RubricScorer | EventScorer":
+    """The rubric by a tagger, or by an audio model with its answers in the user's cache. Raises RecipeError for another
+    name, for questions by a language model to a tagger, or where the `openai` client is not installed; DataError for
+    calibration clips that cannot be used."""
     from milonga.perturbers.endpoint import Endpoint
-    from milonga.scorers.rubric import RubricScorer
+    from milonga.perturbers.questions import QuestionWriter
+    from milonga.scorers.rubric import RubricScorer, read_calibration
 
-    return RubricScorer(Endpoint.of(name, "rubric", "the scorer's name"), cache_folder("rubric"))
+    answerer, *options = RUBRIC_OPTIONS.split(name)
+    chosen = dict(option.split("=", 1) for option in options)
+    clips = read_calibration(Path(chosen["calibration"])) if "calibration" in chosen else None
+    if tagger_of(name):
+        if "items" in chosen:
+            raise RecipeError(f"{name}: a tagger cannot answer free questions; name an audio model, rubric:MODEL@URL")
+        by_tagger: Any = event_scorer(name, device)
+        by_tagger.calibration = clips
+        return by_tagger
+    writer = None
+    if "items" in chosen:
+        writer = QuestionWriter(Endpoint.of(chosen["items"], "llm", "items of the rubric"), cache_folder("llm"))
+    endpoint = Endpoint.of(answerer, "rubric", "the scorer's name")
+    return RubricScorer(endpoint, cache_folder("rubric"), calibration=clips, writer=writer)
 
 
 def fitted_scorer(name: str, device: Any = AUTO) -> "FittedScorer":
