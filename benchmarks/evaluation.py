@@ -54,7 +54,7 @@ def ours(folder: Path, cached: bool) -> tuple[dict[str, float], float]:
 
     loading, cache = of_protocol("audioldm"), ArrayCache(folder / "cache.sqlite")
     networks = [
-        extractors.panns_extractor(str(folder / "panns.pth"), loading, False),
+        extractors.classifier_extractor(str(folder / "panns.pth"), loading, False),
         extractors.vggish_extractor(str(folder / "vggish.pth"), loading, False),
     ]
     inputs = load_inputs([str(folder / "generated"), str(folder / "real")], None, None)

@@ -3,6 +3,7 @@
     python benchmarks/listening.py coverage [--simulations 500]   # intervals, and false alarms of the tests
     python benchmarks/listening.py ordinal [--simulations 100]    # intervals of the ordinal mixed model
     python benchmarks/listening.py raters [--honest 20]           # with five bots, over HTTP
+    python benchmarks/listening.py raters --chromium              # the bots in pages of a real browser
     python benchmarks/listening.py kills [--honest 20]            # kill -9 five times while they rate
     python benchmarks/listening.py loudness TEST                  # of the files that a test plays, as they are
 
@@ -18,13 +19,15 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
+from playwright.sync_api import sync_playwright
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))  # the raters
 
-from simulated_raters import MEANS, Bot, Honest, coverage, plan, simulated_results, true_values
+from simulated_raters import MEANS, Bot, Honest, PageBots, coverage, plan, simulated_results, true_values
 from small_test import PLAN, served, small_test
 
 from milonga.core.audio import read_audio
@@ -36,6 +39,7 @@ from milonga.maths.clip_view import loudness
 from milonga.maths.statistics import Interval
 
 BOTS = ("instant", "waits", "double", "random", "five")
+ARGUMENTS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]  # of Chromium
 KILLS = 5
 
 
@@ -85,8 +89,11 @@ def ordinal(simulations: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rate(honest: int, seconds: float) -> dict[str, Any]:
-    """Honest raters and bots take one served test at the same time; who is excluded and why."""
+def rate(honest: int, seconds: float, chromium: bool) -> dict[str, Any]:
+    """Honest raters and bots take one served test at the same time; who is excluded and why.
+
+    The bots are threads that ask over HTTP, or with `chromium` pages of a browser.
+    """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "test"
         test = small_test(folder, prompts=15, plan=replace(PLAN, per_rater=8), seconds=seconds)
@@ -96,12 +103,21 @@ def rate(honest: int, seconds: float) -> dict[str, Any]:
             rest = [(link.split("/admin")[0], token, n, test, folder) for n, token in enumerate(tokens, 1)]
             people = [Honest(*own) for own in rest[:honest]]
             bots = [Bot(kind, *own) for kind, own in zip(BOTS, rest[honest:], strict=True)]
-            run_all([*people, *bots])
+            if chromium:
+                thread = threading.Thread(target=run_all, args=(people,))
+                thread.start()
+                with sync_playwright() as playwright:
+                    opened = playwright.chromium.launch(executable_path=which("chromium"), args=ARGUMENTS)
+                    PageBots(opened, bots).wait(1200)
+                thread.join()
+            else:
+                run_all([*people, *bots])
         reasons = {verdict.rater: verdict.excluded for verdict in sessions.verdicts()}
     caught = {bot.kind: reasons.get(f"r{bot.number}", "") for bot in bots}
     wrong = [f"r{one.number}: {reasons[f'r{one.number}']}" for one in people if reasons[f"r{one.number}"]]
     passed = all(caught.values()) and len(wrong) <= 0.05 * honest
-    return {"honest": honest, "honest excluded": wrong, "bots": caught, "passed": passed}
+    refused = {bot.kind: bot.refused for bot in bots}
+    return {"honest": honest, "honest excluded": wrong, "bots": caught, "answers refused": refused, "passed": passed}
 
 
 def kill(honest: int, seconds: float) -> dict[str, Any]:
@@ -199,12 +215,13 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=500)
     parser.add_argument("--honest", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a clip")
+    parser.add_argument("--chromium", action="store_true", help="bots in pages of a browser")
     options = parser.parse_args()
     started = time.time()
     result = {
         "coverage": lambda: simulate(options.simulations),
         "ordinal": lambda: ordinal(options.simulations),
-        "raters": lambda: rate(options.honest, options.seconds),
+        "raters": lambda: rate(options.honest, options.seconds, options.chromium),
         "kills": lambda: kill(options.honest, options.seconds),
         "loudness": lambda: played(options.test),
     }[options.what]()

@@ -1,4 +1,5 @@
-"""Honest raters and bots of growing cunning take a served test over HTTP: every bot is excluded, no honest rater is."""
+"""Honest raters and bots of growing cunning take a served test, over HTTP and in Chromium: every bot is excluded, no
+honest rater is."""
 
 import threading
 from dataclasses import replace
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from serving import ask
-from simulated_raters import Bot, Honest
+from simulated_raters import Bot, Honest, PageBots
 from small_test import PLAN, served, small_test
 
 from milonga.listening_test.sessions import Sessions
@@ -40,3 +41,26 @@ def test_every_bot_is_excluded_and_no_honest_rater(tmp_path: Path, kinds) -> Non
     assert sessions.ratings.early() == {f"r{bot.number}": bot.refused for bot in bots if bot.refused}
     judged = {rater.number: rater.judged for rater in sessions.ratings.raters()}
     assert all(judged[number] == len(sessions.ratings.trials(number)) for number in (1, 2, 3, 4, 6, 8, 9))
+
+
+@pytest.mark.slow  # a browser with five pages, and nine raters at once
+@pytest.mark.timeout(900)
+def test_bots_in_chromium_are_excluded_beside_honest_raters_over_http(browser, tmp_path: Path) -> None:
+    folder = tmp_path / "test"
+    test = small_test(folder, plan=replace(PLAN, per_rater=3), seconds=1.0)
+    sessions = Sessions(folder)
+    tokens = sessions.ratings.invite(4 + len(BOTS))
+    with served(folder) as (_, link):
+        rest = [(link.split("/admin")[0], token, number, test, folder) for number, token in enumerate(tokens, 1)]
+        bots = [Bot(kind, *own) for kind, own in zip(BOTS, rest[4:], strict=True)]
+        threads = [threading.Thread(target=Honest(*own).session) for own in rest[:4]]
+        for thread in threads:
+            thread.start()
+        PageBots(browser, bots).wait(600)
+        for thread in threads:
+            thread.join(600)
+    excluded = {verdict.rater: verdict.excluded for verdict in sessions.verdicts() if verdict.excluded}
+    assert set(excluded) == {f"r{number}" for number in range(5, 10)}
+    assert bots[0].refused > 2  # it never plays anything
+    assert "timing" in excluded["r5"]
+    assert all("attention" in excluded[f"r{number}"] for number in (6, 8, 9))

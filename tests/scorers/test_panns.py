@@ -1,4 +1,6 @@
-"""Cnn14: shapes, the audio path of the published metrics, answers that do not depend on the batch."""
+"""PANNs: shapes, the audio path of the published metrics, answers that do not depend on the batch."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from milonga.core.errors import AudioError
 from milonga.core.records import Clip
 from milonga.maths.mel import log_mel
 from milonga.scorers import panns
-from milonga.scorers.panns import FRONT_ENDS, Cnn14, PannsEmbedder
+from milonga.scorers.panns import FRONT_ENDS, Cnn14, PannsEmbedder, WavegramLogmelCnn14, load_panns
 from milonga.scorers.waveform import map_by_length, metric_waveform
 
 RATES = sorted(FRONT_ENDS)
@@ -97,3 +99,58 @@ def test_a_metric_waveform_has_no_mean_and_two_seconds_at_least() -> None:
 def test_a_clip_that_cannot_be_measured_is_refused(samples: list[float]) -> None:
     with pytest.raises(AudioError, match="empty or has NaN"):
         embedder().features([noise(0, 2.0), Clip(np.array(samples, dtype=np.float32), 16000)])
+
+
+# Names and shapes of what Wavegram_Logmel_Cnn14_mAP=0.439.pth holds beside Cnn14's layers, and where it differs.
+WAVEGRAM = {
+    "pre_conv0.weight": (64, 1, 11),
+    "pre_bn0.running_mean": (64,),
+    "pre_block1.conv1.weight": (64, 64, 3),
+    "pre_block1.conv2.weight": (64, 64, 3),
+    "pre_block2.conv1.weight": (128, 64, 3),
+    "pre_block2.conv2.weight": (128, 128, 3),
+    "pre_block3.conv1.weight": (128, 128, 3),
+    "pre_block3.bn2.weight": (128,),
+    "pre_block4.conv1.weight": (64, 4, 3, 3),
+    "pre_block4.conv2.weight": (64, 64, 3, 3),
+    "conv_block1.conv2.weight": (64, 64, 3, 3),
+    "conv_block2.conv1.weight": (128, 128, 3, 3),
+    "conv_block3.conv1.weight": (256, 128, 3, 3),
+    "conv_block6.conv1.weight": (2048, 1024, 3, 3),
+    "fc_audioset.weight": (527, 2048),
+    "logmel_extractor.melW": (513, 64),
+}
+
+
+def test_wavegram_has_the_published_layout() -> None:
+    with torch.device("meta"):
+        network = WavegramLogmelCnn14(FRONT_ENDS[32000])
+        plain = Cnn14(FRONT_ENDS[32000])
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert {name: shapes[name] for name in WAVEGRAM} == WAVEGRAM
+    added = {name.split(".")[0] for name in shapes.keys() - plain.state_dict().keys()}
+    assert added == {"pre_conv0", "pre_bn0", *(f"pre_block{number}" for number in range(1, 5))}
+
+
+def test_wavegram_is_read_from_its_file_and_embeds_clips_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = WavegramLogmelCnn14(FRONT_ENDS[32000], width=16)
+    for value in network.parameters():
+        if value.dim() > 1:
+            torch.nn.init.kaiming_normal_(value)
+    torch.save({"model": network.state_dict()}, tmp_path / "wavegram.pth")
+    loaded = load_panns(tmp_path / "wavegram.pth", width=16)
+    assert loaded.name == "panns-wavegram-logmel-cnn14-32k"
+    clips = [noise(0, 2.0), noise(1, 2.01), noise(2, 2.0, 32000)]  # frames of both pictures are even, and odd
+    embeddings, logits = loaded.features(clips)
+    assert (embeddings.shape, logits.shape) == ((3, 512), (3, 527))
+    for place, clip in enumerate(clips):
+        alone = loaded.features([clip])
+        np.testing.assert_allclose(embeddings[place], alone[0][0], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        wave = torch.from_numpy(metric_waveform(clips[1], 32000))[None]
+        whole, _ = loaded.network(wave)
+        np.testing.assert_allclose(embeddings[1], whole[0], atol=1e-3, rtol=1e-3)  # the same without oneDNN's layout
+        loaded.network.pre_block4.bn2.weight.zero_()
+        loaded.network.pre_block4.bn2.bias.zero_()
+        assert (loaded.network(wave)[0] - whole).abs().max() > 1e-3  # the picture of the waveform counts

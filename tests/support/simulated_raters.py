@@ -10,8 +10,10 @@ from small_test import Rater
 
 from milonga.core.records import Prompt, Rating
 from milonga.listening_test.design import choose_prompts, plan_session
+from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.records import ANCHOR, BROKEN, Test, Trial
 from milonga.listening_test.results import Results, compute_results
+from milonga.listening_test.screening import TONE_ITEMS, tone_answer
 
 MEANS = {"s0": 4.1, "s1": 3.0, "s2": 3.2, "s3": 2.4}  # of the systems' opinions, before they become marks
 RATER, PROMPT, TASTE, FIT, NOISE = 0.4, 0.4, 0.3, 0.4, 0.7  # spreads: of each, and of either with a system
@@ -140,6 +142,70 @@ class Bot(Rater):
             self.refused += 1
             time.sleep(0.0)
         return None
+
+
+# A bot's session inside a page: it fetches every sound, plays it `pace` times as long as it lasts (not at all for 0)
+# through Web Audio, and sends its answer, up to three times where it is refused. Gives the number of refusals.
+IN_PAGE = """async ({ pace, tones, answers }) => {
+  const here = location.pathname, context = new AudioContext();
+  let refused = 0;
+  const send = async (path, body) => {
+    const options = { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+    const answer = await fetch(here + path, options);
+    return answer.ok ? answer.json() : null;
+  };
+  const play = async (data) => {
+    const buffer = await context.decodeAudioData(data);
+    const source = new AudioBufferSourceNode(context, { buffer, playbackRate: 1 / pace });
+    source.connect(context.destination);
+    await new Promise((ended) => { source.onended = ended; source.start(); });
+  };
+  let state = await (await fetch(`${here}/state`)).json();
+  while (state.tones.answered < tones.length) {
+    const item = state.tones.answered;
+    await fetch(`${here}/tones/${item}`);
+    state = await send(`/tones/${item}`, { answer: tones[item] });
+  }
+  while (state && state.next) {
+    const { place, sides } = state.next;
+    for (const side of sides) {
+      const data = await (await fetch(`${here}/trials/${place}/${side}`)).arrayBuffer();
+      if (pace) await play(data);
+    }
+    state = null;
+    for (let attempt = 0; !state && attempt < 3; attempt += 1) {
+      state = await send(`/trials/${place}`, { ...answers[place], seconds: 0 });
+      refused += state ? 0 : 1;
+    }
+  }
+  await context.close();
+  window.refused = refused;
+}"""
+
+
+class PageBots:
+    """Bots in pages of a real browser (playwright's `Browser`), all at the same time, in the thread that opened it."""
+
+    def __init__(self, browser: Any, bots: list[Bot]) -> None:
+        self.bots, self.pages = bots, [browser.new_page() for _ in bots]
+        for bot, page in zip(bots, self.pages, strict=True):
+            page.goto(bot.base + bot.path)
+            page.wait_for_function("() => document.querySelector('button')")  # the session has begun
+            bot.trials = Ratings(bot.folder / "ratings.sqlite").trials(bot.number)
+            answers = [
+                bot.judgement({"place": place, "kind": trial.kind, "sides": list(trial.sides)})
+                for place, trial in enumerate(bot.trials)
+            ]
+            tones = [tone_answer(bot.test.seed, bot.number, item) for item in range(TONE_ITEMS)]
+            options = {"pace": bot.pace, "tones": tones, "answers": answers}
+            page.evaluate(f"(options) => {{ ({IN_PAGE})(options); }}", options)
+
+    def wait(self, seconds: float) -> None:
+        """Waits for all sessions to end, and notes how often each bot was refused."""
+        for bot, page in zip(self.bots, self.pages, strict=True):
+            page.wait_for_function("() => window.refused !== undefined", timeout=1000 * seconds)
+            bot.refused = page.evaluate("() => window.refused")
+            page.close()
 
 
 def simulated_results(test: Test, raters: int, seed: int, means: dict[str, float] = MEANS) -> Results:

@@ -29,7 +29,9 @@ class EvalConfig:
         metavar="NAME|DIR",
     )  # fmt: skip
     tagger: str | None = _option(None, "A tagger, for events and order.", metavar="NAME|DIR")
-    panns: str | None = _option(None, "Cnn14_16k weights, for FD, KL, IS and KAD; or OWNER/NAME:FILE.", metavar="FILE")
+    panns: str | None = _option(
+        None, "The classifier of FD, KAD, KL and IS: a file of PANNs', OWNER/NAME:FILE, or passt.", metavar="FILE|passt"
+    )
     vggish: str | None = _option(None, "VGGish weights, for FAD; or OWNER/NAME:FILE.", metavar="FILE")
     protocol: str = _option("milonga", "How files are loaded: milonga, tango or audioldm.")
     seconds: float = _option(60.0, "How much of a clip is measured, from its beginning, in seconds.", min=1.0)

@@ -24,6 +24,7 @@ from milonga.evaluation.features import SystemFeatures, load_features
 from milonga.evaluation.formatting import OVERALL
 from milonga.evaluation.inputs import REFERENCE, AudioRef, EvalInputs, label_agreement, load_inputs
 from milonga.evaluation.metrics import Metric, all_metrics, get_metric, read_number, register, scorer_metric
+from milonga.scorers.packaged import PASST
 from milonga.scorers.waveform import of_protocol
 
 VERSIONS = ("milonga", "torch", "numpy", "scipy", "soxr", "soundfile")
@@ -304,14 +305,15 @@ class Features:
         config, inputs, loading = self.config, self.inputs, of_protocol(self.config.protocol)
         extractors = [] if "silent" in self.stamps else [extract.file_extractor(config.seconds)]
         if config.panns:
-            extractors.append(extract.panns_extractor(config.panns, loading, config.fetch, config.device))
-            self.sources["classifier"] = "PANNs"
+            extractors.append(extract.classifier_extractor(config.panns, loading, config.fetch, config.device))
+            self.sources["classifier"] = "PaSST" if config.panns == PASST else "PANNs"
         if config.vggish:
             extractors.append(extract.vggish_extractor(config.vggish, loading, config.fetch, config.device))
         if tagger:
             extractors.append(extract.tagger_extractor(tagger, not config.panns, config.device))
             self.sources["tagger"] = tagger
-            self.sources["classifier"] = "PANNs" if config.panns else f"{tagger}’s"
+            if not config.panns:
+                self.sources["classifier"] = f"{tagger}’s"
         for scorer in scorers:
             of_text = not extract.is_clap(scorer)
             one = extract.text_scorer_extractor(scorer, inputs.prompts) if of_text else extract.clap_extractor(scorer)

@@ -25,7 +25,7 @@ from milonga.evaluation.inputs import AudioRef
 from milonga.evaluation.metrics import Metric
 from milonga.maths.devices import AUTO
 from milonga.scorers import load as scorers
-from milonga.scorers.waveform import Loading
+from milonga.scorers.waveform import RATE, Loading
 
 BATCH = 16
 RECONSTRUCTION = ("psnr", "ssim", "ssim_stft", "lsd")
@@ -162,18 +162,32 @@ def is_clipped(samples: np.ndarray) -> bool:
     return bool(runs.any())
 
 
-def panns_extractor(source: str, loading: Loading, fetch: bool, device: Any = AUTO) -> Extractor:
-    """Cnn14 at 16 kHz: embeddings for FD and KAD, logits for KL and IS."""
+def classifier_extractor(source: str, loading: Loading, fetch: bool, device: Any = AUTO) -> Extractor:
+    """PANNs' Cnn14 or Wavegram-Logmel-CNN14 from a file, or `passt`: embeddings for FD and KAD, logits for KL and IS.
+
+    Raises RecipeError for a protocol that loads clips at another rate than the classifier's, and as loading it does.
+    """
+    from milonga.scorers.packaged import PASST, PasstEmbedder
     from milonga.scorers.panns import load_panns
 
-    path = weights_file(source, fetch)
-    embedder = load_panns(path, device=device)
+    if source == PASST:
+        embedder: Any = PasstEmbedder(device)
+        rate, weights = embedder.rate, embedder.weights
+    else:
+        path = weights_file(source, fetch)
+        embedder = load_panns(path, device=device)
+        rate, weights = embedder.network.mel.rate, file_hash(path)[:8]
+    if rate != RATE and loading.name != "milonga":
+        raise RecipeError(f"{source} takes {rate} Hz, and --protocol {loading.name} gives {RATE} Hz: leave it out")
 
     def extract(keys: Sequence[str], clips: Sequence[Decoded]) -> Columns:
-        embeddings, logits = embedder.of_waves([loading.panns(*clip) for clip in clips])
+        if rate == RATE:
+            embeddings, logits = embedder.of_waves([loading.panns(*clip) for clip in clips])
+        else:
+            embeddings, logits = embedder.features([mono_clip(clip) for clip in clips])
         return {"embedding": list(embeddings), "logits": list(logits)}
 
-    description = f"{embedder.name}@{file_hash(path)[:8]}; {loading.description}"
+    description = f"{embedder.name}@{weights}; {loading.description.replace('to 16 kHz', f'to {rate // 1000} kHz')}"
     return Extractor("panns", description, extract, ("embedding", "logits"))
 
 

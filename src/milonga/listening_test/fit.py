@@ -96,8 +96,8 @@ def fit(
     `sources` and `captions` are clips as `milonga evaluate` takes them, `ratings` a table of ratings of them
     (`data.ratings`), of which `scale` counts (else `rel`, or the first) and every comparison. `pairs` are run folders,
     studio exports or data sets of pairs. `features` name embedders. Raises DataError, with the numbers, where there are
-    too few judgements, RecipeError for a feature that is no embedder or where nothing was given to learn from; StoreError,
-    before anything is computed, where `out` cannot be written.
+    too few judgements, RecipeError for a feature that is no embedder or where nothing was given to learn from, and
+    StoreError, before anything is computed, where `out` cannot be written.
     """
     if out.exists():
         raise RecipeError(f"{out} exists already: name a new folder")

@@ -63,7 +63,7 @@ def scorer(name: str, device: Any = AUTO) -> Any:
     if name.startswith(FIT):
         return fitted_scorer(name, device)
     if name.partition(":")[0] == AESTHETICS:
-        from milonga.scorers.aesthetics import AestheticsScorer
+        from milonga.scorers.packaged import AestheticsScorer
 
         return AestheticsScorer(name)
     if not name.startswith(PREFIX) and CLASS.fullmatch(name):

@@ -1,4 +1,5 @@
-"""PANNs Cnn14 (Kong et al. 2020), the classifier of KL, inception score and FD, at 16 or 32 kHz.
+"""PANNs (Kong et al. 2020), the classifiers of KL, inception score, FD and KAD: Cnn14 at 16 or 32 kHz, and
+Wavegram-Logmel-CNN14 at 32 kHz, whose distances follow people's ratings best (Tailleur et al. 2024, arXiv 2403.17508).
 
 Layers are named as in the original files, so the keys of our `state_dict` are theirs. Departures: the spectrum is an
 FFT, where the original convolves with constants that its files carry (they are stored unchanged, and checked on
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import max_pool1d, relu
 
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip
@@ -58,17 +59,20 @@ class Cnn14(nn.Module):
     def forward(self, waveforms: Tensor, blocks: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, samples), at least 31 hops of them → embeddings (B, 32·width), not negative, and logits (B, 527).
 
-        `blocks` may replace the six blocks by a function with the same output.
+        `blocks` may replace those of `blocks()` by a function with the same output.
         """
-        # In float32 an FFT and the original's convolution round differently where a band is nearly silent.
-        mels = log_mel(waveforms.to(exact(waveforms.device)).double(), self.mel).to(waveforms)
-        picture = self.bn0(mels.transpose(1, 2)).transpose(1, 2).unsqueeze(1)
-        frames = (blocks or nn.Sequential(*self.blocks()))(picture).mean(dim=3)
+        frames = (blocks or nn.Sequential(*self.blocks()))(self.picture(waveforms)).mean(dim=3)
         embeddings = relu(self.fc1(frames.amax(dim=2) + frames.mean(dim=2)))
         return embeddings, self.fc_audioset(embeddings)
 
+    def picture(self, waveforms: Tensor) -> Tensor:
+        """What the blocks are given, (B, channels, frames, bands): the normalised log-mels of (B, samples)."""
+        # In float32 an FFT and the original's convolution round differently where a band is nearly silent.
+        mels = log_mel(waveforms.to(exact(waveforms.device)).double(), self.mel).to(waveforms)
+        return self.bn0(mels.transpose(1, 2)).transpose(1, 2).unsqueeze(1)
+
     def blocks(self) -> list[ConvBlock]:
-        """The six blocks, in order."""
+        """The blocks behind the picture, in order."""
         return [
             self.conv_block1,
             self.conv_block2,
@@ -77,6 +81,51 @@ class Cnn14(nn.Module):
             self.conv_block5,
             self.conv_block6,
         ]
+
+
+class WaveBlock(nn.Module):
+    """Two convolutions over time, the second dilated by 2, with batch norm and ReLU, then a max pool by 4."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(inside, outside, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv1d(outside, outside, 3, padding=2, dilation=2, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm1d(outside), nn.BatchNorm1d(outside)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """(B, inside, T) → (B, outside, T / 4)."""
+        waves = relu(self.bn1(self.conv1(waves)))
+        return max_pool1d(relu(self.bn2(self.conv2(waves))), 4)
+
+
+class WavegramLogmelCnn14(Cnn14):
+    """Cnn14 whose second block also sees a picture that is learnt from the waveform (Kong et al. 2020, section III-D).
+
+    Departure: where the two pictures differ in length by a frame, which the original refuses, the longer one is cut.
+    """
+
+    def __init__(self, mel: MelSettings, width: int = 64) -> None:
+        super().__init__(mel, width)
+        self.pre_conv0 = nn.Conv1d(1, width, 11, stride=5, padding=5, bias=False)
+        self.pre_bn0 = nn.BatchNorm1d(width)
+        self.pre_block1 = WaveBlock(width, width)
+        self.pre_block2 = WaveBlock(width, 2 * width)
+        self.pre_block3 = WaveBlock(2 * width, 2 * width)
+        self.pre_block4 = ConvBlock(4 * width // mel.bands, width, (2, 1))
+        self.conv_block2 = ConvBlock(2 * width, 2 * width, (2, 2))
+
+    def picture(self, waveforms: Tensor) -> Tensor:
+        """The first block's output on the log-mels, and behind it the picture of the waveform, (B, 2·width, T, F)."""
+        waves = relu(self.pre_bn0(self.pre_conv0(waveforms[:, None])))
+        waves = self.pre_block3(self.pre_block2(self.pre_block1(waves)))
+        wavegram = self.pre_block4(waves.unflatten(1, (-1, self.mel.bands // 2)).transpose(2, 3))
+        mels = self.conv_block1(super().picture(waveforms))
+        frames = min(mels.shape[2], wavegram.shape[2])
+        return torch.cat([mels[:, :, :frames], wavegram[:, :, :frames]], dim=1)
+
+    def blocks(self) -> list[ConvBlock]:
+        """The blocks behind the two pictures, in order."""
+        return super().blocks()[1:]
 
 
 class Constants(nn.Module):
@@ -129,15 +178,20 @@ class PannsEmbedder:
 
 
 def load_panns(path: Path, rate: int = 16000, width: int = 64, device: Any = AUTO) -> PannsEmbedder:
-    """Cnn14 for 16 or 32 kHz from an original `.pth` (weights under `model`), or a `.safetensors` with the same keys,
-    on a device.
+    """Cnn14 for 16 or 32 kHz, or Wavegram-Logmel-CNN14, which its file's keys tell, on a device: from an original
+    `.pth` (weights under `model`), or a `.safetensors` with the same keys.
 
     Raises CheckpointError naming the file and the key that does not fit, also where the file is of the other rate;
     RecipeError for another rate.
     """
     if rate not in FRONT_ENDS:
         raise RecipeError(f"Cnn14 takes 16000 or 32000 Hz, not at {rate}")
+    tensors = read_weights(path, container="model")
+    kind, name, rate = (
+        (WavegramLogmelCnn14, "panns-wavegram-logmel-cnn14", 32000) if "pre_conv0.weight" in tensors
+        else (Cnn14, "panns-cnn14", rate)
+    )  # fmt: skip
     with torch.device("meta"):
-        network = Cnn14(FRONT_ENDS[rate], width)
-    fill(network, read_weights(path, container="model"), path)
-    return PannsEmbedder(f"panns-cnn14-{rate // 1000}k", placed(network, device))
+        network = kind(FRONT_ENDS[rate], width)
+    fill(network, tensors, path)
+    return PannsEmbedder(f"{name}-{rate // 1000}k", placed(network, device))
