@@ -70,6 +70,10 @@ def test_a_scorer_against_ratings_by_clip_and_by_system(folder: Path):
     assert "144 ratings of 36 clips of 12 captions and 3 systems; 4 raters" in text
     page = result.save(folder / "board").read_text()
     assert "Agreement with people" in page
+    agreement = (folder / "board/tables/agreement-score-by-clip.csv").read_text().splitlines()
+    assert agreement[0] == "Metric,SRCC,Kendall τ,Pearson,Pairs,Against the first"
+    assert agreement[1].startswith("ceiling of the ratings,")
+    assert r"Kendall $\tau$" in (folder / "board/tables/agreement-score-by-system.tex").read_text()
 
 
 def test_the_command_prints_and_writes_it_and_metrics_that_are_better_lower_are_turned(folder: Path):

@@ -102,6 +102,12 @@ def test_systems_against_a_reference_as_json_and_as_one_page(root: Path, tmp_pat
     assert ranks["reference"]["mean_rank"] == ranks["near"]["fd_low"] == ""
     latex = (out / "tables/kind-low.tex").read_text(encoding="utf-8")
     assert latex.count(r" \\") == 4  # a head, two systems, the real clips
+    changes = list(csv.DictReader((out / "tables/differences.csv").open(encoding="utf-8")))
+    assert len(changes) == len(told["comparisons"])
+    assert [float(row["difference"]) for row in changes] == [row["difference"] for row in told["comparisons"]]
+    latex = (out / "tables/differences.tex").read_text(encoding="utf-8")
+    assert latex.count(r" \\") == len(changes) + 1
+    assert 'href="tables/differences.csv"' in page
     assert CAPTIONS[0] in page
     assert "<option>kind: low</option>" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

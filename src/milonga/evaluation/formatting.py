@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Verdict = Literal["better", "worse", "neither"]
 OVERALL = "overall"
 NOT_SIGNIFICANT = "not significant"
+SMALLEST_P = 0.0001  # below which a p is not written out
 CEILING = "ceiling"  # the row of what a perfect metric's agreement with people would be
 AGREEMENT_TITLES = {"srcc": "SRCC", "kendall": "Kendall τ", "pearson": "Pearson", "pairs": "Pairs"}
 
@@ -79,7 +80,9 @@ def _differences(rows: Sequence[Comparison], sources: Mapping[str, str]) -> list
         outcome = NOT_SIGNIFICANT if row.better == "neither" else f"{row.better} is better"
         change = f"{metric.format_change(row.difference)} {metric.format_interval(row.low, row.high, signed=True)}"
         name = f"{row.a} {MINUS} {row.b}, {metric.title}, {row.split}"
-        lines.append(f"{name:<60} {change:<34} p {row.p:.3g}, Holm {row.holm or 0:.3g}; {outcome} (n {row.n})")
+        lines.append(
+            f"{name:<60} {change:<34} p {format_p(row.p)}, Holm {format_p(row.holm or 0)}; {outcome} (n {row.n})"
+        )
     return lines
 
 
@@ -108,6 +111,11 @@ def _common(stamps: Sequence[Sequence[str]]) -> list[str]:
     return [part for part in (stamps[0] if stamps else []) if all(part in stamp for stamp in stamps)]
 
 
+def format_p(p: float) -> str:
+    """A p-value with four digits, "< 0.0001" below them, "-" where there is none."""
+    return "-" if math.isnan(p) else f"< {SMALLEST_P:.4f}" if p < SMALLEST_P else f"{p:.4f}"
+
+
 # -- agreement with people
 
 
@@ -131,7 +139,7 @@ def agreement_tables(evaluation: "Evaluation") -> list[tuple[str, list[str], lis
         for name in sorted(dict.fromkeys(row.metric for row in own), key=rank):
             values = [_agreement_cell(cells.get((name, statistic))) for statistic in statistics]
             p = next((row.behind for row in own if row.metric == name and row.behind is not None), None)
-            note = "" if p is None else (f"behind, p {p:.2g}" if p <= 0.05 else f"p {p:.2g}")
+            note = "" if p is None else f"{'behind, ' if p <= 0.05 else ''}p {format_p(p)}"
             rows.append(("ceiling of the ratings" if name == CEILING else metrics[name].title, values, note))
         n = max(row.n for row in own)
         unit = "system" if level == "system" else ("comparison" if statistics == ["pairs"] else "clip")

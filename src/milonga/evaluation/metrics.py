@@ -233,11 +233,11 @@ BUILT_IN = (
          " may be negative", headline=True, **_KERNEL),
     _set("fd", "FD", "embedding", "Fréchet distance to the real clips on {classifier} features", headline=True,
          **_FRECHET),
-    _set("fd_inf", "FD∞", "embedding", "FD extrapolated to infinite N", **_INFINITY),
     _set("kad_clap", "KAD (CLAP)", "clap embedding", "kernel distance to the real clips on the audio embeddings of"
-         " {clap}", default=False, **_KERNEL),
+         " {clap}", **_KERNEL),
     _set("fd_clap", "FD (CLAP)", "clap embedding", "Fréchet distance to the real clips on the audio embeddings of"
-         " {clap}", default=False, **_FRECHET),
+         " {clap}", **_FRECHET),
+    _set("fd_inf", "FD∞", "embedding", "FD extrapolated to infinite N", **_INFINITY),
     _set("fad", "FAD", "vggish", "Fréchet distance to the real clips on VGGish rows, for parity with papers: of the"
          " distances it follows people least", stamp=_VGGISH, **_FRECHET),
     _set("fad_inf", "FAD∞", "vggish", "FAD extrapolated to infinite N", stamp=_VGGISH, **_INFINITY),

@@ -21,6 +21,7 @@ from milonga.data.pairs import read_pairs
 from milonga.data.ratings import PREFERENCE
 from milonga.evaluation.against import place_ratings
 from milonga.evaluation.features import mono_clip
+from milonga.evaluation.formatting import format_p
 from milonga.evaluation.inputs import REFERENCE, load_inputs
 from milonga.maths.agreement import Opinions, clip_agreement, correlations, ordered_alike
 from milonga.maths.preference_head import Choices, LinearHead, fit_head, z_scores
@@ -79,7 +80,7 @@ class FitReport:
         lines.append(f"{title} with captions and raters held out, 95 % intervals")
         for name, one in self.held_out.items():
             p = self.behind.get(name, np.nan)
-            note = "" if np.isnan(p) else f"  p {p:.2g} of agreeing as well as the best"
+            note = "" if np.isnan(p) else f"  p {format_p(p)} of agreeing as well as the best"
             lines.append(f"  {name:<32} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] (n {one.n}){note}")
         best = max((one.value for name, one in self.held_out.items() if name != "fitted"), default=-1.0)
         if not self.held_out["fitted"].value > best:

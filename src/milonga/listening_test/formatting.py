@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from milonga.core.errors import DataError, RecipeError
+from milonga.evaluation.formatting import SMALLEST_P, format_p
 from milonga.evaluation.opinions import Components, components, raters_needed
 from milonga.listening_test.material import QUIETEST, TARGET
 from milonga.listening_test.records import Opinion
@@ -23,7 +24,6 @@ from milonga.listening_test.sessions import Sessions
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 COUNTS = ("n", "raters", "prompts")
 PLANNED_PROMPTS = (10, 20, 40, 80, 160)
-SMALLEST_P = 0.0001  # below which a p is not written out
 # Variances of raters, prompts and the rest, of single ratings from 1 to 5 and of differences of two systems: those of
 # the simulated raters of benchmarks/listening.py.
 TYPICAL = Components(0.25, 0.32, 0.49, 0.0, 0.0), Components(0.18, 0.32, 0.98, 0.0, 0.0)
@@ -206,11 +206,6 @@ def plan_text(folder: Path | None, width: float, per_rater: int) -> str:
     ]
     head = f"95 % intervals of ±{width:g}, {per_rater} prompts per rater ({origin})"
     return "\n\n".join([head, _aligned(table), "standard deviations of " + "; of ".join(deviations)])
-
-
-def format_p(p: float) -> str:
-    """A p-value with four digits, "< 0.0001" below them, "-" where there is none."""
-    return f"< {SMALLEST_P:.4f}" if p < SMALLEST_P else number(p, ".4f")
 
 
 def number(value: float, form: str = ".2f") -> str:

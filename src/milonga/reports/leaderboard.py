@@ -1,6 +1,5 @@
 """`milonga.evaluate`, and the page of its result: tables, plots, pictures and players."""
 
-import re
 from dataclasses import fields, replace
 from math import nan
 from pathlib import Path
@@ -16,9 +15,9 @@ from milonga.evaluation.evaluate import evaluate as run_evaluation
 from milonga.evaluation.features import SystemFeatures
 from milonga.evaluation.formatting import OVERALL, agreement_tables, plain_rows
 from milonga.evaluation.inputs import REFERENCE, AudioRef
+from milonga.reports.exports import table_files
 from milonga.reports.html import page
 from milonga.reports.material import ClipView, EvaluationView
-from milonga.reports.tables import csv_table, latex_table
 
 
 class EvaluationResult(Evaluation):
@@ -57,20 +56,17 @@ def evaluate(
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path, audio: bool = False) -> Path:
-    """Writes summary.json and comparisons.json in a run's form, agreement.json where there are ratings, each split's
-    results as CSV and LaTeX (`tables/`), and leaderboard.html, with `audio` the clips of its gallery beside it
+    """Writes summary.json and comparisons.json in a run's form, agreement.json where there are ratings, every
+    table as CSV and LaTeX (`tables/`), and leaderboard.html, with `audio` the clips of its gallery beside it
     (`audio/`); gives the page's path."""
     write_json(folder / "summary.json", plain_rows(evaluation.summaries))
     write_json(folder / "comparisons.json", plain_rows(evaluation.comparisons))
     if evaluation.agreement:
         write_json(folder / "agreement.json", plain_rows(evaluation.agreement))
-    view, files = view_of(evaluation), list[str]()
-    for split in dict.fromkeys(row.split for row in view.summaries):
-        stem = re.sub(r"[^\w-]+", "-", split).strip("-") or "split"
-        stem += "-" * sum(name.startswith(f"tables/{stem}.") for name in files)
-        for suffix, text in (("csv", csv_table(view, split)), ("tex", latex_table(view, split))):
-            files.append(f"tables/{stem}.{suffix}")
-            write_text(folder / files[-1], text)
+    view = view_of(evaluation)
+    files = table_files(view)
+    for name, text in files.items():
+        write_text(folder / name, text)
 
     def place_clip(system: str, clip: str, data: bytes) -> str:
         name = f"audio/{content_id(system, clip)}.flac"

@@ -1,12 +1,9 @@
 """The pages' tables as plain rows: headline comparison, the paper's Tables 2 to 5 in miniature, training, rounds."""
 
-import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -118,53 +115,6 @@ def mean_ranks(summaries: Sequence[Summary], split: str) -> dict[str, float]:
         values = np.array([cells[name, metric.name] for name in systems]) * (-1 if metric.higher else 1)
         ranks.append((values[:, None] > values).sum(axis=1) + ((values[:, None] == values).sum(axis=1) + 1) / 2)
     return dict(zip(systems, np.mean(ranks, axis=0).tolist(), strict=True))
-
-
-def csv_table(view: EvaluationView, split: str) -> str:
-    """The results of one split as CSV: system, mean rank, and value, low and high of each metric; empty where there is
-    none."""
-    out, ranks, values = StringIO(), mean_ranks(view.summaries, split), by_system_and_metric(view.summaries, split)
-    metrics = metrics_named([metric for _, metric in values], view.sources)
-    writer = csv.writer(out, lineterminator="\n")
-    names = [f"{metric.name}{suffix}" for metric in metrics for suffix in ("", "_low", "_high")]
-    writer.writerow(["system", "mean_rank", *names])
-    for system in _by_rank(values, ranks):
-        rows = [values.get((system, metric.name)) for metric in metrics]
-        numbers = [number for row in rows for number in ((row.value, row.low, row.high) if row else (math.nan,) * 3)]
-        cells = [repr(number) if math.isfinite(number) else "" for number in numbers]
-        writer.writerow([system, f"{ranks[system]:g}" if system in ranks else "", *cells])
-    return out.getvalue()
-
-
-def latex_table(view: EvaluationView, split: str) -> str:
-    """The results of one split as a LaTeX tabular: values with 95 % intervals, and ▲ or ▼ where a system is better or
-    worse than the base with significance."""
-    parts = ((table, part) for table in result_tables(view, ranked=True) for part in table["groups"])
-    metrics, group = next((table["metrics"], part) for table, part in parts if part["split"] == split)
-    arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
-    heads = [f"{_latex(metric.title)} {arrows[metric.higher]}" for metric in metrics]
-    title = f"% {' '.join(split.split())}, {group['n']} captions; 95 % intervals"
-    lines = [title, f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}",
-             "\\hline", " & ".join(["System", *heads]) + r" \\", "\\hline"]  # fmt: skip
-    marks = {"better": "$^{\\blacktriangle}$", "worse": "$^{\\blacktriangledown}$", "": ""}
-    for system, _, cells in group["rows"]:
-        texts = [
-            f"{_latex(cell['text'])}{marks[cell['mark']]} {{\\scriptsize {_latex(cell['interval'])}}}" for cell in cells
-        ]
-        lines.append(" & ".join([_latex(system), *texts]) + r" \\")
-    return "\n".join([*lines, "\\hline", "\\end{tabular}", ""])
-
-
-def _by_rank(values: Mapping[tuple[str, str], Summary], ranks: Mapping[str, float]) -> list[str]:
-    return sorted(in_table_order([system for system, _ in values]), key=lambda name: ranks.get(name, math.inf))
-
-
-def _latex(text: str) -> str:
-    """A text with LaTeX's special characters escaped."""
-    text = text.replace("\\", "\\textbackslash ")
-    text = re.sub(r"([&%$#_{}])", r"\\\1", text)
-    signs = {"−": "$-$", "∞": "$\\infty$", "–": "--", "~": "\\textasciitilde ", "^": "\\textasciicircum "}
-    return "".join(signs.get(letter, letter) for letter in text)
 
 
 def headline(view: EvaluationView, split: str, systems: Sequence[str]) -> list[dict[str, Any]]:

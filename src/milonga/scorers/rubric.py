@@ -27,7 +27,7 @@ from milonga.core.records import Clip
 from milonga.perturbers.endpoint import Endpoint, Reply
 from milonga.perturbers.llm import LanguageModel
 from milonga.perturbers.questions import Question, QuestionWriter, questions_of
-from milonga.scorers.events import EventScorer
+from milonga.scorers.events import Diagnosis, EventScorer
 
 LEAST_ACCURACY = 0.75  # of telling a clip's caption from another clip's; below it an answerer is refused
 CALIBRATION = 24  # clips of the small world for calibration, each with a true and a false caption
@@ -71,6 +71,11 @@ class TaggerRubric(EventScorer):
         """The score of each clip with its text, shape (N,), in 0…1; NaN where no sound of the text can be read."""
         self._calibrate()
         return super().score(clips, texts)
+
+    def diagnose(self, clips: Sequence[Clip], text: str) -> list[Diagnosis]:
+        """As that of `EventScorer`, of a tagger that was calibrated."""
+        self._calibrate()
+        return super().diagnose(clips, text)
 
     def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
         """As those of `EventScorer`, of a tagger that was calibrated."""
