@@ -60,6 +60,7 @@ def test_from_folders_paired_by_name(folders, tmp_path):
     assert test.reference == "reference"
     assert len(test.prompts) == 7 - 3  # one clip is missing, three prompts are for checks and the example
     assert all(one.text.startswith("a dog, then") for one in test.prompts)
+    assert {one.tags for one in test.prompts} == {("temporal", "multi-concept")}
     assert len(list((tmp_path / "test" / "playback").iterdir())) == 7 * 3 + 3
 
 

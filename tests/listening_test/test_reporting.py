@@ -128,10 +128,10 @@ def test_means_by_tag_and_under_other_rules():
     )
     test = base.model_copy(update={"prompts": tagged})
     result = simulated_results(test, 8, 1)
-    assert {row.split for row in result.summary} == {"overall", "temporal"}
+    assert {row.split for row in result.summary} == {"overall", "temporal", "non-temporal"}
     rows = {(row.system, row.split): row for row in result.summary if row.metric == "ovl"}
     assert rows["s1", "temporal"].prompts == 6
-    assert rows["s1", "temporal"].n < rows["s1", "overall"].n
+    assert rows["s1", "temporal"].n + rows["s1", "non-temporal"].n == rows["s1", "overall"].n
     assert result.robustness == ()
     ratings = ratings_of(test, 8, 1)
     out = Verdict(rater="r0", tones=1, checks=4, failed=0, early=0, excluded="headphones: 1 of 6 tones right")

@@ -11,6 +11,7 @@ import numpy as np
 
 from milonga.core.ids import derive_seed
 from milonga.core.records import Rating, Record
+from milonga.evaluation.inputs import SPLITS
 from milonga.evaluation.opinions import (
     LARGE_SAMPLE,
     Components,
@@ -36,7 +37,7 @@ ALL, STRICT = "all raters", "no failed check"  # other rules of exclusion, for t
 class Results(Record):
     """The results that `milonga listen results` prints.
 
-    `summary` has `ovl`, `rel` and `score` of every system, overall and on the prompts of each tag (`split`), their
+    `summary` has `ovl`, `rel` and `score` of every system, overall and on each split of the prompts (§5.5), their
     `_alpha` and `_icc` over all clips (system `all`), and `strength` where systems were compared. `comparisons` are
     differences of opinion scores (a − b, same rater, same prompt, the better of the two first) with p-values after
     Holm's correction; `preferences` are win rates of a over b. `tests` has one row a scale, over all systems.
@@ -73,9 +74,10 @@ def compute_results(
     rated = [rating for rating in counted if rating.kind != "compare"]
     compared = [rating for rating in counted if rating.kind == "compare"]
     summary = _opinions(test, rated, "overall")
-    for tag in sorted({tag for prompt in test.prompts for tag in prompt.tags}):
-        tagged = {prompt.id for prompt in test.prompts if tag in prompt.tags}
-        summary += _opinions(test, [rating for rating in rated if rating.prompt_id in tagged], tag)
+    for name, belongs in SPLITS.items():
+        part = {prompt.id for prompt in test.prompts if belongs(prompt)}
+        if 0 < len(part) < len(test.prompts):
+            summary += _opinions(test, [rating for rating in rated if rating.prompt_id in part], name)
     robustness: list[Opinion] = []
     for rule, names in ((ALL, set()), (STRICT, careless)):
         if names != out:

@@ -10,7 +10,7 @@ from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id
 from milonga.core.records import Clip, Prompt, Request
 from milonga.core.store import Run
-from milonga.data.captions import audio_files, clip_captions
+from milonga.data.captions import audio_files, clip_captions, tags_of
 from milonga.data.pairs import evaluation_requests
 from milonga.listening_test.database import FILE
 from milonga.listening_test.material import Plan, Source, read_test
@@ -83,7 +83,8 @@ def read_captions(path: Path, known: Collection[str] = ()) -> dict[str, Prompt]:
     for row in clip_captions(path, known):
         if row.key in prompts:
             raise DataError(f"{row.where}: the clip {row.key} is there twice")
-        prompts[row.key] = Prompt(id=content_id(row.key, row.caption), text=row.caption, source=path.name)
+        tags = tags_of(row.caption)
+        prompts[row.key] = Prompt(id=content_id(row.key, row.caption), text=row.caption, source=path.name, tags=tags)
     return prompts
 
 
