@@ -122,7 +122,9 @@ def rubric_scorer(name: str, device: Any = AUTO) -> "RubricScorer | EventScorer"
     if "items" in chosen:
         writer = QuestionWriter(Endpoint.of(chosen["items"], "llm", "items of the rubric"), cache_folder("llm"))
     endpoint = Endpoint.of(answerer, "rubric", "the scorer's name")
-    return RubricScorer(endpoint, cache_folder("rubric"), calibration=clips, writer=writer)
+    by_model = RubricScorer(endpoint, cache_folder("rubric"), calibration=clips, writer=writer)
+    by_model.name = name
+    return by_model
 
 
 def fitted_scorer(name: str, device: Any = AUTO) -> "FittedScorer":
