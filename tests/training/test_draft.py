@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_networks
 import torch
 from test_foreign_denoiser import LENGTH, RATE, WIDTH, TinyFlow
 from torch import Tensor
@@ -20,7 +21,7 @@ from milonga.experiment.run import run as run_recipe
 from milonga.maths.noise import seeded
 from milonga.models.denoiser import Conditioning
 from milonga.models.load import pipeline
-from milonga.models.tango_denoiser import TangoDenoiser
+from milonga.models.tango_denoiser import GUIDANCE_WIDTH, TangoDenoiser, guidance_embedding
 from milonga.scorers.load import scorer
 from milonga.training.align import AlignConfig, AlignTrainer
 from milonga.training.trainer import train
@@ -239,6 +240,32 @@ def test_gradients_pass_vocoder_and_vae_whose_weights_stay_frozen() -> None:
     assert latents.grad is not None
     assert latents.grad.abs().max() > 0
     assert all(value.grad is None for value in denoiser.pipe.vae.parameters())
+
+
+class Softness:
+    """Rewards silence."""
+
+    name = "softness"
+
+    def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
+        return -waves.pow(2).mean(1).sqrt()
+
+
+def test_a_student_is_refined_by_its_own_sampler_without_a_second_pass(tmp_path: Path) -> None:
+    denoiser = TangoDenoiser.of(small_networks.pipeline())
+    denoiser.add_guidance_input()
+    settings = SETTINGS.model_copy(update={"batch_size": 2, "draft_steps": 2, "draft_scheduler": "lcm"})
+    scales: list[Tensor] = []
+    unet: Any = denoiser.module
+    unet.register_forward_pre_hook(lambda _, args, more: scales.append(more["timestep_cond"]), with_kwargs=True)
+    examples = CaptionExamples(TEXTS[:2], denoiser.encode_text(TEXTS[:2]), denoiser.latent_shape, seed=2)
+    train(denoiser, examples, [Phase(loss="draft", steps=2)], settings, 3, tmp_path, scorers=[Softness()])
+    assert len(scales) == 3 * settings.draft_steps  # the rewards' scales, and two steps
+    wanted = guidance_embedding(torch.full((2,), settings.train_guidance), GUIDANCE_WIDTH)
+    torch.testing.assert_close(scales[0], wanted)
+    assert unet.time_embedding.cond_proj.weight.abs().max() > 0  # it began at zero
+    first, last = rows(tmp_path)
+    assert np.isfinite([first["reward"], last["reward"]]).all()
 
 
 def test_captions_in_python_are_enough_to_align(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def draw(shape: Sequence[int], keys: Sequence[tuple], seed: int, total: int, set
 class NoisyBatch:
     """M noised latents with all that the network is given, the target of its prediction, and error weights (M,).
 
-    With a `guidance` above 1 the prediction is the guided one, u + guidance·(c − u), as it is sampled.
+    With a `guidance` above 1 the prediction is the guided one, u + guidance·(c − u), as it is sampled; a distilled
+    network is told the scale instead.
     """
 
     denoiser: Denoiser
@@ -60,6 +61,13 @@ class NoisyBatch:
     target: Tensor
     weights: Tensor | None
     guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.guidance > 1 and getattr(self.denoiser, "guidance_input", False):
+            informed = Conditioning(self.conditioning)
+            informed["guidance"] = torch.full((len(self.latents),), self.guidance, device=self.latents.device)
+            object.__setattr__(self, "conditioning", informed)
+            object.__setattr__(self, "guidance", 1.0)
 
     def predict(self, network: Network | None = None, precision: Precision = "fp32") -> Tensor:
         """The prediction of the denoiser's module, or of `network` in its place, (M, *latent shape), float32.
