@@ -171,6 +171,7 @@ def test_nano_repairs_a_file_and_an_array_alike_and_the_manifest_says_how(tmp_pa
         "3",
         "--steps",
         "2",
+        "--pairs",
         "--out",
         str(tmp_path / "out"),
     ]
@@ -182,6 +183,11 @@ def test_nano_repairs_a_file_and_an_array_alike_and_the_manifest_says_how(tmp_pa
     assert row["score_before"] == pytest.approx(result.before.score)
     assert row["score_after"] == pytest.approx(result.after.score)
     assert np.abs(read_samples(path)[0] - result.samples).max() < 1e-6
+    assert (tmp_path / "out" / "pairs").is_dir() == (result.region is not None)
+    if result.region is not None:
+        (pair,) = milonga.read_pairs(tmp_path / "out" / "pairs")
+        assert pair.pair.region is not None
+        assert pair.pair.chosen_scores == {"nano-events": pytest.approx(result.after.score)}
     refused = CliRunner().invoke(app, [*words, "--region", "1-2"])
     assert refused.exit_code == 1
     assert "--repair finds its regions itself" in refused.stderr

@@ -48,6 +48,9 @@ def edit(
         str | None,
         typer.Option(metavar="SCORER", help="With --repair: events:TAGGER.", show_default="nano-events for nano"),
     ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="With --repair: write each as a preference pair into OUT/pairs.")
+    ] = False,
     strength: Annotated[
         float | None,
         typer.Option(
@@ -88,8 +91,8 @@ def edit(
         raise RecipeError(
             "--repair finds its regions itself, once a file: leave the other edits, --negative and -n out"
         )
-    if not repair and (best_of is not None or by is not None):
-        raise RecipeError("--best-of and --by belong to --repair")
+    if not repair and (best_of is not None or by is not None or pairs):
+        raise RecipeError("--best-of, --by and --pairs belong to --repair")
     values = {
         "region": None if region is None else parse_region(region),
         "extend": extend,
@@ -107,9 +110,9 @@ def edit(
     if repair:
         from milonga.preference.repair import event_scorer_of
 
-        events = event_scorer_of(model, by, device)
+        events, count = event_scorer_of(model, by, device), 8 if best_of is None else best_of
         pipe = selected.load(scheduler, device=device)
-        paths = repair_files(pipe, sources, out, steps, guidance, events, prompt, best_of or 8, seed, details)
+        paths = repair_files(pipe, sources, out, steps, guidance, events, prompt, count, seed, details, pairs)
     else:
         pipe = selected.load(scheduler, device=device)
         paths = edit_files(
@@ -182,13 +185,16 @@ def repair_files(
     best_of: int = 8,
     seed: int = 0,
     details: Mapping[str, str] | None = None,
+    pairs: bool = False,
 ) -> Iterator[Path]:
     """Writes the repair of each file into `out`, as `edit_files` does; a file without an accepted repair is copied.
 
-    Tags and manifest also say which faults were detected before and after, the scores, and every attempt.
+    Tags and manifest also say which faults were detected before and after, the scores, and every attempt. With `pairs`
+    each accepted repair is also a localised pair, `OUT/pairs/NAME.parquet`, before its file is written.
     """
     from milonga.cli.generate import MANIFEST, append_entry, listed_files
     from milonga.core.audio import write_samples
+    from milonga.data.audio_alpaca import Origin, write_pairs
     from milonga.preference.repair import repair_samples
 
     if not hasattr(model, "denoiser"):
@@ -213,6 +219,10 @@ def repair_files(
                 "region": str(result.region), "attempts": " | ".join(map(str, result.attempts)),
             }  # fmt: skip
             settings |= outcome
+            pair = result.pair() if pairs else None
+            if pair is not None:
+                origin = Origin(model.name, (details or {}).get("weights", ""), {scorer.name: ""})
+                write_pairs(out / "pairs" / f"{name}.parquet", [pair], origin, guidance)
             write_samples(
                 out / name, result.samples, rate, subtype, {key: str(value) for key, value in settings.items()}
             )

@@ -59,7 +59,7 @@ def _generic_type(kind: Any) -> "pyarrow.DataType":
     import pyarrow as pa
 
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is tuple and inner[1:] == (...,):
+    if origin is tuple and (inner[1:] == (...,) or len(set(inner)) == 1):
         return pa.list_(_arrow_type(inner[0]))
     if origin is dict and inner[0] is str:
         return pa.map_(pa.string(), _arrow_type(inner[1]))

@@ -106,7 +106,8 @@ class Candidate(Record):
 class Pair(Record):
     """A winner and a loser for one prompt, with everything needed to make or judge them again.
 
-    `refused` is empty for a pair that is kept; otherwise it names the condition that refused it.
+    `refused` is empty for a pair that is kept; otherwise it names the condition that refused it. A localised pair
+    differs in a `region` alone, seconds from and to.
     """
 
     id: str
@@ -124,6 +125,7 @@ class Pair(Record):
     chosen_scores: dict[str, float]
     rejected_scores: dict[str, float]
     refused: str = ""
+    region: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, winner: Candidate, loser: Candidate, strategy: str, refused: str = "") -> "Pair":

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milonga.core.audio import from_flac, read_audio
+from milonga.core.audio import flac_bytes, from_flac, read_audio
 from milonga.core.errors import AudioError, DataError, brief
 from milonga.core.ids import content_id
 from milonga.core.records import Clip, Pair, Refusal
+from milonga.core.store import write_bytes
 from milonga.data.tables import read_rows
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ PUBLISHED = ("prompt", "chosen", "rejected", "strategy")
 TEXTS = ("strategy", "chosen_id", "rejected_id", "id", "prompt_id", "chosen_words", "rejected_words")
 NUMBERS = ("chosen_steps", "rejected_steps", "chosen_seed", "rejected_seed")
 SCORES = ("chosen_scores", "rejected_scores")
+REGION = ("region_from", "region_to")  # seconds; columns of localised pairs alone
 SHORTEST = 0.001  # seconds: a shorter clip may have no sample left at another rate
 
 
@@ -61,7 +63,8 @@ def alpaca_table(
         rows = [alpaca_row(pair, audio, guidance, origin) for pair in pairs]
     except KeyError as error:
         raise DataError(f"pair data lacks clip or score {error}: run the stages before `pair` again") from error
-    schema = _schema(sorted(origin.scorer_hashes), from_flac(rows[0]["chosen"]["bytes"]).rate)
+    localised = any(pair.region for pair in pairs)
+    schema = _schema(sorted(origin.scorer_hashes), from_flac(rows[0]["chosen"]["bytes"]).rate, localised)
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -72,18 +75,22 @@ def alpaca_row(pair: Pair, audio: Mapping[str, bytes], guidance: Mapping[str, fl
         row[side] = {"bytes": audio[clip], "path": f"{clip}.flac"}
         row[f"{side}_guidance"] = guidance[clip]
         row[f"{side}_scores"] = {name: getattr(pair, f"{side}_scores")[name] for name in origin.scorer_hashes}
-    return row | {
-        "model": origin.model,
-        "model_hash": origin.model_hash,
-        "scorer_hashes": dict(origin.scorer_hashes),
-    }
+    return (
+        row
+        | dict(zip(REGION, pair.region or (None, None), strict=True))
+        | {
+            "model": origin.model,
+            "model_hash": origin.model_hash,
+            "scorer_hashes": dict(origin.scorer_hashes),
+        }
+    )
 
 
-def _schema(scorers: Sequence[str], rate: int) -> "pyarrow.Schema":
+def _schema(scorers: Sequence[str], rate: int, localised: bool) -> "pyarrow.Schema":
     """Columns in order, and the same in the metadata of `datasets`, by which it knows the audio columns."""
     import pyarrow as pa
 
-    kinds = _kinds(scorers)
+    kinds = _kinds(scorers) | dict.fromkeys(REGION if localised else (), "float64")
     features = {name: _feature(kind, rate) for name, kind in kinds.items()}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([(name, _column(kind)) for name, kind in kinds.items()], metadata=metadata)
@@ -114,6 +121,20 @@ def _feature(kind: Any, rate: int) -> dict[str, Any]:
     if isinstance(kind, dict):
         return {name: _feature(one, rate) for name, one in kind.items()}
     return {"dtype": kind, "_type": "Value"}
+
+
+def write_pairs(path: Path, pairs: Sequence[PairedClips], origin: Origin, guidance: float = 0.0) -> None:
+    """Writes pairs as one Parquet file of the layout, whole or not at all; their clips become FLAC of 24 bits."""
+    from io import BytesIO
+
+    import pyarrow.parquet as pq
+
+    audio = {row.pair.chosen_id: flac_bytes(row.chosen, 24) for row in pairs}
+    audio |= {row.pair.rejected_id: flac_bytes(row.rejected, 24) for row in pairs}
+    buffer = BytesIO()
+    pq.write_table(alpaca_table([row.pair for row in pairs], audio, dict.fromkeys(audio, guidance), origin), buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_alpaca(path: Path, split: str | None = None) -> Iterator[PairedClips]:
@@ -240,6 +261,8 @@ def paired_clips(
         data = row[side].get("bytes") if isinstance(row[side], dict) else None
         digest = sha256(data or clip.waveform.tobytes()).hexdigest()
         fields[f"{side}_id"] = fields[f"{side}_id"] or content_id(digest)
+    if all(row.get(name) is not None for name in REGION):
+        fields["region"] = tuple(float(row[name]) for name in REGION)
     fields["prompt_id"] = fields["prompt_id"] or content_id(prompt)
     fields["id"] = fields["id"] or content_id(fields["strategy"], fields["chosen_id"], fields["rejected_id"])
     return PairedClips(Pair(prompt=prompt, **fields), chosen, rejected)

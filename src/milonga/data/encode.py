@@ -80,8 +80,30 @@ def encode_pairs(
     captions = [pair.prompt for pair in pairs]
     seconds = _read_seconds(denoiser, run, names)
     conditioning = encode_captions(denoiser, run, captions).rows(captions).with_seconds(seconds)
-    gaps, strategies = score_gaps(pairs), [pair.strategy for pair in pairs]
-    return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=strategies, gaps=gaps)
+    gaps, strategies, regions = score_gaps(pairs), [pair.strategy for pair in pairs], region_rows(denoiser, pairs)
+    return pairs, PairExamples(winner, loser, conditioning, seed=seed, groups=strategies, gaps=gaps, regions=regions)
+
+
+def region_rows(denoiser: "Denoiser", pairs: Sequence[Pair]) -> "torch.Tensor | None":
+    """The rows of latents (N, rows) bool that pairs' regions touch, all of a pair without one; None where none has one.
+
+    Raises DataError for a region after the model's length.
+    """
+    import torch
+
+    from milonga.models.editing import samples_per_row
+
+    if not any(pair.region for pair in pairs):
+        return None
+    count, row = denoiser.latent_shape[denoiser.time_axis], samples_per_row(denoiser) / denoiser.sampling_rate
+    regions = torch.ones(len(pairs), count, dtype=torch.bool)
+    places = torch.arange(count)
+    for inside, pair in zip(regions, pairs, strict=True):
+        if pair.region:
+            inside &= (places >= math.floor(pair.region[0] / row)) & (places < math.ceil(pair.region[1] / row))
+        if not inside.any():
+            raise DataError(f"pair {pair.id} differs after {count * row:g} s, which this model does not see: drop it")
+    return regions
 
 
 def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExamples":
@@ -109,7 +131,8 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
         lengths = _run_seconds(run, set(ids))
         conditioning = conditioning.with_seconds([lengths[pair.chosen_id] for pair in pairs])
     halves, strategies = (latents[: len(pairs)], latents[len(pairs) :]), [pair.strategy for pair in pairs]
-    return PairExamples(*halves, conditioning, groups=strategies, gaps=score_gaps(pairs))
+    regions = region_rows(denoiser, pairs)
+    return PairExamples(*halves, conditioning, groups=strategies, gaps=score_gaps(pairs), regions=regions)
 
 
 def encode_clips(

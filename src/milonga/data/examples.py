@@ -30,7 +30,8 @@ class Batch:
     (B, K) says how much better than its group each clip is.
 
     Of captions alone, whose clips the trainer samples, `winner` is the noise that they start from and `texts` are they.
-    `gaps` (B,) are by how much winners beat losers (`pairs.score_gaps`).
+    `gaps` (B,) are by how much winners beat losers (`pairs.score_gaps`). `regions` (B, rows of latents) bool are where
+    errors count.
     """
 
     winner: Tensor
@@ -42,6 +43,7 @@ class Batch:
     advantages: Tensor | None = None
     texts: tuple[str, ...] | None = None
     gaps: Tensor | None = None
+    regions: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -76,9 +78,9 @@ class PairExamples:
     """N preference pairs (or, without losers, N captioned clips) whose tensors are in memory.
 
     Latents are scaled tensors (N, *latent shape) or a `Posterior` to sample from anew each epoch. `prior` are real
-    clips for the prior-preservation term; `weights`, `desirable`, `groups` and `gaps`, one for each example, are those
-    of `Batch`. `captions` stand for the conditioning in a fingerprint, where that is encoded anew each time. Raises
-    DataError when the lengths differ.
+    clips for the prior-preservation term; `weights`, `desirable`, `groups`, `gaps` and `regions`, one for each example,
+    are those of `Batch`. `captions` stand for the conditioning in a fingerprint, where that is encoded anew each time.
+    Raises DataError when the lengths differ.
     """
 
     def __init__(
@@ -93,11 +95,13 @@ class PairExamples:
         groups: Sequence[str] | None = None,
         captions: Sequence[str] | None = None,
         gaps: Sequence[float] | None = None,
+        regions: Tensor | None = None,
     ) -> None:
         self.captions = captions
         self.winners, self.losers, self.conditioning = winners, losers, conditioning
         self._prior, self._seed = prior, seed
         self._weights, self._desirable, self._groups = weights, desirable, groups
+        self._regions = regions
         self._gaps = None if gaps is None else torch.tensor(gaps, dtype=torch.float32)
         self.num_prior = 0 if prior is None else len(prior)
         parts = {
@@ -107,6 +111,7 @@ class PairExamples:
             "labels": desirable,
             "groups": groups,
             "gaps": gaps,
+            "regions": regions,
         }
         sizes = {name: len(part) for name, part in parts.items() if part is not None}
         of_captions = {"captions": conditioning.rows} if isinstance(conditioning, ConditioningRows) else conditioning
@@ -124,11 +129,13 @@ class PairExamples:
         rows = list(indices)
         winner = _latents(self.winners, rows, self._seed, "winner", epoch)
         loser = None if self.losers is None else _latents(self.losers, rows, self._seed, "loser", epoch)
-        weights, desirable, gaps = (
-            None if part is None else part[rows] for part in (self._weights, self._desirable, self._gaps)
+        weights, desirable, gaps, regions = (
+            None if part is None else part[rows] for part in (self._weights, self._desirable, self._gaps, self._regions)
         )
         groups = None if self._groups is None else tuple(self._groups[row] for row in rows)
-        return Batch(winner, loser, self.conditioning.take(rows).float(), weights, desirable, groups, gaps=gaps)
+        return Batch(
+            winner, loser, self.conditioning.take(rows).float(), weights, desirable, groups, gaps=gaps, regions=regions
+        )
 
     def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The real clips with these indices; DataError if there are none."""
@@ -389,7 +396,7 @@ def _contents(examples: Any) -> list[Any]:
         case PairExamples():
             texts = examples.conditioning if examples.captions is None else list(examples.captions)
             parts = (examples.winners, examples.losers, examples._weights, examples._desirable, examples._groups)
-            return [*parts, texts, *([] if examples._gaps is None else [examples._gaps])]
+            return [*parts, texts, *(part for part in (examples._gaps, examples._regions) if part is not None)]
         case GroupExamples():
             return [examples._latents, examples._advantages, examples._conditioning]
         case CaptionedClips() if not callable(examples._captions):
@@ -426,6 +433,12 @@ def _concat(batches: Sequence[Batch], name: str, order: Tensor) -> Any:
     values = [getattr(batch, name) for batch in batches]
     if all(value is None for value in values):
         return None
+    if name == "regions":  # elsewhere the errors of the whole clip count
+        width = next(value.shape[1] for value in values if value is not None)
+        values = [
+            torch.ones(len(batch.winner), width, dtype=torch.bool) if batch.regions is None else batch.regions
+            for batch in batches
+        ]
     if any(value is None for value in values):
         raise DataError(f"only some of the concatenated examples have {name}: train on them separately")
     if isinstance(values[0], Conditioning):

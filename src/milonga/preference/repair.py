@@ -8,6 +8,7 @@ are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import numpy as np
 
 from milonga.core.audio import read_samples
 from milonga.core.errors import DataError, RecipeError
-from milonga.core.ids import clip_seed
-from milonga.core.records import Clip, Event, Scene
+from milonga.core.ids import clip_seed, content_id
+from milonga.core.records import Clip, Event, Pair, Scene
+from milonga.data.audio_alpaca import PairedClips
 from milonga.maths.devices import AUTO
 from milonga.models.denoiser import Denoiser
-from milonga.models.editing import edit
+from milonga.models.editing import SPLICE, edit
 from milonga.nano.reader import clauses
 from milonga.preference.candidates import search_scorers
 from milonga.scorers.events import Diagnosis, EventScorer, Fault
 
 MARGIN = 0.1  # seconds that are repainted beside an extra sound: it begins and fades out below the tagger's threshold
+STRATEGY = "repair"  # of the pairs of repairs
 SHORTEST = 0.6  # seconds into which a missing sound is painted at the least
 
 
@@ -56,9 +59,14 @@ class Attempt:
 class Repair:
     """Samples (samples, channels), float64, the input's own where nothing was accepted, with what was tried.
 
-    `before` and `after` are the diagnoses of the input and of the samples.
+    `before` and `after` are the diagnoses of the `original` and of the samples.
     """
 
+    prompt: str
+    scorer: str
+    steps: int
+    seed: int
+    original: np.ndarray
     samples: np.ndarray
     rate: int
     before: Diagnosis
@@ -70,6 +78,24 @@ class Repair:
         """The seconds in which the samples differ from the input, but for the splices; None where nothing does."""
         spans = [attempt.region for attempt in self.attempts if not attempt.refused]
         return _union(spans) if spans else None
+
+    def pair(self) -> PairedClips | None:
+        """The localised pair of this repair, which differs in one region (splices included); None without a repair."""
+        if self.region is None:
+            return None
+        end = len(self.samples) / self.rate
+        region = max(0.0, self.region[0] - SPLICE), min(end, self.region[1] + SPLICE)
+        chosen, rejected = _clip(self.samples, self.rate), _clip(self.original, self.rate)
+        ids = [content_id(sha256(clip.samples.tobytes()).hexdigest()) for clip in (chosen, rejected)]
+        words = " | ".join(attempt.words for attempt in self.attempts if not attempt.refused)
+        pair = Pair(
+            id=content_id(STRATEGY, *ids), prompt_id=content_id(self.prompt), prompt=self.prompt, strategy=STRATEGY,
+            chosen_id=ids[0], rejected_id=ids[1], chosen_words=words, rejected_words="", chosen_steps=self.steps,
+            rejected_steps=0, chosen_seed=self.seed, rejected_seed=0,
+            chosen_scores={self.scorer: self.after.score}, rejected_scores={self.scorer: self.before.score},
+            region=region,
+        )  # fmt: skip
+        return PairedClips(pair, chosen, rejected)
 
 
 def repair_samples(
@@ -97,7 +123,7 @@ def repair_samples(
     scene = scorer.read(prompt)
     if not scene:
         raise DataError(f"{scorer.name} reads no sound in {prompt!r}: name the sounds plainly, or another tagger")
-    attempts, margin = list[Attempt](), max(MARGIN, getattr(scorer.tagger, "resolution", 0.0))
+    original, attempts, margin = samples, list[Attempt](), max(MARGIN, getattr(scorer.tagger, "resolution", 0.0))
     (before,) = scorer.diagnose([_clip(samples, rate)], prompt)
     state = before
     while fault := next((f for f in state.faults if f not in [attempt.fault for attempt in attempts]), None):
@@ -117,7 +143,7 @@ def repair_samples(
         attempts.append(Attempt(fault, region, words, negative, best_of, state.score, results[best].score, refused))
         if not refused:
             samples, state = takes[best], results[best]
-    return Repair(samples, rate, before, state, tuple(attempts))
+    return Repair(prompt, scorer.name, steps, seed, original, samples, rate, before, state, tuple(attempts))
 
 
 def repair(

@@ -293,16 +293,21 @@ def _as_file(pairs: "PairDataset", folder: Path) -> Path:
     import pyarrow.parquet as pq
     from datasets import Audio
 
+    from milonga.data.audio_alpaca import REGION
+
     dataset = pairs.to_dataset()
     for side in ("chosen", "rejected"):
         dataset = dataset.cast_column(side, Audio(decode=False))
     audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([("prompt", pa.string()), ("chosen", audio), ("rejected", audio), ("strategy", pa.string())])
+    columns = [("prompt", pa.string()), ("chosen", audio), ("rejected", audio), ("strategy", pa.string())]
+    places = [name for name in REGION if name in dataset.column_names]
+    schema = pa.schema([*columns, *((name, pa.float64()) for name in places)])
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "dataset.parquet.part"
     with pq.ParquetWriter(part, schema) as writer:
         for row in dataset:
-            cells = {"prompt": row["prompt"], "strategy": str(row.get("strategy") or "")}
+            cells = {name: row[name] for name in places}
+            cells |= {"prompt": row["prompt"], "strategy": str(row.get("strategy") or "")}
             for side in ("chosen", "rejected"):
                 clip = row[side]
                 cells[side] = {"bytes": clip["bytes"] or Path(clip["path"]).read_bytes(), "path": clip["path"]}

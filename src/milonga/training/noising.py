@@ -51,7 +51,8 @@ class NoisyBatch:
     """M noised latents with all that the network is given, the target of its prediction, and error weights (M,).
 
     With a `guidance` above 1 the prediction is the guided one, u + guidance·(c − u), as it is sampled; a distilled
-    network is told the scale instead.
+    network is told the scale instead. Of localised pairs errors count in the rows of `regions` (M, rows of latents)
+    bool alone.
     """
 
     denoiser: Denoiser
@@ -61,6 +62,7 @@ class NoisyBatch:
     target: Tensor
     weights: Tensor | None
     guidance: float = 1.0
+    regions: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.guidance > 1 and getattr(self.denoiser, "guidance_input", False):
@@ -88,9 +90,20 @@ class NoisyBatch:
         return unguided + self.guidance * (prediction - unguided)
 
     def mse(self, prediction: Tensor) -> Tensor:
-        """The weighted mean squared error of each prediction (Eq. 4), float32, shape (M,)."""
-        errors = (prediction - self.target.float()).pow(2).flatten(1).mean(1)
+        """The weighted mean squared error of each prediction (Eq. 4) over its region, float32, shape (M,)."""
+        errors = self.residuals(prediction).pow(2).flatten(1).mean(1)
+        if self.regions is not None:
+            errors = errors / self.regions.float().mean(1)
         return errors if self.weights is None else errors * self.weights
+
+    def residuals(self, prediction: Tensor) -> Tensor:
+        """Prediction − target (M, *latent shape), float32; zero outside the regions."""
+        residuals = prediction - self.target.float()
+        if self.regions is None:
+            return residuals
+        shape = [len(residuals)] + [1] * (residuals.dim() - 1)
+        shape[self.denoiser.time_axis + 1] = self.regions.shape[1]
+        return residuals * self.regions.reshape(shape)
 
     def errors(self, network: Network | None = None, precision: Precision = "fp32") -> Tensor:
         """The network's error on each, (M,): `mse` of `predict`."""
@@ -126,6 +139,9 @@ def add_noise(
         latents, noise = torch.cat([latents, batch.loser]), torch.cat([noise, draws.loser_noise])
         steps = torch.cat([steps, steps if draws.loser_timesteps is None else draws.loser_timesteps])
         conditioning = conditioning.repeat(2)
+    regions = batch.regions
+    if losers and regions is not None:
+        regions = regions.repeat(2, 1)
     noise, weights = noise.to(latents.device), process.weights(steps, weighting, gamma)
     return NoisyBatch(
         denoiser,
@@ -135,6 +151,7 @@ def add_noise(
         process.target(latents, noise, steps),
         None if weights is None else weights.to(latents.device),
         guidance,
+        regions,
     )
 
 

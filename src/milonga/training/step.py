@@ -257,7 +257,7 @@ class TrainStep:
         """The scale of each loser's gradient (B,): `loser_scale`, or what its prediction allows."""
         if not spec.needs_safeguard:
             return None
-        winner, loser = (predictions.detach() - noisy.target).chunk(2)
+        winner, loser = noisy.residuals(predictions.detach()).chunk(2)
         if loser_scale is not None:
             return winner.new_full((len(winner),), loser_scale)
         return safe_scale(winner, loser, self._settings.sdpo_mu)
