@@ -1,11 +1,13 @@
-"""Backbones × jobs: every model of `BACKBONES`, of tiny untrained components of its real classes, does every job.
+"""Backbones × jobs: Tango and every model of `BACKBONES`, of tiny untrained components of its real classes.
 
-A backbone is generated from, encoded for, fine-tuned, tuned by LoRA, aligned by DPO, trained online, exported,
-converted and evaluated by the same code; each cell of the table is a test.
+A backbone is generated from, encoded for, fine-tuned, tuned by LoRA, aligned by every loss, trained online, exported,
+converted and evaluated by the same code; each cell of the table is a test. docs/your-own-model.md shows the table.
 """
 
+import inspect
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +21,23 @@ from tiny_parts import parts_folder
 
 import milonga
 from milonga.core.audio import read_audio, write_audio
+from milonga.core.config import Phase, Settings
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Clip, Prompt, Request
 from milonga.core.weights import TANGOFLUX
 from milonga.data.encode import encode_clips, encode_pairs
-from milonga.data.examples import PairExamples
+from milonga.data.examples import CaptionExamples, Examples, GroupExamples, PairExamples
 from milonga.experiment import run as pipeline
 from milonga.experiment.export import export_system
 from milonga.experiment.recipe import parse_recipe
+from milonga.maths.losses import LOSSES
 from milonga.models import load as models
 from milonga.models.adapter import name_base
 from milonga.models.denoiser import SECONDS, Denoiser, module_hash
-from milonga.models.editing import SPLICE, edit
-from milonga.models.load import convert
+from milonga.models.editing import SPLICE, edit, samples_per_row
+from milonga.models.load import BACKBONES, convert
 from milonga.training.align import AlignConfig, AlignTrainer
+from milonga.training.trainer import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t:UserWarning:torchsde")  # rounding of its own times
 torch.set_num_threads(1)
@@ -42,6 +47,7 @@ KNOWN = {
     "TangoFluxPipeline": ((25, 4.5), 4410, 2, 512),
     "AudioLDMPipeline": ((200, 2.5), 16000, 1, 2048),
     "AudioLDM2Pipeline": ((200, 3.5), 16000, 1, 2048),
+    "TangoPipeline": ((3, 3.0), 16000, 1, 8192),
 }
 WORDS = ("a dog barks", "a bell rings twice then rain", "rain")
 LENGTHS = {  # the argument of diffusers' own pipelines for a clip's length
@@ -146,6 +152,8 @@ def test_generate_by_its_own_defaults_each_clip_from_its_seed(kind: str, folder:
 
 @pytest.mark.parametrize("negative", ["", "noise"], ids=["guided", "negative"])
 def test_its_sampler_equals_stock_diffusers(kind: str, folder: Path, negative: str) -> None:
+    if kind == "TangoPipeline":
+        pytest.skip("diffusers has none; tests/parity/test_tango_parity.py compares it with the original code")
     length = 256 / KNOWN[kind][1]
     request, stock = requests()[1], small_backbones.make(kind)
     if kind in LENGTHS:
@@ -246,24 +254,40 @@ def test_dpo_and_its_output_folder_is_a_whole_model(
     assert {path.name for path in out.iterdir()} >= {"model_index.json", denoiser.network}
 
 
-@pytest.mark.parametrize("loss", ["ipo", "sdpo", "kto", "dgpo"])
-def test_other_preference_losses(denoiser: Denoiser, loss: str, tmp_path: Path) -> None:
-    from milonga.data.examples import GroupExamples
+class Loud:
+    """A differentiable scorer: the level of a clip."""
 
-    examples = pairs(denoiser)
-    if loss == "dgpo":
-        latents = torch.stack([examples.winners, examples.losers], 1)
-        examples = GroupExamples(latents, torch.tensor([[1.0, 0.0]] * 4), examples.conditioning)
-    if loss == "kto":
+    name = "loud"
+
+    def wave_rewards(self, waves: torch.Tensor, rate: int, texts: Sequence[str]) -> torch.Tensor:
+        return waves.pow(2).mean(1)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_sends_a_finite_gradient_into_the_network(denoiser: Denoiser, loss: str, tmp_path: Path) -> None:
+    spec, some = LOSSES[loss], pairs(denoiser)
+    examples: Examples = some
+    if spec.groups:
+        latents = torch.stack([some.winners, some.losers], 1)  # type: ignore[list-item]
+        examples = GroupExamples(latents, torch.tensor([[1.0, 0.0]] * 4), some.conditioning)
+    elif spec.labels:
         liked = torch.tensor([True, False] * 2)
-        examples = PairExamples(examples.winners, None, examples.conditioning, desirable=liked)
-    before = module_hash(denoiser.module)
-    AlignTrainer(denoiser, examples, config(tmp_path, phases=[f"{loss}:1"])).train()
+        examples = PairExamples(some.winners, None, some.conditioning, desirable=liked)
+    elif spec.needs_weights:
+        examples = PairExamples(some.winners, None, some.conditioning, weights=torch.tensor([0.5, 1.0] * 2))
+    elif spec.samples:
+        examples = CaptionExamples(WORDS, denoiser.encode_text(WORDS), denoiser.latent_shape, 0)
+    settings = Settings(batch_size=2, draft_steps=2, distil_guidance=(3.0, 3.0), train_guidance=2.0)
+    before, rows = module_hash(denoiser.module), []
+    phases = [Phase(loss=loss, steps=1, beta=100.0)]
+    train(denoiser, examples, phases, settings, 0, tmp_path, rows.append, scorers=[Loud()])
+    assert np.isfinite(rows[0]["loss"])
+    assert 0 < rows[0]["grad_norm"] < np.inf
     assert module_hash(denoiser.module) != before
 
 
 @pytest.mark.slow  # a whole run: its captions, clips, scores, pairs, training, evaluation and report
-def test_rounds_evaluation_and_export(folder: Path, parts: Path, tmp_path: Path) -> None:
+def test_rounds_evaluation_and_export(kind: str, folder: Path, parts: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(RECIPE.format(model=folder, parts=parts), "rounds.toml", ())
     run = pipeline.run(recipe, tmp_path / "run")
     systems = {row["system"] for row in json.loads((run.path / "metrics" / "summary.json").read_text())}
@@ -272,7 +296,7 @@ def test_rounds_evaluation_and_export(folder: Path, parts: Path, tmp_path: Path)
     exported = export_system(run.path, tmp_path / "exported", "aligned")
     card = (exported / "README.md").read_text()
     assert "(vae)" in card
-    assert "TangoPipeline" not in card
+    assert ("TangoPipeline" in card) == (kind == "TangoPipeline")
     ours = models.load(str(exported)).generate(requests()[:1])[0]
     theirs = models.load(f"{run.path}/aligned").generate(requests()[:1])[0]
     assert np.array_equal(ours.samples, theirs.samples)
@@ -281,11 +305,12 @@ def test_rounds_evaluation_and_export(folder: Path, parts: Path, tmp_path: Path)
 
 
 def test_edit_repaints_a_region(denoiser: Denoiser) -> None:
-    rate = denoiser.sampling_rate
+    rate, start = denoiser.sampling_rate, 0.05
+    end = start + max(0.03, 1.1 * samples_per_row(denoiser) / rate)
     samples = 0.3 * np.random.default_rng(0).standard_normal((rate // 5, 2)).clip(-3, 3)
-    edited = edit(denoiser, samples, rate, "rain", region=(0.05, 0.08), steps=4, guidance=3.0, seeds=[1])
+    edited = edit(denoiser, samples, rate, "rain", region=(start, end), steps=4, guidance=3.0, seeds=[1])
     places = np.flatnonzero((edited != samples).any(axis=(0, 2)))
-    assert 0.05 - SPLICE - 1 / rate <= places[0] / rate <= places[-1] / rate <= 0.08 + SPLICE
+    assert start - SPLICE - 1 / rate <= places[0] / rate <= places[-1] / rate <= end + SPLICE
     assert np.isfinite(edited).all()
 
 
@@ -316,7 +341,13 @@ def test_audioldm_2_as_published_names_gpt_2_without_its_head(folder: Path, kind
     assert np.array_equal(ours.samples, theirs.samples)
 
 
-def test_convert_to_its_published_layout_and_back(folder: Path, kind: str, tmp_path: Path) -> None:
+def test_convert_to_its_published_layout_and_back(folder: Path, kind: str, source: Path, tmp_path: Path) -> None:
+    if kind == "TangoPipeline":  # its published layout is read, not written
+        request = requests()[0]
+        direct, ours = (
+            models.load(str(path)).generate([request])[0] for path in (source, convert(source, tmp_path / "converted"))
+        )
+        assert np.array_equal(direct.samples, ours.samples)
     if kind != "TangoFluxPipeline":  # those are published in diffusers' layout
         with pytest.raises(CheckpointError, match="is a diffusers pipeline already"):
             convert(folder, tmp_path / "converted")
@@ -332,3 +363,33 @@ def test_convert_to_its_published_layout_and_back(folder: Path, kind: str, tmp_p
     (published / "vae.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"vae\.safetensors is missing"):
         models.load_denoiser(str(published))
+
+
+# The table of docs/your-own-model.md: each job's test, which has a case for each backbone.
+JOBS = {
+    "generate": test_generate_by_its_own_defaults_each_clip_from_its_seed,
+    "encode clips and pairs": test_encode_clips_and_pairs_with_their_channels_and_lengths,
+    "fine-tune": test_fine_tune_on_a_folder_of_clips,
+    "DPO, all weights; LoRA": test_dpo_and_its_output_folder_is_a_whole_model,
+    "every loss": test_every_loss_sends_a_finite_gradient_into_the_network,
+    "rounds, evaluate, export": test_rounds_evaluation_and_export,
+    "convert": test_convert_to_its_published_layout_and_back,
+    "edit": test_edit_repaints_a_region,
+}
+NAMES = {
+    "TangoPipeline": "Tango, Tango 2",
+    "StableAudioPipeline": "Stable Audio Open",
+    "TangoFluxPipeline": "TangoFlux",
+    "AudioLDMPipeline": "AudioLDM",
+    "AudioLDM2Pipeline": "AudioLDM 2",
+}
+
+
+def test_the_page_has_the_table_of_these_tests() -> None:
+    assert set(NAMES) == set(KNOWN) == {*BACKBONES, "TangoPipeline"}
+    for job in JOBS.values():  # each has a case for each backbone
+        assert {"kind", "folder", "denoiser"} & set(inspect.signature(job).parameters)
+    lines = [f"| job | {' | '.join(NAMES.values())} | test |", f"|---|{':-:|' * len(NAMES)}---|"]
+    lines += [f"| {job} | {'yes | ' * len(NAMES)}`{test.__name__}` |" for job, test in JOBS.items()]
+    page = Path(__file__).parents[2] / "docs" / "your-own-model.md"
+    assert "\n".join(lines) in page.read_text()

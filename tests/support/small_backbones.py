@@ -1,7 +1,8 @@
-"""AudioLDM, AudioLDM 2, Stable Audio and TangoFlux of the real classes, untrained and as small as they go."""
+"""Tango, AudioLDM, AudioLDM 2, Stable Audio and TangoFlux of the real classes, untrained and as small as they go."""
 
 from typing import Any
 
+import small_networks
 import torch
 from diffusers import (
     AudioLDM2Pipeline,
@@ -135,6 +136,7 @@ MAKERS = {
     "AudioLDM2Pipeline": audioldm2,
     "StableAudioPipeline": stable_audio,
     "TangoFluxPipeline": tangoflux,
+    "TangoPipeline": small_networks.pipeline,
 }
 
 

@@ -7,18 +7,25 @@ of all imported packages are left in `FOLDER/packages.json`.
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tiny_training as tiny
 import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
 
 from milonga.core.config import Phase, Settings
+from milonga.data.examples import CaptionExamples
+from milonga.models.denoiser import Process
+from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.training import trainer
 from milonga.training.schedule import Step, learning_rate
 
 PAIRS, SEED = 7, 3  # an odd number: the last step of an epoch cannot be shared evenly
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=100.0))
 GUARDED = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=1, beta=100.0))
+DRAFT = (Phase(loss="draft", steps=4),)
 PLAIN = Settings(
     batch_size=2,
     gradient_accumulation_steps=2,
@@ -36,6 +43,29 @@ TRAININGS = {
     "guarded": PLAIN.model_copy(update={"safeguard": "parameters", "sdpo_mu": 0.9}),
     "guarded, fsdp": PLAIN.model_copy(update={"safeguard": "parameters", "sdpo_mu": 0.9, "fsdp": True}),
 }
+SAMPLED = Settings(batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3, draft_steps=2, train_guidance=2.0)
+TRAININGS |= {
+    "draft": SAMPLED.model_copy(update={"trust_region": 0.1}),
+    "draft, fsdp": SAMPLED.model_copy(update={"trust_region": 0.1, "fsdp": True}),
+}
+
+
+class Sounding(TangoDenoiser):
+    """A tiny denoiser with a sampler, whose clips are its latents."""
+
+    sampling_rate = 16000  # type: ignore[assignment]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.flatten(1)
+
+
+class Level:
+    """Rewards clips whose mean is near a level."""
+
+    name = "level"
+
+    def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
+        return -(waves.mean(1) - 0.3).pow(2)
 
 
 def main(folder: Path) -> None:
@@ -55,8 +85,15 @@ def main(folder: Path) -> None:
 def run(folder: Path, settings: Settings) -> list[dict]:
     """One training from its last checkpoint; its rows, on the first rank."""
     rows: list[dict] = []
+    model, pairs = tiny.model(), tiny.pairs(PAIRS)
+    if "draft" in folder.name:
+        sampler = Process.of(DDIMScheduler(prediction_type="v_prediction", clip_sample=False))
+        captions = CaptionExamples([f"caption {row}" for row in range(PAIRS)], pairs.conditioning, tiny.SHAPE, SEED)
+        model = Sounding(model.module, sampler, model.empty)
+        trainer.train(model, captions, DRAFT, settings, SEED, folder, rows.append, scorers=[Level()])
+        return rows
     phases = GUARDED if settings.safeguard == "parameters" else PHASES
-    trainer.train(tiny.model(), tiny.pairs(PAIRS), phases, settings, SEED, folder, rows.append)
+    trainer.train(model, pairs, phases, settings, SEED, folder, rows.append)
     return rows
 
 

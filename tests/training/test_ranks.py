@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 
 from milonga.training.distributed import Ranks
 
-SHARDED = {"fsdp": "plain", "guarded, fsdp": "guarded"}  # one process trains both in the same way
+SHARDED = {
+    "fsdp": "plain",
+    "guarded, fsdp": "guarded",
+    "draft, fsdp": "draft",
+}  # one process trains both in the same way
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict
     for name, settings in two_ranks.TRAININGS.items():
         if name not in SHARDED:
             rows = two_ranks.run(folder / name, settings)
+            if name == "draft":
+                found["scales"] = json.loads((folder / name / "rewards.json").read_text())
             found[name] = rows, load_file(folder / name / "model" / "diffusion_pytorch_model.safetensors")
     return found | {name: found[unsharded] for name, unsharded in SHARDED.items()}
 
@@ -51,6 +57,8 @@ def rows_of(folder: Path, name: str) -> list[dict]:
 def test_both_ranks_believe_the_same_of_phase_epoch_and_rate(name: str, together: Path) -> None:
     first, second = beliefs(together, name, 0), beliefs(together, name, 1)
     assert first == second
+    if "draft" in name:
+        return
     assert {one["phase"] for one in first if one["epoch"] == 0} == {"sft"}
     assert {one["phase"] for one in first if one["epoch"] > 0} == {"sdpo" if "guarded" in name else "dpo"}
 
@@ -63,13 +71,19 @@ def test_two_ranks_take_the_steps_of_one_to_its_losses_and_weights(name: str, to
     for ours, theirs in zip(found, rows, strict=True):
         assert ours["lr"] == theirs["lr"]
         assert ours["phase"] == theirs["phase"]
-        for field in ("loss", "winner_error", "prior_error", "margin", "grad_norm"):
+        for field in ("loss", "winner_error", "prior_error", "margin", "grad_norm", "distance", "reward"):
             wanted = None if theirs[field] is None else pytest.approx(theirs[field], rel=2e-3, abs=2e-5)
             assert ours[field] == wanted, (field, ours["step"])
     shipped = load_file(together / name / "model" / "diffusion_pytorch_model.safetensors")
     assert shipped.keys() == weights.keys()
     for key, value in weights.items():
         torch.testing.assert_close(shipped[key], value, rtol=0, atol=2e-4)
+
+
+def test_rewards_have_the_scales_of_a_training_on_one_rank(together: Path, alone) -> None:
+    scales = [json.loads((together / name / "rewards.json").read_text())["level"] for name in ("draft", "draft, fsdp")]
+    for scale in scales:
+        assert scale == pytest.approx(alone["scales"]["level"], rel=1e-5)
 
 
 def test_the_rate_ends_at_zero_and_the_batch_is_kept_whatever_the_number_of_ranks(together: Path) -> None:

@@ -133,22 +133,25 @@ class DraftStep(TrainStep):
     def _measured(self, path: Path) -> Tensor:
         """Mean and standard deviation (2, S) of each scorer on clips of the network as it is given, stored in `path`.
 
-        Raises DataError for a scorer that gives all of them one score, or none.
+        All ranks sample, because a network that is sharded over them computes on none alone. Raises DataError for a
+        scorer that gives all of them one score, or none.
         """
-        if self._ranks.is_main and not path.exists():
-            count, parts = min(MEASURED, len(self._examples)), []
-            for first in range(0, count, self._settings.batch_size):
-                rows = range(first, min(first + self._settings.batch_size, count))
+        if not path.exists():  # all ranks agree on this: none can write before all have scores to gather
+            count, scores, counts = min(MEASURED, len(self._examples)), list[Tensor](), list[bool]()
+            for rows, real in self._ranks.shard(range(count), self._settings.batch_size):
                 batch = self._examples.batch(rows, 0).to(self._device)
                 latents, _ = self._sampled(batch, [("measured", 0, row) for row in rows], trained=False)
-                parts.append(self._scores(latents, batch))
+                scores.append(self._scores(latents, batch).T)
+                counts += real
+            gathered = self._gather(scores, self._ranks.all_gather(torch.tensor(counts, device=self._device)))
             scales = {}
-            for scorer, row in zip(self._scorers, torch.cat(parts, dim=1).double(), strict=True):
-                known = row[torch.isfinite(row)]
+            for scorer, row in zip(self._scorers, gathered.T.double(), strict=True):
+                known = row[torch.isfinite(row)].sort().values  # in one order, whatever rank each is from
                 if len(known) < 2 or not known.std() > 0:
                     raise DataError(f"{scorer.name} gives the clips of {count} captions no scores that differ")
                 scales[scorer.name] = [known.mean().item(), known.std().item()]
-            write_json(path, scales)
+            if self._ranks.is_main:
+                write_json(path, scales)
         self._ranks.wait()
         scales = read_json(path)
         return torch.tensor([scales[scorer.name] for scorer in self._scorers]).T
