@@ -20,7 +20,9 @@ from milonga.core.store import Run
 from milonga.data import encode
 from milonga.data.encode import encode_clips
 from milonga.data.examples import CaptionedClips
+from milonga.data.examples import fingerprint as contents
 from milonga.data.recordings import clip_entries, count_entries, fingerprint
+from milonga.maths.mixing import mixes
 from milonga.models.load import load_denoiser
 from milonga.training.trainer import train
 
@@ -82,7 +84,7 @@ def test_a_stopped_encoding_goes_on_to_the_same(
 ) -> None:
     monkeypatch.setattr(encode, "SHARD", 2)
     whole = encode_with_a_gap(model, source, tmp_path / "whole", mix_ratio=1.0)
-    original, calls = encode._clips_table, []
+    original, calls = encode._clips_tables, []
 
     def stops(*words):
         recordings = list(words[1])
@@ -91,7 +93,7 @@ def test_a_stopped_encoding_goes_on_to_the_same(
             raise KeyboardInterrupt
         return original(words[0], recordings, *words[2:])
 
-    monkeypatch.setattr(encode, "_clips_table", stops)
+    monkeypatch.setattr(encode, "_clips_tables", stops)
     with pytest.raises(KeyboardInterrupt):
         encode_clips(load_denoiser(model), source, tmp_path / "work", mix_ratio=1.0)
     again = encode_with_a_gap(model, source, tmp_path / "work", mix_ratio=1.0)
@@ -110,6 +112,40 @@ def test_mixes_are_further_examples_with_joined_captions_and_without_silence(
     other = encode_with_a_gap(model, source, tmp_path / "work", mix_ratio=0.5)
     assert len(other) == 6
     assert len(list((tmp_path / "work").iterdir())) == 2
+
+
+def test_each_epoch_has_mixes_of_its_own_that_depend_on_seed_and_epoch_alone(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "SHARD", 3)
+    rng, texts = np.random.default_rng(0), [f"clip {letter}" for letter in "abcdef"]
+    for text in texts:
+        soundfile.write(tmp_path / f"{text[-1]}.wav", rng.uniform(-0.4, 0.4, 8000), 16000)
+    rows = [f"{text[-1]}.wav,{text}" for text in texts]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,caption", *rows]))
+    denoiser, source = load_denoiser(model), f"clips:{tmp_path}"
+    single = encode_clips(denoiser, source, tmp_path / "work", 0.5)
+    examples = encode_clips(denoiser, source, tmp_path / "work", 0.5, mix_epochs=3)
+    assert len(single) == len(examples) == 2 * (3 + 2)
+    assert torch.equal(single.batch(range(10), 0).winner, examples.batch(range(10), 0).winner)  # the same files
+    said = [[examples.caption_of(index, epoch) for index in range(10)] for epoch in range(6)]
+    assert said[:3] == said[3:]
+    assert len({tuple(captions) for captions in said}) > 1
+    assert [[captions[index] for index in (0, 1, 2, 5, 6, 7)] for captions in said] == [texts] * 6
+    for epoch, captions in enumerate(said[:3]):  # each mix is of the clips that its caption names
+        for index in (3, 4, 8, 9):
+            names = captions[index].removeprefix("clip ").split(" and clip ")
+            waves = [denoiser.prepare_waveform(read_audio(tmp_path / f"{name}.wav")).numpy() for name in names]
+            mixed = torch.from_numpy(mixes(waves, [(0, 1)], denoiser.sampling_rate)[0])
+            row = examples._row(index, epoch)
+            mean = denoiser.encode_audio([mixed]).mean[0]
+            torch.testing.assert_close(examples._latents.mean[row].float(), mean, atol=2e-3, rtol=2e-3)  # type: ignore[union-attr]
+    (tmp_path / "alone.wav").write_bytes((tmp_path / "a.wav").read_bytes())
+    (tmp_path / "alone.csv").write_text("file_name,caption\nalone.wav,alone")
+    assert len(encode_clips(denoiser, f"clips:{tmp_path / 'alone.csv'}", tmp_path / "work", 1.0, mix_epochs=3)) == 1
+    again = encode_clips(denoiser, source, tmp_path / "again", 0.5, mix_epochs=3)
+    assert contents(again) == contents(examples) != contents(single)
+    assert torch.equal(again.batch([3, 9], 4).winner, examples.batch([3, 9], 4).winner)
 
 
 def test_legacy_is_another_set_with_the_originals_path(model: str, source: str, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ TRAININGS = {
     "guarded": PLAIN.model_copy(update={"safeguard": "parameters", "sdpo_mu": 0.9}),
     "guarded, fsdp": PLAIN.model_copy(update={"safeguard": "parameters", "sdpo_mu": 0.9, "fsdp": True}),
 }
+TRAININGS["uncut, fsdp"] = PLAIN.model_copy(update={"fsdp": True})
+TRAININGS["cached, fsdp"] = TRAININGS["cached"].model_copy(update={"fsdp": True})
 SAMPLED = Settings(batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3, draft_steps=2, train_guidance=2.0)
 TRAININGS |= {
     "draft": SAMPLED.model_copy(update={"trust_region": 0.1}),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from milonga.training.distributed import Ranks
 
 SHARDED = {
     "fsdp": "plain",
+    "uncut, fsdp": "plain",
     "guarded, fsdp": "guarded",
     "draft, fsdp": "draft",
 }  # one process trains both in the same way
@@ -84,6 +86,28 @@ def test_rewards_have_the_scales_of_a_training_on_one_rank(together: Path, alone
     scales = [json.loads((together / name / "rewards.json").read_text())["level"] for name in ("draft", "draft, fsdp")]
     for scale in scales:
         assert scale == pytest.approx(alone["scales"]["level"], rel=1e-5)
+
+
+def test_a_sharded_training_that_was_cut_off_ends_with_the_same_bits(together: Path) -> None:
+    cut, uncut = together / "fsdp", together / "uncut, fsdp"
+    stored = {path.relative_to(cut).parts[2] for path in cut.glob("checkpoints/*/*")}
+    assert stored == {"shards", "state.json"}
+    assert len(list(cut.glob("checkpoints/step-00000004/shards/*.distcp"))) == 2  # one of each rank
+    ours, theirs = (load_file(place / "model" / "diffusion_pytorch_model.safetensors") for place in (cut, uncut))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    for row, other in zip(rows_of(together, "fsdp"), rows_of(together, "uncut, fsdp"), strict=True):
+        assert row | {"samples_per_second": 0} == other | {"samples_per_second": 0}
+
+
+def test_one_process_resumes_what_two_have_sharded(together: Path, tmp_path: Path, alone) -> None:
+    shutil.copytree(together / "fsdp", tmp_path / "one")
+    shutil.rmtree(tmp_path / "one" / "model")
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "step-00000004")
+    rows = two_ranks.run(tmp_path / "one", two_ranks.TRAININGS["plain"])
+    assert [row["step"] for row in rows] == [3, 4]
+    weights = load_file(tmp_path / "one" / "model" / "diffusion_pytorch_model.safetensors")
+    for name, value in alone["plain"][1].items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=2e-4)
 
 
 def test_the_rate_ends_at_zero_and_the_batch_is_kept_whatever_the_number_of_ranks(together: Path) -> None:

@@ -1,12 +1,12 @@
 """From data to tensors: pairs, captioned clips and captions, each encoded once by a model and stored.
 
-The original Tango encodes every clip again in every step of every epoch. Here each clip passes the autoencoder once;
+The original Tango encodes every clip again in every step of every epoch. Here each clip and mix passes it once;
 what is stored is its posterior, from which every epoch samples anew, as the original does. Encoding goes shard by
 shard and resumes where it was stopped.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from milonga.models.denoiser import Conditioning, ConditioningRows, Denoiser, Posterior
 
 SHARD = 64  # rows of a source in a shard: what is encoded again after a stop
+MIXES = "mixes/{:03d}"  # the stage of an epoch's mixes; the first epoch's are beside the clips
 LONGEST = 300.0  # seconds of a recording that are decoded at most: no model is trained on more
 CAPTION_SHARD = 256  # captions in a shard
 SECONDS = "clip_seconds"  # of `Conditioning`: the length of a clip, for models that are told it
@@ -143,38 +144,68 @@ def encode_clips(
     legacy: bool = False,
     seed: int = 0,
     allow_missing: bool = False,
+    mix_epochs: int = 1,
 ) -> "CaptionedClips":
     """The clips of a source (`recordings.clip_entries`) as examples for the losses that need no loser (Eq. 4, §3.2).
 
     `mix_ratio` adds that many mixes of two clips (Eqs. 9-10) for each real clip, drawn by `seed` within a shard, as the
-    original mixes within a batch; silent clips take no part. `legacy` takes the original's data path: first channel,
-    its resampler, one peak for all mixes of a shard. Encoded shards are stored in `work`, in a folder named by the
-    hashes of model, data and settings, with the refused clips and why. A clip with several captions is trained on one
-    of them, drawn for each epoch. Clips that cannot be used are left out and reported. Raises RecipeError and DataError
-    as `clip_entries` and `report_left_out` do.
+    original mixes within a batch; silent clips take no part. `mix_epochs` epochs have mixes of their own, which depend
+    on `seed` and the epoch alone; later epochs take theirs in turn. `legacy` takes the original's data path: first
+    channel, its resampler, one peak for all mixes of a shard. Encoded shards are stored in `work`, in a folder named by
+    the hashes of model, data and settings, with the refused clips and why. A clip with several captions is trained on
+    one of them, drawn for each epoch. Clips that cannot be used are left out and reported. Raises RecipeError and
+    DataError as `clip_entries` and `report_left_out` do.
     """
-    from milonga.data.examples import CaptionedClips
-
     key = content_id(denoiser.fingerprint, fingerprint(source), mix_ratio, legacy, seed if mix_ratio else 0)
     run = Run(work / key)
-    shards, names, entries, total = run.stage("encode"), list[str](), clip_entries(source), 0
+    stages = [MIXES.format(epoch) if epoch else "encode" for epoch in range(mix_epochs if mix_ratio else 1)]
+    names, entries, total = list[str](), clip_entries(source), 0
     with run.lock(), tracked("encode", count_entries(source)) as advance:
         while part := list(islice(entries, SHARD)):
-            names.append(f"{len(names):05d}")
-            if not shards.has(names[-1]):
+            name = f"{len(names):05d}"
+            missing = [epoch for epoch, stage in enumerate(stages) if not run.stage(stage).has(name)]
+            if missing:
                 refused: list[Refusal] = []
                 recordings = decoded(part, refused.append, "first" if legacy else "all", LONGEST)
-                mix_seed = derive_seed(seed, "mixed", names[-1])
-                table = _clips_table(denoiser, recordings, mix_ratio, legacy, mix_seed)
-                run.stage("refused/encode").write_records(names[-1], refused, Refusal)
-                shards.write_table(names[-1], table)
+                seeds = {epoch: derive_seed(seed, "mixed", name, *([epoch] if epoch else [])) for epoch in missing}
+                for epoch, table in _clips_tables(denoiser, recordings, mix_ratio, legacy, seeds):
+                    run.stage("refused/encode").write_records(name, refused, Refusal)
+                    run.stage(stages[epoch]).write_table(name, table)
+            names.append(name)
             total += len(part)
             advance(len(part))
     report_left_out(_refused(run), total, run.path / "refused", allow_missing, source=source)
-    captions = [row for name in names for row in shards.read_table(name, ["captions"])["captions"].to_pylist()]
+    return _read_clips(denoiser, run, names, stages, seed)
+
+
+def _read_clips(
+    denoiser: "Denoiser", run: Run, names: Sequence[str], stages: Sequence[str], seed: int
+) -> "CaptionedClips":
+    """Encoded clips and their mixes of all epochs; the first of `stages` has the clips, and after them its mixes."""
+    import torch
+
+    from milonga.data.examples import CaptionedClips
+    from milonga.models.denoiser import Posterior
+
+    sizes = [[run.stage(stage).rows(name) for name in names] for stage in stages]
+    if not any(sizes[-1]):  # no two clips that could be mixed
+        sizes, stages = sizes[:1], stages[:1]
+    parts = [_read_posteriors(denoiser, run, names, stage=stage) for stage in stages]
+    mean, logvar = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "logvar"))
+    posterior = Posterior(mean, logvar, denoiser.latent_scale)
+    tables = [run.stage(stage).read_table(name, ["captions"]) for stage in stages for name in names]
+    captions = [row for table in tables for row in table["captions"].to_pylist()]
     encode_text = encode_captions(denoiser, run, [text for texts in captions for text in texts])
-    seconds = _read_seconds(denoiser, run, names)
-    return CaptionedClips(_read_posteriors(denoiser, run, names), captions, encode_text, seed, seconds)
+    seconds = [length for stage in stages for length in _read_seconds(denoiser, run, names, stage)]
+    # The rows of each example: a clip has one, a mix one of each epoch.
+    rows, further = list[list[int]](), [sum(map(sum, sizes[:number])) for number in range(1, len(stages))]
+    for place, size in enumerate(sizes[0]):
+        mixed = sizes[1][place] if further else 0
+        rows += [[len(rows) + number] for number in range(size)]
+        for number in range(mixed):
+            rows[number - mixed] += [start + number for start in further]
+        further = [start + mixed for start in further]
+    return CaptionedClips(posterior, captions, encode_text, seed, seconds, rows)
 
 
 class EncodedCaptions:
@@ -295,11 +326,11 @@ def _add_seconds(denoiser: "Denoiser", table: "pyarrow.Table", clips: "Sequence[
     return table.append_column(SECONDS, pa.array(lengths, pa.float32()))
 
 
-def _read_seconds(denoiser: "Denoiser", run: Run, names: Sequence[str]) -> list[float]:
+def _read_seconds(denoiser: "Denoiser", run: Run, names: Sequence[str], stage: str = "encode") -> list[float]:
     """The seconds of all rows; none for a model that is not told them."""
     if SECONDS not in denoiser.empty:
         return []
-    shards = run.stage("encode")
+    shards = run.stage(stage)
     return [length for name in names for length in shards.read_table(name, [SECONDS])[SECONDS].to_pylist()]
 
 
@@ -315,10 +346,12 @@ def _run_seconds(run: Run, wanted: set[str]) -> dict[str, float]:
     return lengths
 
 
-def _read_posteriors(denoiser: "Denoiser", run: Run, names: Sequence[str], prefix: str = "") -> "Posterior":
+def _read_posteriors(
+    denoiser: "Denoiser", run: Run, names: Sequence[str], prefix: str = "", stage: str = "encode"
+) -> "Posterior":
     from milonga.models.denoiser import Posterior
 
-    shards, columns = run.stage("encode"), [f"{prefix}mean", f"{prefix}logvar"]
+    shards, columns = run.stage(stage), [f"{prefix}mean", f"{prefix}logvar"]
     tables = [shards.read_table(name, columns) for name in names]
     mean, logvar = (
         unpack_latents([row for table in tables for row in table[column].to_pylist()], denoiser.latent_shape)
@@ -327,24 +360,37 @@ def _read_posteriors(denoiser: "Denoiser", run: Run, names: Sequence[str], prefi
     return Posterior(mean, logvar, denoiser.latent_scale)
 
 
-def _clips_table(
-    denoiser: "Denoiser", recordings: Iterable[Recording], mix_ratio: float, legacy: bool, seed: int
-) -> "pyarrow.Table":
-    """Captions and posteriors of some recordings, and after them of their mixes; one recording is in memory at once."""
-    import pyarrow as pa
+def _clips_tables(
+    denoiser: "Denoiser", recordings: Iterable[Recording], mix_ratio: float, legacy: bool, seeds: dict[int, int]
+) -> Iterator[tuple[int, "pyarrow.Table"]]:
+    """Captions and posteriors for each epoch of `seeds`: its mixes of some recordings; before the first epoch's, these.
 
+    One recording is in memory at once.
+    """
     waves, captions, seconds = [], [], list[float]()
     for recording in recordings:
         waves.append(denoiser.prepare_waveform(recording.clip, legacy))
         captions.append(list(recording.captions))
         seconds.append(recording.clip.seconds)
-    if mix_ratio:
-        count = round(mix_ratio * len(waves))
-        pairs, mixed, mixed_captions = _mixes(waves, captions, count, denoiser.sampling_rate, legacy, seed)
-        waves, captions = waves + mixed, captions + mixed_captions
-        seconds += [max(seconds[first], seconds[other]) for first, other in pairs]
-    empty = pa.table({name: pa.array([], pa.binary()) for name in ("mean", "logvar")})
-    table = empty
+    for epoch, seed in seeds.items():
+        rows = (waves, captions, seconds) if epoch == 0 else ([], [], [])
+        if mix_ratio:
+            count = round(mix_ratio * len(waves))
+            pairs, mixed, joined = _mixes(waves, captions, count, denoiser.sampling_rate, legacy, seed)
+            rows = (
+                rows[0] + mixed,
+                rows[1] + joined,
+                rows[2] + [max(seconds[first], seconds[other]) for first, other in pairs],
+            )
+        yield epoch, _clips_table(denoiser, *rows)
+
+
+def _clips_table(
+    denoiser: "Denoiser", waves: "list[torch.Tensor]", captions: list[list[str]], seconds: list[float]
+) -> "pyarrow.Table":
+    import pyarrow as pa
+
+    table = pa.table({name: pa.array([], pa.binary()) for name in ("mean", "logvar")})
     if waves:
         posterior = denoiser.encode_audio(waves)
         table = _table({"mean": posterior.mean, "logvar": posterior.logvar})

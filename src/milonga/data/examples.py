@@ -219,7 +219,8 @@ class CaptionedClips:
 
     `captions` are each clip's, of which one is drawn for each epoch, or a function (index, epoch) → caption;
     `encode_text(captions)` gives the captions' conditioning, `seconds` are the clips' lengths for a model that is told
-    them.
+    them. `rows` are, where an example is another clip in another epoch, the places of its clips in all of these, which
+    epochs take in turn.
     """
 
     num_prior = 0
@@ -231,26 +232,32 @@ class CaptionedClips:
         encode_text: Callable[[Sequence[str]], Conditioning],
         seed: int = 0,
         seconds: Sequence[float] = (),
+        rows: Sequence[Sequence[int]] = (),
     ) -> None:
         self._latents, self._captions, self._encode_text, self._seed = latents, captions, encode_text, seed
-        self._seconds = seconds
+        self._seconds, self._rows = seconds, rows or [[place] for place in range(len(latents))]
 
     def __len__(self) -> int:
-        return len(self._latents)
+        return len(self._rows)
+
+    def _row(self, index: int, epoch: int) -> int:
+        """The place of an example's clip in an epoch."""
+        return self._rows[index][epoch % len(self._rows[index])]
 
     def caption_of(self, index: int, epoch: int) -> str:
         """A clip's caption in an epoch."""
         if callable(self._captions):
             return self._captions(index, epoch)
-        own = self._captions[index]
+        own = self._captions[self._row(index, epoch)]
         return own[derive_seed(self._seed, "caption", index, epoch) % len(own)]
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """The clips with these indices and this epoch's captions."""
         conditioning = self._encode_text([self.caption_of(index, epoch) for index in indices])
+        rows = [self._row(index, epoch) for index in indices]
         if self._seconds:
-            conditioning = conditioning.with_seconds([self._seconds[index] for index in indices])
-        return Batch(_latents(self._latents, list(indices), self._seed, "clip", epoch), None, conditioning)
+            conditioning = conditioning.with_seconds([self._seconds[row] for row in rows])
+        return Batch(_latents(self._latents, rows, self._seed, "clip", epoch), None, conditioning)
 
     def prior_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """Always DataError: real clips have no prior-preservation clips beside them."""
@@ -401,7 +408,8 @@ def _contents(examples: Any) -> list[Any]:
             return [examples._latents, examples._advantages, examples._conditioning]
         case CaptionedClips() if not callable(examples._captions):
             lengths = [list(examples._seconds)] if examples._seconds else []
-            return [examples._latents, *map(list, examples._captions), *lengths]
+            varied = [list(rows) for rows in examples._rows if len(rows) > 1]
+            return [examples._latents, *map(list, examples._captions), *lengths, *varied]
         case CaptionExamples():
             return [examples.captions, examples._conditioning]
         case Subset():

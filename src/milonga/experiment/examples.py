@@ -231,7 +231,9 @@ def _real_clips(context: Context, _: int) -> "list[Examples]":
 
     recipe, train = context.recipe, context.recipe.train
     assert train.clips is not None
-    settings = (train.mix_ratio, train.legacy, recipe.seed, train.allow_missing)
+    phases = [system.phases for system in train.systems]
+    epochs = [train.mix_epochs if any(p.steps for p in some) else sum(p.epochs for p in some) for some in phases]
+    settings = (train.mix_ratio, train.legacy, recipe.seed, train.allow_missing, min(train.mix_epochs, max(epochs)))
     with encoder(context) as denoiser:
         return [encode_clips(denoiser, train.clips, context.run.path / "encoded", *settings)]
 

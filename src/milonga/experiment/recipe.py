@@ -131,8 +131,8 @@ class Train(Settings):
 
     `pairs` are sources of pairs: `run` (this run's own), folders of runs or data sets (`split`: of that split's files).
     `clips` is a source of captioned clips, for systems trained on clips and for prior preservation; `mix_ratio` adds so
-    many mixes of two clips for each, and `legacy` reads them as the original code does. `val_fraction` of the captions
-    are only measured on. `trackers` get every step, beside the run's own curves.
+    many mixes of two clips for each, others in each of `mix_epochs` epochs, and `legacy` reads them as the original
+    code does. `val_fraction` of the captions are only measured on. `trackers` get every step, beside the run's curves.
     `allow_missing` trains also where more than half of a data set's clips or pairs cannot be used.
     """
 
@@ -142,6 +142,7 @@ class Train(Settings):
     split: Name | None = None
     clips: Name | None = None
     mix_ratio: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    mix_epochs: int = Field(default=10, ge=1)
     legacy: bool = False
     allow_missing: bool = False
     systems: tuple[System, ...] = ()

@@ -2,13 +2,19 @@
 
 A checkpoint holds what is trained of the network, the optimizer's moments, the EMA, the step and other counters. It
 holds no generator state by design: every draw is derived from the run's seed and the step or example it is for.
+
+Of a network that is sharded over ranks each rank writes its own part (`torch.distributed.checkpoint`), and no rank ever
+holds the whole; any number of ranks, or one without shards, resumes from them.
 """
 
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,13 +27,15 @@ from milonga.core.errors import CheckpointError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.store import atomic_dir, write_json
 from milonga.models.denoiser import Denoiser
-from milonga.training.distributed import Ranks, shard_like
+from milonga.training.distributed import Ranks, is_sharded, shard_like
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
+Read = Callable[..., Tensors]
+SHARDS = "shards"  # the folder of what each rank wrote
 
 
 class Resumable(Protocol):
@@ -43,8 +51,11 @@ class Resumable(Protocol):
         """All else, as plain JSON values."""
         ...
 
-    def restore(self, read: Callable[[str], Tensors], counters: Mapping[str, Any]) -> None:
-        """Takes the state of a checkpoint, of which `read(file)` gives a file's tensors on the CPU."""
+    def restore(self, read: "Read", counters: Mapping[str, Any]) -> None:
+        """Takes the state of a checkpoint, of which `read(file)` gives a file's tensors on the CPU.
+
+        `read(file, like)` gives those that belong to a parameter of `like` as shards where it is sharded.
+        """
         ...
 
 
@@ -70,7 +81,7 @@ class TrainState:
         optimizer = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        foreach = not any(hasattr(value, "full_tensor") for value in parameters)  # torch has none for sharded tensors
+        foreach = not any(map(is_sharded, parameters))  # torch has none for sharded tensors
         ema = EMAModel(parameters, decay=settings.ema, foreach=foreach) if settings.ema > 0 else None
         return cls(denoiser, optimizer, ema)
 
@@ -102,14 +113,14 @@ class TrainState:
         averaged = 0 if self.ema is None else self.ema.optimization_step
         return {"step": self.step, "skipped": self.skipped, "averaged": averaged, "monitor": self.monitor}
 
-    def restore(self, read: Callable[[str], Tensors], counters: Mapping[str, Any]) -> None:
+    def restore(self, read: Read, counters: Mapping[str, Any]) -> None:
         """Takes the state of a checkpoint."""
         parameters = self.trained()
-        for name, value in read("model").items():
+        for name, value in read("model", parameters).items():
             parameters[name].data.copy_(shard_like(value, parameters[name]))
-        restore_moments(self.optimizer, parameters, read("optimizer"))
+        restore_moments(self.optimizer, parameters, read("optimizer", parameters))
         if self.ema is not None:
-            shadow = read("ema")
+            shadow = read("ema", parameters)
             self.ema.shadow_params = [
                 shard_like(shadow[name].to(parameter.device), parameter) for name, parameter in parameters.items()
             ]
@@ -132,7 +143,7 @@ def restore_moments(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
         name, key = full_name.rsplit("|", 1)
         parameter = parameters[name]
         value = value.to(parameter.device)
-        if value.dim() and not hasattr(parameter, "full_tensor"):  # in the parameter's own memory format
+        if value.dim() and not is_sharded(parameter):  # in the parameter's own memory format
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         optimizer.state[parameter][key] = shard_like(value, parameter) if value.dim() else value
 
@@ -146,23 +157,21 @@ class Checkpoints:
     def save(self, state: Resumable, note: dict[str, Any], ranks: Ranks) -> Path:
         """Writes a checkpoint with a `note` (plain JSON values), deletes all but the newest, and gives its folder.
 
-        All ranks call this; sharded parameters are gathered, and the main process writes.
+        All ranks call this. The main process writes; of a sharded network each rank writes its own part.
         """
-        from safetensors.torch import save_file
-
-        path = self.folder / f"step-{state.step:08d}"
-        files = {
-            name: {key: ranks.full_tensor(value) for key, value in tensors.items()}
-            for name, tensors in state.tensors().items()
-        }
-        if ranks.is_main:
-            with atomic_dir(path) as part:
-                for name, tensors in files.items():
-                    plain = {key: value.detach().contiguous() for key, value in tensors.items()}
-                    save_file(plain, part / f"{name}.safetensors")
-                hashes = {file.name: file_hash(file) for file in sorted(part.glob("*.safetensors"))}
+        path, tensors = self.folder / f"step-{state.step:08d}", state.tensors()
+        with atomic_dir(path) if ranks.is_main else nullcontext() as made:
+            part: Path = ranks.from_main(made)
+            if any(is_sharded(value) for values in tensors.values() for value in values.values()):
+                _write_shards(part / SHARDS, tensors)
+            elif ranks.is_main:
+                _write_files(part, tensors)
+            if ranks.is_main:
+                files = [*part.glob("*.safetensors"), *part.glob(f"{SHARDS}/*")]
+                hashes = {file.relative_to(part).as_posix(): file_hash(file) for file in sorted(files)}
                 description = state.counters() | {"note": note, "files": hashes}
                 write_json(part / "state.json", description | {"seal": content_id(description)})
+        if ranks.is_main:
             for old in [p for p in self._paths() if p.name <= path.name][: -self._limit]:
                 shutil.rmtree(old)
         ranks.wait()
@@ -173,15 +182,13 @@ class Checkpoints:
 
         A damaged one is skipped with a warning, and the one before it is tried.
         """
-        from safetensors.torch import load_file
-
         for path in reversed(self._paths()):
             try:
                 description = _verified(path)
             except CheckpointError as error:
                 log.warning("%s; going back to the checkpoint before it", error)
                 continue
-            state.restore(lambda name, path=path: load_file(path / f"{name}.safetensors"), description)
+            state.restore(partial(_read_shards if (path / SHARDS).is_dir() else _read_file, path), description)
             return description["note"]
         return None
 
@@ -197,6 +204,48 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"step-{'[0-9]' * 8}"))
+
+
+def _write_files(folder: Path, tensors: dict[str, Tensors]) -> None:
+    from safetensors.torch import save_file
+
+    for name, values in tensors.items():
+        plain = {key: value.detach().contiguous() for key, value in values.items()}
+        save_file(plain, folder / f"{name}.safetensors")
+
+
+def _read_file(path: Path, name: str, like: Mapping[str, Tensor] | None = None) -> Tensors:
+    from safetensors.torch import load_file
+
+    return load_file(path / f"{name}.safetensors")
+
+
+def _write_shards(folder: Path, tensors: dict[str, Tensors]) -> None:
+    """Writes this rank's part of all tensors, named `file/tensor`; all ranks call this alike."""
+    import torch.distributed.checkpoint as dcp
+
+    state = {f"{name}/{key}": value.detach() for name, values in tensors.items() for key, value in values.items()}
+    dcp.save(state, checkpoint_id=folder)
+
+
+def _read_shards(path: Path, name: str, like: Mapping[str, Tensor] | None = None) -> Tensors:
+    """A file's tensors, this rank's part of those that belong to a sharded parameter; all ranks call this alike."""
+    import torch.distributed.checkpoint as dcp
+
+    reader, tensors = dcp.FileSystemReader(path / SHARDS), Tensors()
+    for full_name, stored in reader.read_metadata().state_dict_metadata.items():
+        file, _, key = full_name.partition("/")
+        if file != name or not isinstance(stored, dcp.metadata.TensorStorageMetadata):
+            continue
+        parameter = (like or {}).get(key.rpartition("|")[0] or key)
+        if parameter is None or parameter.shape != stored.size:
+            tensors[key] = torch.empty(stored.size, dtype=stored.properties.dtype)
+        else:
+            tensors[key] = torch.empty_like(parameter.detach(), dtype=stored.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single process", category=UserWarning)
+        dcp.load({f"{name}/{key}": value for key, value in tensors.items()}, storage_reader=reader)
+    return tensors
 
 
 def _verified(path: Path) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class Ranks:
 
         for block in denoiser.fsdp_blocks:
             fully_shard(block)
-        fully_shard(denoiser.module)
+        # A pass before the first step would else leave the outermost parameters full, and the optimizer would get them.
+        fully_shard(denoiser.module, reshard_after_forward=True)
         return denoiser.module
 
     def no_sync(self, network: Network, sync: bool = False) -> Any:
@@ -80,11 +81,19 @@ class Ranks:
 
     def is_sharded(self, module: nn.Module) -> bool:
         """Whether a network's parameters are sharded over the ranks."""
-        return any(hasattr(value, "full_tensor") for value in module.parameters())
+        return any(map(is_sharded, module.parameters()))
 
     def full_tensor(self, value: Tensor) -> Tensor:
         """A tensor that may be sharded, gathered into one; all ranks call this alike."""
-        return value.full_tensor() if hasattr(value, "full_tensor") else value  # pyright: ignore[reportAttributeAccessIssue]
+        return value.full_tensor() if is_sharded(value) else value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, on all ranks."""
+        if self.accelerator is None:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
     def main_process_first(self, work: Callable[[], T]) -> T:
         """The result of `work` on this rank; one rank after the other runs it, so the main one's files serve all."""
@@ -101,9 +110,14 @@ class Ranks:
             self.accelerator.wait_for_everyone()
 
 
+def is_sharded(value: Tensor) -> bool:
+    """Whether a tensor is this rank's part of one that all ranks have together."""
+    return hasattr(value, "full_tensor")
+
+
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A full tensor, sharded as a parameter is if that is."""
-    if not hasattr(parameter, "full_tensor"):
+    """A full tensor, sharded as a parameter is if that is; one that is sharded already stays as it is."""
+    if is_sharded(value) or not is_sharded(parameter):
         return value
     from torch.distributed.tensor import distribute_tensor
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from milonga.core.store import write_bytes
-from milonga.training.checkpoint import Checkpoints, Tensors, moments, restore_moments
+from milonga.training.checkpoint import Checkpoints, Read, Tensors, moments, restore_moments
 from milonga.training.distributed import Ranks
 from milonga.training.monitor import TrainingLog
 
@@ -96,7 +96,7 @@ class _FitState:
     def counters(self) -> dict[str, Any]:
         return {"step": self.step}
 
-    def restore(self, read: Callable[[str], Tensors], counters: Mapping[str, Any]) -> None:
+    def restore(self, read: Read, counters: Mapping[str, Any]) -> None:
         self.network.load_state_dict(read("model"))
         restore_moments(self.optimizer, dict(self.network.named_parameters()), read("optimizer"))
         for key, value in read("ema").items() if self.average else ():
