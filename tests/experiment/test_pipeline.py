@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_parts import RECIPE, FakeParts, NoiseModel
@@ -247,6 +248,20 @@ def test_a_precision_is_chosen_once_for_a_run_and_stored(tmp_path):
     assert times(run, "generate") == before
     with pytest.raises(StoreError, match=r"models\.precision"):
         go(tmp_path, 'models.precision="fp32"')
+
+
+class TimedParts(FakeParts):
+    def load(self, name: str, *loading: Any, **more: Any) -> NoiseModel:
+        self.loading = loading
+        return self.model
+
+
+def test_the_length_of_clips_is_the_recipes_and_stays(tmp_path):
+    parts = TimedParts()
+    go(tmp_path, "models.seconds=2.5", parts=parts)
+    assert parts.loading == (None, "fp32", 2.5)
+    with pytest.raises(StoreError, match=r"models\.seconds"):
+        go(tmp_path)
 
 
 def test_batch_size_may_change_at_any_time(tmp_path):

@@ -19,6 +19,7 @@ from milonga.core.store import Run
 from milonga.core.weights import SHIPPED, folder_of
 from milonga.experiment.examples import own_pairs
 from milonga.experiment.registry import DEFAULT as registry
+from milonga.experiment.registry import Registry
 from milonga.models.generator import TangoModel
 from milonga.models.load import pipeline
 from milonga.scorers.clap import ClapScorer, save_clap
@@ -123,6 +124,20 @@ def test_a_model_is_loaded_in_a_precision_and_the_one_in_float32_stays(saved: Pa
     assert registry.choose_precision(name) in ("fp32", "bf16")
     with pytest.raises(RecipeError, match="auto, fp32 or bf16"):
         registry.load(name, None, "fp8")
+
+
+def test_clips_have_the_named_length_whatever_the_model_is(saved: Path, tmp_path: Path) -> None:
+    name, folder = str(saved / "tango"), tmp_path / "aligned" / "unet"
+    small_networks.pipeline(seed=5).unet.save_pretrained(folder)
+    prompt = Prompt.of("a dog barks", "test")
+    objects = Registry({"mine": small_networks.pipeline(), "denoiser": registry.load_denoiser(name)})
+    models = [registry.load(name, seconds=0.2), registry.tuned(name, folder, seconds=0.2)]
+    models += [objects.load(part, seconds=0.2) for part in objects.objects] + [
+        objects.tuned("mine", folder, seconds=0.2)
+    ]
+    for model in models:
+        clip = model.generate([Request.of(1, prompt, prompt.text, 2, 3.0)])[0]
+        assert len(clip.waveform) == 3200
 
 
 def test_a_tuned_model_that_was_trained_again_is_loaded_again(saved: Path, tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ class FakeParts:
     def __init__(self, model: NoiseModel | None = None, weights: str = "w") -> None:
         self.model, self.weights = model or NoiseModel(), weights
 
-    def load(self, name: str, scheduler: str | None = None, precision: str = "fp32") -> NoiseModel:
+    def load(
+        self, name: str, scheduler: str | None = None, precision: str = "fp32", seconds: float | None = None
+    ) -> NoiseModel:
         return self.model
 
     def scorer(self, name: str) -> LoudScorer:

@@ -19,6 +19,7 @@ FIRST_CHANGED = {
     "models.model": "generate",
     "models.scheduler": "generate",
     "models.precision": "generate",
+    "models.seconds": "generate",
     "models.scorers": "score",
     "models.judge": "evaluate",
     "models.tagger": "evaluate",

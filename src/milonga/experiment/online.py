@@ -48,9 +48,11 @@ class PolicyRegistry(Registry):
         super().__init__(parts.objects, parts.device)
         self._parts, self._trained = parts, trained
 
-    def load(self, name: str, scheduler: str | None = None, precision: str = "fp32") -> Model:
+    def load(
+        self, name: str, scheduler: str | None = None, precision: str = "fp32", seconds: float | None = None
+    ) -> Model:
         """The policy."""
-        return self._parts.tuned(name, self._trained, scheduler, precision)
+        return self._parts.tuned(name, self._trained, scheduler, precision, seconds)
 
     def load_denoiser(self, name: str, trained: Path | None = None, parts: Sequence[str] = NETWORKS) -> Any:
         """The policy, to be trained on; it is the reference too, unless that is the base."""

@@ -40,9 +40,15 @@ class Models(Record):
     model: Name = "nano"
     scheduler: Scheduler | None = None
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    seconds: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     scorers: tuple[Name, ...] = Field(default=RANKERS, min_length=1)
     judge: Name = "nano-judge"
     tagger: Name = "nano-tagger"
+
+    @property
+    def loading(self) -> tuple[str | None, str, float | None]:
+        """How the model is loaded to generate: its scheduler, precision and seconds."""
+        return self.scheduler, self.precision, self.seconds
 
 
 class Prompts(Record):

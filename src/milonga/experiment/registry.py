@@ -35,11 +35,15 @@ class Registry:
     def __init__(self, objects: Mapping[str, Any] | None = None, device: Any = AUTO) -> None:
         self.objects, self.device = dict(objects or {}), device
 
-    def load(self, name: str, scheduler: str | None = None, precision: str = "fp32") -> Model:
-        """A model ready to generate, with its own scheduler or the one named. An object keeps its own precision."""
+    def load(
+        self, name: str, scheduler: str | None = None, precision: str = "fp32", seconds: float | None = None
+    ) -> Model:
+        """A model ready to generate, with its own scheduler and length or with these. An object keeps its precision,
+        and one that is a `Model` already its length.
+        """
         if name not in self.objects:
-            return models.load(name, scheduler, None, self.device, precision)
-        return models.as_model(self.objects[name], scheduler)
+            return models.load(name, scheduler, seconds, self.device, precision)
+        return models.as_model(self.objects[name], scheduler, seconds=seconds)
 
     def choose_precision(self, name: str) -> str:
         """The precision, "fp32" or "bf16", in which a model samples faster on this machine; "fp32" for an object."""
@@ -58,15 +62,22 @@ class Registry:
             denoiser.load(trained)
         return denoiser
 
-    def generator_of(self, name: str, denoiser: "Denoiser") -> Model:
+    def generator_of(self, name: str, denoiser: "Denoiser", seconds: float | None = None) -> Model:
         """A model that generates with the weights that a denoiser has at the moment of each call."""
-        return models.generator_of(name, denoiser, self.device)
+        return models.generator_of(name, denoiser, self.device, seconds)
 
-    def tuned(self, name: str, trained: Path, scheduler: str | None = None, precision: str = "fp32") -> Model:
+    def tuned(
+        self,
+        name: str,
+        trained: Path,
+        scheduler: str | None = None,
+        precision: str = "fp32",
+        seconds: float | None = None,
+    ) -> Model:
         """A model with a trained network from another folder."""
         if name not in self.objects:
-            return models.tuned(name, trained, scheduler, None, self.device, precision)
-        return self.generator_of(name, self.load_denoiser(name, trained))
+            return models.tuned(name, trained, scheduler, seconds, self.device, precision)
+        return self.generator_of(name, self.load_denoiser(name, trained), seconds)
 
     def scorer(self, name: str) -> Any:
         """A scorer."""
@@ -128,7 +139,7 @@ class Context:
         return PairBuilder(
             run=self.run,
             engine=self.engine,
-            load_model=partial(parts.load, recipe.models.model, recipe.models.scheduler, recipe.models.precision),
+            load_model=partial(parts.load, recipe.models.model, *recipe.models.loading),
             load_scorers=partial(_scorers, parts, recipe.models.scorers),
             load_perturber=partial(parts.perturber, recipe.plan.perturber, recipe.plan.llm),
             strategies=recipe.plan.strategies,

@@ -158,7 +158,7 @@ def _sampler(
     if not recipe.train.settings(system).sample_every or recipe.sampled_source is None:
         return None
     prompts = sorted(parts.prompt_source(recipe.sampled_source)[:SAMPLED_PROMPTS], key=lambda prompt: prompt.id)
-    model = parts.generator_of(recipe.models.model, denoiser)
+    model = parts.generator_of(recipe.models.model, denoiser, recipe.models.seconds)
     scorer, judge = parts.scorer(recipe.models.scorers[0]), parts.scorer(recipe.models.judge)
     sampling = recipe.evaluate.steps, recipe.evaluate.guidance
     return lambda step: sample_prompts(model, prompts, sampling, recipe.seed, scorer, judge, folder / f"{step:08d}")
@@ -194,10 +194,10 @@ def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt], 
 
     def model() -> Model:
         if name in others:
-            return context.parts.load(others[name], table.scheduler)
+            return context.parts.load(others[name], table.scheduler, seconds=table.seconds)
         if name == "base":
-            return context.parts.load(table.model, table.scheduler, table.precision)
-        return context.parts.tuned(table.model, trained, table.scheduler, table.precision)
+            return context.parts.load(table.model, *table.loading)
+        return context.parts.tuned(table.model, trained, *table.loading)
 
     generate = partial(generate_shard, context.run, stage, model, parts.__getitem__, size)
     work = partial(timed, context, name, "clips", model, generate) if pool else generate

@@ -182,14 +182,16 @@ class DenoiserModel:
         return AudioPipelineOutput(audios=audios)
 
 
-def generator_of(name: str, denoiser: Denoiser, device: Any = None) -> "TangoModel | DenoiserModel":
+def generator_of(
+    name: str, denoiser: Denoiser, device: Any = None, seconds: float | None = None
+) -> "TangoModel | DenoiserModel":
     """A model that generates with the weights that a denoiser has at the moment of each call, on the network's device
-    or on another one.
+    or on another one, clips of the model's own length or of `seconds`.
     """
     device = where(denoiser.module) if device is None else device
     if isinstance(denoiser, TangoDenoiser):
-        return TangoModel(name, denoiser.pipe, device=device)
-    return DenoiserModel(name, denoiser, device=device)
+        return TangoModel(name, denoiser.pipe, seconds=seconds, device=device)
+    return DenoiserModel(name, denoiser, seconds, device)
 
 
 def shared_sampling(requests: Sequence[Request]) -> tuple[int, float]:

@@ -395,23 +395,26 @@ def as_denoiser(model: Any) -> "Denoiser":
     raise RecipeError(f"a {type(model).__name__} cannot be trained: give a model's name, a pipeline or a Denoiser")
 
 
-def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO) -> Model:
+def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO, seconds: float | None = None) -> Model:
     """A model ready to generate from a name, a loaded pipeline, a denoiser, or an object that is a model already.
 
-    What has a name is loaded on `device`; an object stays where it is.
+    What has a name is loaded on `device`; an object stays where it is. `seconds` are the clips' length, but for an
+    object that is a model already; None for the model's own.
     """
     from milonga.models.denoiser import Denoiser
     from milonga.models.generator import TangoModel
     from milonga.models.tango import TangoPipeline
 
     if isinstance(model, str | Path):
-        return load(str(model), scheduler, None, device)
+        return load(str(model), scheduler, seconds, device)
     if isinstance(model, TangoPipeline):
-        return TangoModel(str(model.config.get("_name_or_path") or "pipeline"), model, scheduler, device=model.device)
+        name = str(model.config.get("_name_or_path") or "pipeline")
+        return TangoModel(name, model, scheduler, seconds, model.device)
     if _backbone(type(model).__name__):
         denoiser = as_denoiser(model)
-        return _sampled(type(model).__name__, denoiser, scheduler, None, where(denoiser.module))
-    return generator_of(type(model).__name__, model) if isinstance(model, Denoiser) else model
+        return _sampled(type(model).__name__, denoiser, scheduler, seconds, where(denoiser.module))
+    name = type(model).__name__
+    return generator_of(name, model, seconds=seconds) if isinstance(model, Denoiser) else model
 
 
 def object_fingerprint(model: Any) -> str:
@@ -434,13 +437,13 @@ def object_fingerprint(model: Any) -> str:
     return content_id(hashes or [type(model).__qualname__, getattr(model, "name", "")])
 
 
-def generator_of(name: str, denoiser: "Denoiser", device: Any = None) -> Model:
+def generator_of(name: str, denoiser: "Denoiser", device: Any = None, seconds: float | None = None) -> Model:
     """A model that generates with the weights that a denoiser has at the moment of each call, on the network's device
-    or on another one.
+    or on another one, clips of the model's own length or of `seconds`.
     """
     from milonga.models import generator
 
-    return generator.generator_of(name, denoiser, device)
+    return generator.generator_of(name, denoiser, device, seconds)
 
 
 def tuned(
