@@ -1,14 +1,16 @@
-"""What one accelerator does with Tango at full size, with random weights; see gpu.sh.
+"""What one accelerator does with Tango and Stable Audio Open at full size, with random weights; see gpu.sh.
 
     python benchmarks/gpu.py [FILE] [--tiny] [--seconds 470] [--only TEXT] [--clips 128]
 
 Lines of FILE (default gpu.jsonl): sampling (clips/s at 50 steps and guidance 3, share of the peak), scorers (clips/s),
 preference training (pairs/s, peak memory, hours of the paper's training), and how far one seeded clip is from the
-CPU's. The most telling figures come first. A figure that fails, for want of memory say, is a line with its error.
+CPU's. Stable Audio Open's clips have its own default length, steps and guidance. The most telling figures come first. A
+figure that fails, for want of memory say, is a line with its error.
 """
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))  # networks of the published sizes
+TANGO, STABLE_AUDIO = "TangoPipeline", "StableAudioPipeline"
 STEPS, GUIDANCE, SECONDS = 50, 3.0, 10.24  # of a clip, as Audio-alpaca's are sampled
 WORDS = ("a dog barks then a bell rings", "rain falls after a man speaks")
 PAPER_FLOP = 4e17  # of the paper's training: 15,025 pairs, one epoch of SFT and four of DPO
@@ -71,6 +75,9 @@ def figures(tiny: bool, clips: int) -> Iterator[tuple[str, Callable[[], dict[str
     yield "encode clips", partial(encode, tiny, clips)
     for name in ("LAION-CLAP", "PANNs", "VGGish"):
         yield f"score {name}", partial(score, tiny, name, clips)
+    yield f"Stable Audio Open: sample bf16, batch {first}", partial(sample_long, tiny, "bf16", first)
+    name = "LoRA 16, bf16"
+    yield f"Stable Audio Open: DPO {name}", partial(preference, tiny, TRAININGS[name], STABLE_AUDIO)
     yield "parity of one clip with the CPU", partial(parity, tiny)
     for batch in batches:
         yield f"sample bf16, batch {batch}", partial(sample, tiny, "bf16", batch)
@@ -88,29 +95,46 @@ def device_name() -> str:
 
 
 @cache
-def pipeline(tiny: bool) -> Any:
-    """Tango at full size with random weights, or nano, on the device."""
+def pipeline(tiny: bool, kind: str = TANGO) -> Any:
+    """A model at full size with random weights, or nano or Stable Audio as small as it goes, on the device."""
     import milonga
     from milonga.experiment.rehearsal.stand_ins import random_tango
     from milonga.maths.devices import device_of
 
+    if kind == STABLE_AUDIO:
+        import full_backbones
+        import small_backbones
+
+        return (small_backbones if tiny else full_backbones).make(kind).to(device_of())
     return milonga.load("nano") if tiny else random_tango(WORDS).to(device_of())
 
 
 @cache
-def flops(tiny: bool) -> float:
-    """FLOP of one pass of the U-Net for one clip."""
+def flops(tiny: bool, kind: str = TANGO) -> float:
+    """FLOP of one pass of the network for one clip."""
+    import copy
+
     from milonga.experiment.rehearsal.cost import pass_flops
-    from milonga.models.load import load_denoiser
+    from milonga.models.load import as_denoiser, load_denoiser
     from milonga.models.original import layout
     from milonga.models.original.load import blank
     from milonga.models.tango import TangoPipeline
     from milonga.models.tango_denoiser import TangoDenoiser
 
+    if kind == STABLE_AUDIO:
+        import full_backbones
+        import small_backbones
+        import torch
+
+        if tiny:
+            return pass_flops(as_denoiser(small_backbones.make(kind)))
+        with torch.device("meta"):
+            shapes = full_backbones.network(kind)
+        return pass_flops(as_denoiser(full_backbones.make(kind, shapes)))
     if tiny:
         return pass_flops(load_denoiser("nano", parts=("text_encoder",)))
     pipe = pipeline(tiny)
-    networks = blank(layout.published()) | {"text_encoder": pipe.text_encoder}
+    networks = blank(layout.published()) | {"text_encoder": copy.deepcopy(pipe.text_encoder)}
     shapes = TangoPipeline(pipe.tokenizer, scheduler=pipe.scheduler, **networks)
     return pass_flops(TangoDenoiser.of(shapes))
 
@@ -171,6 +195,30 @@ def sample(tiny: bool, kind: str, batch: int, compiled: bool = False) -> dict[st
     }  # fmt: skip
 
 
+def sample_long(tiny: bool, kind: str, batch: int) -> dict[str, Any]:
+    """Clips a second of Stable Audio Open by its own sampler and defaults, from captions to waveforms."""
+    from milonga.core.records import Prompt, Request
+    from milonga.models.generator import DenoiserModel
+    from milonga.models.load import as_denoiser
+
+    denoiser, count = as_denoiser(pipeline(tiny, STABLE_AUDIO)), 1 if tiny else 4
+    (steps, guidance), model = denoiser.sampling, DenoiserModel(STABLE_AUDIO, denoiser)
+    prompts = [Prompt.of(f"{WORDS[place % 2]} {place}", "benchmark") for place in range(batch)]
+
+    def work(steps: int) -> None:
+        model.generate([Request.of(0, prompt, prompt.text, steps, guidance) for prompt in prompts])
+
+    reset_memory()
+    with precision(kind):
+        several, single = seconds(lambda: work(1 + count), 1), seconds(lambda: work(1), 1)
+    step = (several - single) / count
+    rate, top = 2 * batch * flops(tiny, STABLE_AUDIO) / step, peak(kind)
+    return {
+        "clips_per_s": batch / (single + (steps - 1) * step), "ms_per_step": 1000 * step,
+        "tflops": rate / 1e12, "share_of_peak": None if top is None else rate / top, "peak_gb": memory(),
+    }  # fmt: skip
+
+
 def noise(count: int) -> list[Any]:
     """Clips of noise."""
     import numpy as np
@@ -182,25 +230,37 @@ def noise(count: int) -> list[Any]:
 
 
 def with_share(work: Callable[[], Any], owner: Any, method: str, count: int) -> dict[str, Any]:
-    """Clips a second of some work on `count` clips, and which share of its time `owner.method` takes."""
+    """Clips a second of some work on `count` clips, and which share of its time `owner.method` takes.
+
+    On a CPU, which may be busy with other work, the share is one of the process's own CPU seconds.
+    """
+    import torch
+
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     spent, inner = [0.0], getattr(owner, method)
 
     def timed(*arguments: Any, **options: Any) -> Any:
         synchronise()
-        start = time.perf_counter()
+        start = clock()
         result = inner(*arguments, **options)
         synchronise()
-        spent[0] += time.perf_counter() - start
+        spent[0] += clock() - start
         return result
 
     work()
     reset_memory()
     setattr(owner, method, timed)
     try:
+        start, cpu = clock(), time.process_time()
         took = seconds(work, 1, warm=False)
     finally:
         delattr(owner, method)
-    return {"clips_per_s": count / took, "network_share": spent[0] / took, "peak_gb": memory()}
+    return {
+        "clips_per_s": count / took,
+        "cpu_s_per_clip": (time.process_time() - cpu) / count,
+        "network_share": spent[0] / (clock() - start),
+        "peak_gb": memory(),
+    }
 
 
 def encode(tiny: bool, count: int) -> dict[str, Any]:
@@ -234,7 +294,7 @@ def score(tiny: bool, name: str, count: int) -> dict[str, Any]:
     return with_share(lambda: vggish.embed(clips), vggish.network, "forward", count)
 
 
-def preference(tiny: bool, settings: dict[str, Any]) -> dict[str, Any]:
+def preference(tiny: bool, settings: dict[str, Any], kind: str = TANGO) -> dict[str, Any]:
     """Pairs a second of diffusion-DPO on random latents, four pairs a batch, eight a step."""
     import copy
 
@@ -242,7 +302,7 @@ def preference(tiny: bool, settings: dict[str, Any]) -> dict[str, Any]:
 
     from milonga.core.config import Phase, Settings
     from milonga.data.examples import PairExamples
-    from milonga.models.tango_denoiser import TangoDenoiser
+    from milonga.models.load import as_denoiser
     from milonga.training.trainer import Trainer, TrainerCallback
 
     class Marks(TrainerCallback):
@@ -253,11 +313,12 @@ def preference(tiny: bool, settings: dict[str, Any]) -> dict[str, Any]:
             synchronise()
             self.times.append(time.perf_counter())
 
-    pipe, batch = pipeline(tiny), 1 if tiny else 4
-    unet = pipe.unet
-    pipe.register_modules(unet=copy.deepcopy(unet))
+    pipe, batch = pipeline(tiny, kind), 1 if tiny else 4
+    part = "unet" if kind == TANGO else "transformer"
+    network = getattr(pipe, part)
+    pipe.register_modules(**{part: copy.deepcopy(network)})
     try:
-        denoiser, marks = TangoDenoiser.of(pipe), Marks()
+        denoiser, marks = as_denoiser(pipe), Marks()
         count, steps = 2 * batch, 2 if tiny else 4
         latents = torch.randn(2, count, *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
         words = denoiser.encode_text([WORDS[place % 2] for place in range(count)]).to(torch.device("cpu"))
@@ -269,15 +330,11 @@ def preference(tiny: bool, settings: dict[str, Any]) -> dict[str, Any]:
             Trainer(denoiser, examples, phases, own, 0, Path(folder) / "out", callbacks=[marks]).run()
         each = (marks.times[-1] - marks.times[0]) / (len(marks.times) - 1) / count
     finally:
-        pipe.register_modules(unet=unet)
+        pipe.register_modules(**{part: network})
     passes = 2 * (3 + (settings.get("reference") != "cached"))
-    rate = passes * flops(tiny) / each
-    return {
-        "pairs_per_s": 1 / each,
-        "tflops": rate / 1e12,
-        "peak_gb": memory(),
-        "paper_hours": PAPER_FLOP / rate / 3600,
-    }
+    rate = passes * flops(tiny, kind) / each
+    row = {"pairs_per_s": 1 / each, "tflops": rate / 1e12, "peak_gb": memory()}
+    return row | ({"paper_hours": PAPER_FLOP / rate / 3600} if kind == TANGO else {})
 
 
 def parity(tiny: bool) -> dict[str, Any]:

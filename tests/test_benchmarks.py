@@ -91,12 +91,14 @@ def test_the_accelerators_figures_are_lines_that_are_measured_once(monkeypatch, 
     import subprocess
 
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import small_backbones
     import small_networks
 
     gpu, file = importlib.import_module("gpu"), tmp_path / "gpu.jsonl"
-    tiny = small_networks.pipeline()
-    monkeypatch.setattr(gpu, "pipeline", lambda _: tiny)
-    monkeypatch.setattr(gpu, "flops", lambda _: 1e6)
+    tiny = {gpu.TANGO: small_networks.pipeline(), gpu.STABLE_AUDIO: small_backbones.stable_audio()}
+    monkeypatch.setattr(gpu, "pipeline", lambda _, kind=gpu.TANGO: tiny[kind])
+    counted = gpu.flops
+    monkeypatch.setattr(gpu, "flops", lambda tiny, kind=gpu.TANGO: 1e6 if kind == gpu.TANGO else counted(tiny, kind))
     gpu.main([str(file), "--tiny"])
     rows = {row["figure"]: row for row in map(json.loads, file.read_text().splitlines())}
     assert [name for name, _ in gpu.figures(tiny=True, clips=2)] == list(rows)
@@ -104,6 +106,8 @@ def test_the_accelerators_figures_are_lines_that_are_measured_once(monkeypatch, 
     assert rows["sample bf16, batch 1"]["clips_per_s"] > 0
     assert 0 < rows["score LAION-CLAP"]["network_share"] <= 1
     assert rows["DPO LoRA 16, bf16"]["pairs_per_s"] > 0
+    assert rows["Stable Audio Open: sample bf16, batch 1"]["clips_per_s"] > 0
+    assert rows["Stable Audio Open: DPO LoRA 16, bf16"]["pairs_per_s"] > 0
     assert rows["parity of one clip with the CPU"]["largest_difference"] == 0
     lines = file.read_text()
     capsys.readouterr()

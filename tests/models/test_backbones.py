@@ -30,6 +30,7 @@ from milonga.data.examples import CaptionExamples, Examples, GroupExamples, Pair
 from milonga.experiment import run as pipeline
 from milonga.experiment.export import export_system
 from milonga.experiment.recipe import parse_recipe
+from milonga.experiment.rehearsal.cost import pass_flops
 from milonga.maths.losses import LOSSES
 from milonga.models import load as models
 from milonga.models.adapter import name_base
@@ -312,6 +313,11 @@ def test_edit_repaints_a_region(denoiser: Denoiser) -> None:
     places = np.flatnonzero((edited != samples).any(axis=(0, 2)))
     assert start - SPLICE - 1 / rate <= places[0] / rate <= places[-1] / rate <= end + SPLICE
     assert np.isfinite(edited).all()
+
+
+def test_the_cost_of_a_pass_is_counted_on_shapes(denoiser: Denoiser) -> None:
+    assert pass_flops(denoiser) > 1e4
+    assert all(value.is_meta for value in denoiser.module.parameters())
 
 
 def test_broken_folders_and_foreign_schedulers_are_refused(folder: Path, kind: str, tmp_path: Path) -> None:

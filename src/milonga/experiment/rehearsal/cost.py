@@ -44,12 +44,13 @@ def training_passes(phases: Sequence[Phase], examples: int, batch: int, clips: i
 
 
 def pass_flops(denoiser: "Denoiser") -> float:
-    """FLOP of one pass for one clip of the trained length, counted on shapes: its network loses its weights."""
+    """FLOP of one pass for one clip of the trained length, counted on shapes: its networks lose their weights."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     words = denoiser.encode_text(["a dog barks then a bell rings"]).to(torch.device("meta"))
-    denoiser.module.to("meta")
+    for network in (denoiser.module, *denoiser.others):  # some have a part in a pass
+        network.to("meta")
     latents = torch.empty(1, *denoiser.latent_shape, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         denoiser.predict(latents, torch.zeros(1, dtype=torch.long, device="meta"), words)
