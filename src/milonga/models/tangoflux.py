@@ -184,7 +184,8 @@ class TangoFluxDenoiser(PipelineDenoiser):
         """The flow, (B, L, C), in the network's own type; `timesteps` are 1000·σ."""
         call, mask = self.module if network is None else network, conditioning["mask"]
         states, pooled = conditioning["states"].to(noisy.dtype), conditioning["pooled"].to(noisy.dtype)
-        return call(noisy, timesteps, states, pooled, conditioning[SECONDS], None if mask.all() else mask)
+        dense = not mask.is_meta and bool(mask.all())  # a shape has no values to ask
+        return call(noisy, timesteps, states, pooled, conditioning[SECONDS], None if dense else mask)
 
     @classmethod
     def read_published(cls, folder: Path, tokenizer: Path | str | None = None) -> TangoFluxPipeline:
