@@ -298,8 +298,9 @@ class Trainer:
         if ranks.is_main and self.settings.lora_rank:
             with atomic_dir(self.folder / "adapter") as part:
                 save_and_merge(module, part)
-        if ranks.is_sharded(module):
-            weights = {name: ranks.full_tensor(value).cpu() for name, value in module.state_dict().items()}
+        if ranks.is_sharded(module):  # gathered one by one, and all of them held by the main process alone
+            gathered = ((name, ranks.full_tensor(value)) for name, value in module.state_dict().items())
+            weights = {name: value.cpu() for name, value in gathered if ranks.is_main}
         if ranks.is_main:
             with atomic_dir(folder) as part:
                 self.denoiser.save(part, weights)
