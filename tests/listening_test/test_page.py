@@ -5,11 +5,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from small_test import HOSTILE, PLAN, SYSTEMS, served, small_test
 
+from milonga.core.audio import flac_bytes
+from milonga.core.records import Clip
 from milonga.listening_test.ratings import Ratings
 from milonga.listening_test.screening import tone_answer
+
+SILENCE = flac_bytes(Clip(np.zeros(800, np.float32), 16000))
+
+
+def cut_short(route: Any, url: str) -> None:
+    """A request to `url`; what it gives of the headphone check lasts 0.05 s, although the server has sent all of it."""
+    answer = route.fetch(url=url, max_redirects=0)
+    if "/tones/" in url and route.request.method == "GET":
+        route.fulfill(status=answer.status, content_type="audio/flac", body=SILENCE)
+    else:
+        route.fulfill(response=answer)
 
 
 class Visit:
@@ -22,6 +36,7 @@ class Visit:
         self.page, self.troubles, self.urls = self.context.new_page(), [], []
         self.page.on("console", lambda message: self.troubles.append(message.text))
         self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.context.route("**/tones/*", lambda route: cut_short(route, route.request.url))
         self.page.on("request", lambda request: self.urls.append(request.url))
         self.page.goto(f"{base}/r/{self.token}")
 
@@ -30,8 +45,8 @@ class Visit:
         self.page.get_by_role("button", name="Begin").press("Enter")
         for item in range(6):
             self.page.wait_for_selector(f".step:has-text('{item + 1} of 6')")
-            self.page.wait_for_function("() => document.querySelector('audio').readyState >= 2")
-            self.page.evaluate("() => document.querySelector('audio').dispatchEvent(new Event('ended'))")
+            self.page.keyboard.press(" ")
+            self.page.wait_for_selector(".sound.heard")
             self.page.keyboard.press(str(tone_answer(seed, self.number, item)))
         self.page.wait_for_selector("text=Listen to two examples first")
 
@@ -45,7 +60,7 @@ class Visit:
         sides = page.locator(".play").count()
         for place, key in enumerate(("a", "b") if sides == 2 else (" ",)):
             page.keyboard.press(key)
-            page.wait_for_selector(f".player:nth-child({place + 1}) .played", timeout=20000)
+            page.wait_for_selector(f".sound.heard:nth-child({place + 1})", timeout=60000)
         for key in ("4", "2") if sides == 1 else ("3",):
             page.keyboard.press(key)
         page.keyboard.press("Enter")
@@ -72,7 +87,7 @@ def test_a_whole_session_by_keyboard_with_a_reload_and_a_killed_server(browser, 
             visit.gone_on(visit.trial())
         visit.page.reload()
         visit.page.wait_for_selector(f".step:has-text('4 of {total}')")
-        visit.page.wait_for_function("() => document.querySelector('audio').readyState >= 2")
+        visit.page.wait_for_selector(".sound [aria-valuemax='0.30']")
         assert len(ratings.judged(visit.number)) == 3
         process.kill()
         process.wait()
@@ -218,9 +233,8 @@ def test_a_crowd_rater_goes_from_the_entry_link_by_sliders_to_the_code(browser, 
         page = context.new_page()
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        context.route("https://lab.example.org/listen/**", lambda route: route.fulfill(
-            response=route.fetch(url=route.request.url.replace("https://lab.example.org/listen", base), max_redirects=0)
-        ))  # fmt: skip
+        inside = lambda route: route.request.url.replace("https://lab.example.org/listen", base)  # noqa: E731
+        context.route("https://lab.example.org/listen/**", lambda route: cut_short(route, inside(route)))
         page.goto(f"https://lab.example.org/listen/join/{ratings.entry_token()}?PROLIFIC_PID=p1")
         page.locator("select").select_option(index=1)
         assert page.get_by_role("button", name="Begin").is_disabled()
@@ -228,8 +242,8 @@ def test_a_crowd_rater_goes_from_the_entry_link_by_sliders_to_the_code(browser, 
         page.get_by_role("button", name="Begin").click()
         for item in range(6):
             page.wait_for_selector(f".step:has-text('{item + 1} of 6')")
-            page.wait_for_function("() => document.querySelector('audio').readyState >= 2")
-            page.evaluate("() => document.querySelector('audio').dispatchEvent(new Event('ended'))")
+            page.keyboard.press(" ")
+            page.wait_for_selector(".sound.heard")
             page.keyboard.press(str(tone_answer(test.seed, 1, item)))
         page.wait_for_selector("text=Listen to two examples first")
         page.keyboard.press("Enter")
@@ -240,7 +254,7 @@ def test_a_crowd_rater_goes_from_the_entry_link_by_sliders_to_the_code(browser, 
             assert page.locator("input:enabled").count() == 0
             for number in range(sides):
                 page.keyboard.press("abcdefgh"[number])
-                page.wait_for_function("(n) => document.querySelectorAll('.played').length >= n", arg=number + 1)
+                page.wait_for_function("(n) => document.querySelectorAll('.heard').length >= n", arg=number + 1)
             for number, slider in enumerate(page.locator("input[type=range]").all()):
                 slider.fill(str(10 * number))
             assert page.evaluate("() => document.documentElement.scrollWidth") <= 390

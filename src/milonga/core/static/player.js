@@ -6,6 +6,10 @@ const FADE = 0.008; // seconds of a crossfade from one sound to another
 const CELL = 0.05; // seconds of a part that counts as played
 const SHORTEST = 0.05; // seconds of a region
 const DECODED = 16; // sounds that are held in memory
+const WORDS = { // of a player, where a page has no others
+  play: "Play", pause: "Pause", loop: "Loop", position: "Position in", place: "{place} of {seconds} seconds",
+  trouble: "This clip could not be played ({reason}). Press play to try again.",
+};
 const decoded = new Map(); // promises of AudioBuffers by URL, the last used last
 let audioContext = null;
 let sounding = null; // the player that plays
@@ -73,22 +77,23 @@ const decibels = (value, unit) => `${value.toFixed(1).replace("-", "−")} ${uni
 // Players that share a position, a region and whether it loops: of two of them one plays on where the other was.
 const playerGroup = () => ({ position: 0, region: null, looping: false, players: [] });
 
-// A player of the sound at `url`. `view` is what the server says of it (`clip_view`), or the address of that. `onHeard`
-// is called once, when every part of the sound has been played; `onRegion` with [from, to] in seconds, or null. The
-// last region is `group.region`.
-function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => {}, onRegion = () => {} }) {
+// A player of the sound at `url`. `view` is what the server says of it (`clip_view`), or the address of that; with null
+// it is blind: it shows neither waveform nor mel picture nor level. `onHeard` is called once, when every part of the
+// sound has been played; `onRegion` with [from, to] in seconds, or null. The last region is `group.region`.
+function soundPlayer({ url, view, label, group = playerGroup(), words = WORDS, onHeard = () => {}, onRegion = () => {} }) {
   const canvas = make("canvas.wave", { "aria-hidden": "true" });
   const mel = make("img.mel", { alt: "", draggable: false });
   const selection = make("span.selection", { hidden: true });
   const head = make("span.head");
-  const screen = make("div.screen", { role: "slider", tabindex: "0", "aria-label": `Position in ${label}`, "aria-valuemin": "0", "aria-valuemax": "0", "aria-valuenow": "0" },
-    canvas, mel, selection, head);
+  const screen = make("div.screen", { role: "slider", tabindex: "0", "aria-label": `${words.position} ${label}`, "aria-valuemin": "0", "aria-valuemax": "0", "aria-valuenow": "0" },
+    ...(view === null ? [] : [canvas, mel]), selection, head);
   const button = make("button.play", { type: "button", onclick: () => toggle() }, make("span.icon", { "aria-hidden": "true" }));
   const time = make("span.time");
-  const loop = make("button.loop", { type: "button", title: "Loop (l)", "aria-label": `Loop ${label}`, onclick: () => setLooping(!group.looping) }, "Loop");
+  const loop = make("button.loop", { type: "button", title: `${words.loop} (l)`, "aria-label": `${words.loop} ${label}`, onclick: () => setLooping(!group.looping) }, words.loop);
   const level = make("span.level");
   const trouble = make("p.trouble", { role: "alert", hidden: true });
-  const element = make("div.sound", { "data-url": url }, make("div.transport", {}, button, make("span.label", {}, label), time, loop), screen, level, trouble);
+  const element = make("div.sound", { "data-url": url }, make("div.transport", {}, button, make("span.label", {}, label), time, loop), screen, ...(view === null ? [] : [level]), trouble);
+  element.classList.toggle("blind", view === null);
   let seconds = 0;
   let points = [];
   let cells = null; // which parts have been played
@@ -128,13 +133,13 @@ function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => 
     selection.style.left = `${(100 * first) / (seconds || 1)}%`;
     selection.style.width = `${(100 * (last - first)) / (seconds || 1)}%`;
     loop.setAttribute("aria-pressed", `${group.looping}`);
-    button.setAttribute("aria-label", `${current ? "Pause" : "Play"} ${label}`);
+    button.setAttribute("aria-label", `${current ? words.pause : words.play} ${label}`);
     element.classList.toggle("playing", current !== null);
     if (current && Math.floor(place) === spoken) return;
     spoken = Math.floor(place);
     screen.setAttribute("aria-valuemax", seconds.toFixed(2));
     screen.setAttribute("aria-valuenow", place.toFixed(2));
-    screen.setAttribute("aria-valuetext", `${place.toFixed(2)} of ${seconds.toFixed(2)} seconds${group.region ? `; region ${first.toFixed(2)} to ${last.toFixed(2)}` : ""}`);
+    screen.setAttribute("aria-valuetext", words.place.replace("{place}", place.toFixed(2)).replace("{seconds}", seconds.toFixed(2)) + (group.region ? `; ${first.toFixed(2)}–${last.toFixed(2)}` : ""));
   }
 
   const refreshGroup = () => group.players.forEach((player) => player.refresh());
@@ -177,7 +182,7 @@ function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => 
       if (current) silence(at);
       start(buffer, at, from ?? group.position);
     } catch (error) {
-      trouble.textContent = `This clip could not be played (${error.message}). Press play to try again.`;
+      trouble.textContent = words.trouble.replace("{reason}", error.message);
       trouble.hidden = false;
     }
   }
@@ -314,7 +319,8 @@ function soundPlayer({ url, view, label, group = playerGroup(), onHeard = () => 
   refresh();
   new ResizeObserver(draw).observe(canvas);
   for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) matchMedia(query).addEventListener("change", draw);
-  if (typeof view !== "string") look();
+  if (view === null) decode(url).then(describe, () => {}); // what failed is tried again when it is to be played
+  else if (typeof view !== "string") look();
   else new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();

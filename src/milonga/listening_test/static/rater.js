@@ -5,7 +5,6 @@
 const BREAK = 20; // trials between two suggestions of a pause
 let texts = {};
 let onKey = () => {};
-let stopSound = null; // stops the sound that plays
 let shortcuts = true;
 const drafts = new Map(); // answers that were not sent yet, by place
 
@@ -40,48 +39,15 @@ async function request(method, path, body) {
   }
 }
 
-// A play button with its audio; `onEnd` is called whenever the sound has been played to its end.
-function sound(url, label, onEnd = () => {}) {
-  const audio = make("audio", { preload: "auto", src: url });
-  const [line, word] = [make("span.line"), make("span.label", {}, `${t("play")} ${label}`)];
-  const button = make("button.play", { type: "button" }, make("span.icon", { "aria-hidden": "true" }), word, make("span.track", { "aria-hidden": "true" }, line));
-  const show = (playing) => {
-    button.classList.toggle("playing", playing);
-    word.textContent = `${t(playing ? "stop" : "play")} ${label}`;
-  };
-  const stop = () => {
-    audio.pause();
-    audio.currentTime = 0;
-    show(false);
-    line.style.width = "0";
-    if (stopSound === stop) stopSound = null;
-  };
-  const follow = () => {
-    if (stopSound !== stop) return;
-    line.style.width = `${(100 * audio.currentTime) / (audio.duration || 1)}%`;
-    requestAnimationFrame(follow);
-  };
-  const toggle = () => {
-    if (stopSound === stop) { stop(); return; }
-    if (stopSound) stopSound();
-    stopSound = stop;
-    show(true);
-    audio.playbackRate = 1;
-    audio.play().then(() => notice("")).catch((error) => {
-      if (error.name === "AbortError") return; // stopped before it began
-      stop();
-      audio.load(); // the server may be back later
-      notice(t("not_played"));
-    });
-    follow();
-  };
-  button.addEventListener("click", toggle);
-  audio.addEventListener("ended", () => { stop(); button.classList.add("played"); onEnd(); });
-  return { element: make("div.player", {}, button, audio), toggle };
+// The pages' player without waveform, mel picture and level, which would tell a damaged clip; `onHeard` is called once
+// all of the sound has been played. Players of one `group` share their position.
+function sound(url, label, onHeard = () => {}, group = playerGroup()) {
+  const words = { play: t("play"), pause: t("stop"), loop: t("loop"), position: t("position"), place: t("place"), trouble: t("not_played") };
+  return soundPlayer({ url, view: null, label, group, words, onHeard });
 }
 
 function turn(...children) {
-  if (stopSound) stopSound();
+  stopSound();
   onKey = () => {};
   show(...children);
 }
@@ -219,10 +185,11 @@ function trial(state, current) {
     done.disabled = left.size > 0 || missing() !== undefined;
     hint.textContent = left.size ? t(sides.length > 1 ? "listen_all" : "listen_one") : t("answer_now");
   };
+  const group = playerGroup();
   const players = sides.map((side) => sound(`${here}/trials/${place}/${side}`, sides.length > 1 ? t("sound_letter", { letter: letter(side) }) : t("sound"), () => {
     if (left.delete(side) && !left.size) announce(t("answer_now"));
     refresh();
-  }));
+  }, group));
   const mark = (name, value) => {
     if (left.size) return;
     answers[name] = value;
