@@ -48,8 +48,8 @@ NETWORKS: dict[str, tuple[str, Any]] = {
 
 def network(kind: str) -> torch.nn.Module:
     """The network that is trained."""
-    part, made = NETWORKS[kind]
-    return made(**FACTS[kind][part])
+    part, build = NETWORKS[kind]
+    return build(**FACTS[kind][part])
 
 
 def make(kind: str, trained: torch.nn.Module | None = None) -> Any:

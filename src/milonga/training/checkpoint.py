@@ -160,8 +160,8 @@ class Checkpoints:
         All ranks call this. The main process writes; of a sharded network each rank writes its own part.
         """
         path, tensors = self.folder / f"step-{state.step:08d}", state.tensors()
-        with atomic_dir(path) if ranks.is_main else nullcontext() as made:
-            part: Path = ranks.from_main(made)
+        with atomic_dir(path) if ranks.is_main else nullcontext() as target:
+            part: Path = ranks.from_main(target)
             if any(is_sharded(value) for values in tensors.values() for value in values.values()):
                 _write_shards(part / SHARDS, tensors)
             elif ranks.is_main:
