@@ -297,7 +297,7 @@ def test_rounds_evaluation_and_export(kind: str, folder: Path, parts: Path, tmp_
     exported = export_system(run.path, tmp_path / "exported", "aligned")
     card = (exported / "README.md").read_text()
     assert "(vae)" in card
-    assert ("TangoPipeline" in card) == (kind == "TangoPipeline")
+    assert ("custom_pipeline" in card) == (kind in ("TangoPipeline", "TangoFluxPipeline"))  # of Milonga's own class
     ours = models.load(str(exported)).generate(requests()[:1])[0]
     theirs = models.load(f"{run.path}/aligned").generate(requests()[:1])[0]
     assert np.array_equal(ours.samples, theirs.samples)
