@@ -18,7 +18,7 @@ from milonga.evaluation.metrics import get_metric
 from milonga.experiment.registry import DEFAULT as registry
 
 BATCH, SEED = 20, 0
-METRICS = ("clap", "exact_match", "extra_events", "full_recall", "order_accuracy", "fd")
+METRICS = ("clap", "exact_match", "extra_events", "full_recall", "order_accuracy", "order_accuracy_detected", "fd")
 SAMPLINGS = ((3.0, 8), (3.0, 4), (2.0, 4), (5.0, 4), (8.0, 4))  # guidance, steps
 
 
