@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,8 @@ def main() -> None:
     prompts = {f"{number}": Prompt.of(f"caption {number}", "benchmark") for number in range(options.captions)}
     names = [f"s{number}" for number in range(options.systems)]
     worth = {name: rng.normal(0.2 * place, 1, len(prompts)) for place, name in enumerate(names)}
-    inputs = EvalInputs("benchmark", {name: dict.fromkeys(prompts, None) for name in names}, prompts=prompts)
+    sides: Any = {name: dict.fromkeys(prompts) for name in names}  # no audio is read
+    inputs = EvalInputs("benchmark", sides, prompts=prompts)
     metrics = [scorer_metric(f"score m{number}") for number in range(options.metrics)]
     systems = [
         SystemFeatures(

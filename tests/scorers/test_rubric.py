@@ -50,7 +50,7 @@ def by_logprobs(yes: float) -> Any:
 
 
 def rubric(server: Any, cache: Path, **more: Any) -> RubricScorer:
-    settings = {"calibration": (CLIPS, TEXTS)} | more
+    settings: dict[str, Any] = {"calibration": (CLIPS, TEXTS)} | more
     return RubricScorer(Endpoint("ears", server.url), cache, Asking(timeout=5, attempts=3), pause=0.01, **settings)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -191,7 +192,7 @@ class PageBots:
         for bot, page in zip(bots, self.pages, strict=True):
             page.goto(bot.base + bot.path)
             page.wait_for_function("() => document.querySelector('button')")  # the session has begun
-            bot.trials = Ratings(bot.folder / "ratings.sqlite").trials(bot.number)
+            bot.trials = Ratings((bot.folder or Path()) / "ratings.sqlite").trials(bot.number)
             answers = [
                 bot.judgement({"place": place, "kind": trial.kind, "sides": list(trial.sides)})
                 for place, trial in enumerate(bot.trials)
