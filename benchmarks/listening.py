@@ -83,6 +83,7 @@ def ordinal(simulations: int) -> dict[str, Any]:
                 value, error, _ = model.difference(a, b)
                 hits.append(abs(value - truth[a] + truth[b]) < 1.96 * error)
                 errors.append(value - truth[a] + truth[b])
+        print(f"{seed + 1} of {simulations}: coverage {np.mean(hits):.3f}", file=sys.stderr)
     return {
         "simulations": simulations, "coverage": float(np.mean(hits)), "bias": float(np.mean(errors)),
         "passed": bool(np.mean(hits) >= 0.9),
