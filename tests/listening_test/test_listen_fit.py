@@ -18,7 +18,7 @@ from milonga.listening_test import fit as fitting
 from milonga.listening_test.database import FILE
 from milonga.listening_test.fit import Judgements, learn
 from milonga.maths.devices import AUTO
-from milonga.maths.preference_head import z_scores
+from milonga.maths.preference_head import Choices, fit_head, z_scores
 from milonga.scorers import load as loading
 from milonga.scorers.fitted import feature_rows
 from milonga.studio.clips import Take, Takes
@@ -75,6 +75,19 @@ def test_choices_alone_teach_the_same_taste():
     assert report.statistic == "pairs"
     assert np.corrcoef(answers, worth)[0, 1] > 0.85
     assert report.held_out["fitted"].value > report.held_out["clap"].value
+
+
+def test_of_few_ratings_a_trusted_feature_remains_where_others_are_noise():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(160, 200))
+    truth, trusted = rows[:, 0], np.arange(200) == 0
+    ratings, none = truth + rng.normal(size=160), np.empty(0, dtype=np.int64)
+    known, quality = slice(0, 60), {}
+    for name, chosen in (("trusted", trusted), ("all alike", None)):
+        head = fit_head(rows[known], ratings[known], np.ones(60), Choices(none, none, np.empty(0)), 300.0, 0, chosen)
+        quality[name] = np.corrcoef(head.predict(rows[60:]), truth[60:])[0, 1]
+    assert quality["trusted"] > 0.9
+    assert quality["trusted"] > quality["all alike"] + 0.2
 
 
 def test_too_few_are_refused_with_the_numbers_that_are_needed():

@@ -26,7 +26,7 @@ from milonga.evaluation.inputs import REFERENCE, load_inputs
 from milonga.maths.agreement import Opinions, clip_agreement, correlations, ordered_alike
 from milonga.maths.preference_head import Choices, LinearHead, fit_head, z_scores
 from milonga.maths.statistics import Interval
-from milonga.scorers.fitted import feature_rows, save_fitted
+from milonga.scorers.fitted import cosine_features, feature_rows, save_fitted
 from milonga.scorers.load import fingerprint, scorer
 
 LEAST_JUDGEMENTS, LEAST_CAPTIONS = 100, 30  # rated clips and choices; below, a head is noise
@@ -34,7 +34,7 @@ LEAST_SHARED = 6  # clips that a rater shares with others before being screened
 LEAST_RATERS = 8  # below which no rater is held out
 HELD_OUT = 0.25  # of captions and of raters
 FOLDS = 4
-DECAYS = (0.03, 0.3, 3.0, 30.0)
+DECAYS = (0.03, 0.3, 3.0, 30.0, 300.0)
 BATCH = 16
 
 
@@ -196,7 +196,7 @@ def learn(judgements: Judgements, names: Sequence[str], seed: int) -> tuple[Line
     screened = _contradicting(judgements)
     ratings = [row for row in judgements.ratings if row[1] not in screened]
     choices = [row for row in judgements.choices if not row[2] or row[2] not in screened]
-    rows = feature_rows(judgements.audio, judgements.words)
+    rows, trusted = feature_rows(judgements.audio, judgements.words), cosine_features(judgements.words)
     raters = sorted({row[1] for row in ratings} - {""})
     held_captions = set(
         sorted(texts, key=lambda text: content_id(seed, "held out", text))[: round(HELD_OUT * len(texts))]
@@ -217,8 +217,8 @@ def learn(judgements: Judgements, names: Sequence[str], seed: int) -> tuple[Line
         return [row for row in ratings if belongs(row[0], row[1])], own
 
     known, unknown = part(held_captions, held_raters, held=False), part(held_captions, held_raters, held=True)
-    decay = _choose_decay(judgements, rows, known, [text for text in texts if text not in held_captions], seed)
-    trial = _fit_rows(rows, *known, decay, seed)
+    decay = _choose_decay(judgements, rows, trusted, known, [text for text in texts if text not in held_captions], seed)
+    trial = _fit_rows(rows, trusted, *known, decay, seed)
     scores = np.stack(
         [trial.predict(rows), *((a * t).sum(axis=1) for a, t in zip(judgements.audio, judgements.words, strict=True))]
     )
@@ -231,7 +231,7 @@ def learn(judgements: Judgements, names: Sequence[str], seed: int) -> tuple[Line
         {name: row[statistic] for name, row in zip(labels, agreement.rows, strict=True)},
         dict(zip(labels, agreement.behind.tolist(), strict=True)), decay,
     )  # fmt: skip
-    return _fit_rows(rows, ratings, choices, decay, seed), report
+    return _fit_rows(rows, trusted, ratings, choices, decay, seed), report
 
 
 def _contradicting(judgements: Judgements) -> set[str]:
@@ -251,7 +251,9 @@ def _contradicting(judgements: Judgements) -> set[str]:
     }  # fmt: skip
 
 
-def _fit_rows(rows: np.ndarray, ratings: Sequence, choices: Sequence, decay: float, seed: int) -> LinearHead:
+def _fit_rows(
+    rows: np.ndarray, trusted: np.ndarray, ratings: Sequence, choices: Sequence, decay: float, seed: int
+) -> LinearHead:
     """A head of the clips that these ratings and choices are of, each clip weighted by its number of ratings."""
     means, counts = np.full(len(rows), np.nan), np.zeros(len(rows))
     if ratings:
@@ -263,10 +265,12 @@ def _fit_rows(rows: np.ndarray, ratings: Sequence, choices: Sequence, decay: flo
     place = {clip: number for number, clip in enumerate(clips.tolist())}
     first, second = (np.array([place[row[k]] for row in choices], dtype=np.int64) for k in range(2))
     points = np.array([row[3] for row in choices], dtype=np.float64)
-    return fit_head(rows[clips], means[clips], counts[clips], Choices(first, second, points), decay, seed)
+    return fit_head(rows[clips], means[clips], counts[clips], Choices(first, second, points), decay, seed, trusted)
 
 
-def _choose_decay(judgements: Judgements, rows: np.ndarray, known: tuple, texts: Sequence[str], seed: int) -> float:
+def _choose_decay(
+    judgements: Judgements, rows: np.ndarray, trusted: np.ndarray, known: tuple, texts: Sequence[str], seed: int
+) -> float:
     """The decay that predicts best in cross-validation over captions, the strongest of equals."""
     fold = {text: number % FOLDS for number, text in enumerate(sorted(texts, key=lambda one: content_id(seed, one)))}
     quality = dict.fromkeys(DECAYS, 0.0)
@@ -276,7 +280,7 @@ def _choose_decay(judgements: Judgements, rows: np.ndarray, known: tuple, texts:
             for held in (False, True)
         )
         for decay in DECAYS if any(inside) and any(outside) else ():
-            answers = _fit_rows(rows, inside[0], inside[1], decay, seed).predict(rows)
+            answers = _fit_rows(rows, trusted, inside[0], inside[1], decay, seed).predict(rows)
             if outside[0]:
                 means: dict[int, list[float]] = {}
                 for clip, _, value in outside[0]:

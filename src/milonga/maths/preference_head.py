@@ -13,6 +13,7 @@ from milonga.core.errors import DataError
 MARGIN = 0.2  # of a standard deviation of ratings: what a prediction may miss without loss
 PARTNERS = 20  # clips that each clip is compared with
 ITERATIONS = 100
+LIGHT = 0.01  # the share of the decay that falls on a feature that is known to say something
 SPREAD = 1e-6  # a feature that varies less than this says nothing
 POOLED = 5  # ratings below which a rater's own spread is not known, and that of all raters is taken
 
@@ -54,12 +55,14 @@ def z_scores(values: np.ndarray, raters: np.ndarray) -> np.ndarray:
 
 
 def fit_head(
-    rows: np.ndarray, ratings: np.ndarray, weights: np.ndarray, choices: Choices, decay: float, seed: int
-) -> LinearHead:
+    rows: np.ndarray, ratings: np.ndarray, weights: np.ndarray, choices: Choices, decay: float, seed: int,
+    trusted: np.ndarray | None = None,
+) -> LinearHead:  # fmt: skip
     """The head of feature rows (N, F) for z-scored ratings (N,), NaN where a clip was only compared, and choices.
 
     `weights` (N,) say how much a rating counts, such as its number of raters. `decay` times the mean square of the
-    weights holds the head back. The optimum is found by L-BFGS in float64, the same for the same seed. Raises DataError
+    weights holds the head back, those of `trusted` features (F,) LIGHT times as much, so that of few ratings a mix of
+    these remains and not noise. The optimum is found by L-BFGS in float64, the same for the same seed. Raises DataError
     where there is neither a rating nor a choice.
     """
     import torch
@@ -74,12 +77,15 @@ def fit_head(
     target, counts = torch.from_numpy(ratings[rated]), torch.from_numpy(weights[rated] / max(weights[rated].sum(), 1))
     a, b = np.random.default_rng(seed).integers(0, max(len(rated), 1), (2, PARTNERS * len(rated)))
     first, second, points = (torch.from_numpy(part) for part in (choices.first, choices.second, choices.points))
+    held = torch.ones(rows.shape[1], dtype=torch.float64)
+    if trusted is not None:
+        held[torch.from_numpy(trusted)] = LIGHT
     head = torch.zeros(rows.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([head], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = decay * head[:-1].square().mean()
+        value = decay * (held * head[:-1].square()).mean()
         answers = table @ head[:-1] + head[-1]
         if len(rated):
             own = answers[rated]

@@ -45,6 +45,11 @@ def feature_rows(audio: Sequence[np.ndarray], words: Sequence[np.ndarray]) -> np
     return np.concatenate(parts, axis=1)
 
 
+def cosine_features(words: Sequence[np.ndarray]) -> np.ndarray:
+    """Which features of `feature_rows` are cosines, (F,) booleans, from each embedder's rows of texts (N, D)."""
+    return np.concatenate([np.arange(1 + 2 * texts.shape[1]) == 0 for texts in words])
+
+
 def save_fitted(folder: Path, head: LinearHead, facts: dict[str, Any]) -> None:
     """Writes a head's weights, and `facts` with the names and hashes of its `embedders`, into a folder."""
     from safetensors.numpy import save_file
