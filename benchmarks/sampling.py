@@ -166,6 +166,7 @@ def steps(folder: Path, count: int) -> None:
     decoding = timed(lambda: whole.decode(torch.randn(1, *whole.latent_shape(10.24))), "cpu")
     print(f"\none forward of one clip {forward / 1e12:.3f} TFLOP; encoding {encoding:.2f} s, decoding {decoding:.1f} s")
     print("| way | s a step | clip of 200 steps, s | of 20 | share of the matrix rate |\n" + "| --- " * 5 + "|")
+    clip: dict[str, Callable[[int], float]] = {}
     for name, (work, around) in ways.items():
         with around:
             before = rate("cpu", torch.float32, 2048)
@@ -173,8 +174,11 @@ def steps(folder: Path, count: int) -> None:
             own = (before + rate("cpu", torch.float32, 2048)) / 2
         rows = 1 if "not guided" in name else 1.5 if "half" in name else 2
         share = "" if "deep" in name else f"{rows * forward / seconds / own:.0%} of {own / 1e9:.0f} GFLOP/s"
-        whole_clip = [f"{encoding + n * seconds + decoding:.0f}" for n in (200, 20)]
+        clip[name] = lambda n, s=seconds: encoding + n * s + decoding
+        whole_clip = [f"{clip[name](n):.0f}" for n in (200, 20)]
         print(f"| {name} | {seconds:.2f} | {whole_clip[0]} | {whole_clip[1]} | {share} |", flush=True)
+    guided, student = clip["ours"](16), clip["ours, not guided"](4)
+    print(f"16 guided steps {guided:.0f} s, a student's 4 passes {student:.0f} s: {guided / student:.1f} times")
 
 
 @torch.no_grad()

@@ -564,17 +564,13 @@ def _network(kind: Any, folder: Path, dtype: Any) -> Any:
     without `module.` before all names. ValueError where files are missing, or tensors, which the libraries fill with
     random numbers, or are not finite.
     """
-    from transformers.initialization import no_init_weights
-
     names = sorted(file.name for file in folder.glob("*"))
     weights = [match for name in names if (match := NETWORK_FILE.fullmatch(name))]
     if "config.json" not in names or not weights:
         lacking = "weights (.safetensors or .bin)" if "config.json" in names else "config.json"
         raise ValueError(f"it has no {lacking}" if names else "there is no such folder")
     variant = None if any(match["variant"] is None for match in weights) else weights[0]["variant"]
-    # They would list all keys that do not fit, thirty kilobytes of them; and fill an embedding of torch's `meta` device
-    # with random numbers that are no numbers, for which torch imports its symbolic mathematics.
-    with _quiet(), no_init_weights():
+    with _quiet(), _nothing_drawn():  # they would list all keys that do not fit, thirty kilobytes of them
         network, info = kind.from_pretrained(
             folder, dtype=dtype, local_files_only=True, variant=variant, output_loading_info=True
         )
@@ -604,6 +600,28 @@ def _shapes(kind: Any, folder: Path, dtype: Any) -> Any:
         else:
             network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     return torch.nn.Module.to(network, dtype=dtype).eval()  # diffusers' own `to` warns
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Without random numbers for what has no memory yet (torch's `meta` device), in this thread.
+
+    Nothing would come of them, but torch imports its symbolic mathematics for them, a second of CPU.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.nn.init.normal_:  # what an embedding draws
+                tensor = kwargs.get("tensor", args[0] if args else None)
+                if tensor is not None and tensor.is_meta:
+                    return tensor
+            return func(*args, **kwargs)
+
+    with Undrawn():
+        yield
 
 
 @contextmanager
