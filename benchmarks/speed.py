@@ -101,8 +101,8 @@ def plain_way(words: list[str], steps: int) -> Callable[[], Any]:
     weights = Path(milonga.__file__).parent / "nano" / "weights" / "tango"
     unet = UNet2DConditionModel.from_pretrained(weights / "unet").eval()
     vae = AutoencoderKL.from_pretrained(weights / "vae").eval()
-    vocoder = SpeechT5HifiGan.from_pretrained(weights / "vocoder").eval()
-    encoder = T5EncoderModel.from_pretrained(weights / "text_encoder").eval()
+    vocoder = SpeechT5HifiGan.from_pretrained(weights / "vocoder", dtype=torch.float32).eval()
+    encoder = T5EncoderModel.from_pretrained(weights / "text_encoder", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(weights / "tokenizer")
     scheduler = DDIMScheduler.from_pretrained(weights / "scheduler", timestep_spacing="trailing")
     rows = 4.096 * 16000 / math.prod(vocoder.config.upsample_rates) / 2 ** (len(vae.config.block_out_channels) - 1)
