@@ -8,6 +8,7 @@ const SHORTEST = 0.05; // seconds of a region
 const DECODED = 16; // sounds that are held in memory
 const WORDS = { // of a player, where a page has no others
   play: "Play", pause: "Pause", loop: "Loop", position: "Position in", place: "{place} of {seconds} seconds",
+  region: "region {from} to {to}",
   trouble: "This clip could not be played ({reason}). Press play to try again.",
 };
 const decoded = new Map(); // promises of AudioBuffers by URL, the last used last
@@ -139,7 +140,7 @@ function soundPlayer({ url, view, label, group = playerGroup(), words = WORDS, o
     spoken = Math.floor(place);
     screen.setAttribute("aria-valuemax", seconds.toFixed(2));
     screen.setAttribute("aria-valuenow", place.toFixed(2));
-    screen.setAttribute("aria-valuetext", words.place.replace("{place}", place.toFixed(2)).replace("{seconds}", seconds.toFixed(2)) + (group.region ? `; ${first.toFixed(2)}–${last.toFixed(2)}` : ""));
+    screen.setAttribute("aria-valuetext", words.place.replace("{place}", place.toFixed(2)).replace("{seconds}", seconds.toFixed(2)) + (group.region ? `; ${words.region.replace("{from}", first.toFixed(2)).replace("{to}", last.toFixed(2))}` : ""));
   }
 
   const refreshGroup = () => group.players.forEach((player) => player.refresh());

@@ -42,7 +42,7 @@ async function request(method, path, body) {
 // The pages' player without waveform, mel picture and level, which would tell a damaged clip; `onHeard` is called once
 // all of the sound has been played. Players of one `group` share their position.
 function sound(url, label, onHeard = () => {}, group = playerGroup()) {
-  const words = { play: t("play"), pause: t("stop"), loop: t("loop"), position: t("position"), place: t("place"), trouble: t("not_played") };
+  const words = { play: t("play"), pause: t("stop"), loop: t("loop"), position: t("position"), place: t("place"), region: t("region"), trouble: t("not_played") };
   return soundPlayer({ url, view: null, label, group, words, onHeard });
 }
 
