@@ -23,6 +23,9 @@ from milonga.scorers.tagger import events_of
 FLOOR = 0.01  # of every probability of a score: one certain error must not hide all others
 BOUND = math.log((1 - FLOOR) / FLOOR)  # the same, of a logit
 SOFTNESS = 0.1  # of an onset, in shares of a sound's maximum
+# What a question weighs in a reward: a sound that is named, all that are not, an order. A gradient removes a sound
+# more easily than it makes one, so with equal weights full recall falls (docs/alignment.md).
+NAMED, OTHERS, ORDER = 3.0, 1.0, 1.0
 
 
 class FrameTagger(Protocol):
@@ -140,13 +143,18 @@ class EventScorer:
         return float(answers.mean().exp())
 
     def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
-        """The mean log-probability of yes (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them.
+        """The weighted mean log-probability of yes (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them.
 
-        It is the logarithm of the score without the bounds on probabilities: within them, an error that the tagger is
-        certain of would have no gradient.
+        It differs from the score's logarithm by the weights, and has no bounds on probabilities: within them, an error
+        that the tagger is certain of would have no gradient.
         """
-        rows = zip(self.tagger.wave_logits(waves, rate), texts, strict=True)
-        return torch.stack([self._answers(logits, self.read(text)).mean() for logits, text in rows])
+        rows = []
+        for logits, text in zip(self.tagger.wave_logits(waves, rate), texts, strict=True):
+            scene = self.read(text)
+            answers, sounds = self._answers(logits, scene), len({label for group in scene or () for label in group})
+            weights = answers.new_tensor([NAMED] * sounds + [OTHERS] + [ORDER] * (len(answers) - sounds - 1))
+            rows.append((answers * weights).sum() / weights.sum())
+        return torch.stack(rows)
 
     def _answers(self, logits: Tensor, scene: Scene | None) -> Tensor:
         """The log-probability of yes to each question (Q,), from frame logits (T, K); NaN without a scene."""
