@@ -221,7 +221,9 @@ def test_rewards_of_waves_are_the_scores_of_their_clips(name: str) -> None:
     assert isinstance(part, DifferentiableScorer)
     scores = scorer(name).score(clips, [prompt.text for prompt in prompts])
     rewards = part.wave_rewards(waves, clips[0].rate, [prompt.text for prompt in prompts])
-    if name == "nano-events":  # weighted otherwise, and a score bounds each probability: 24 other sounds cost it a little
+    if (
+        name == "nano-events"
+    ):  # weighted otherwise, and a score bounds each probability: 24 other sounds cost it a little
         shown = rewards.detach().exp().numpy()
         assert (scores < shown).all()
         assert (shown < scores + 0.15).all()

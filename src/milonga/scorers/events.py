@@ -23,9 +23,9 @@ from milonga.scorers.tagger import events_of
 FLOOR = 0.01  # of every probability of a score: one certain error must not hide all others
 BOUND = math.log((1 - FLOOR) / FLOOR)  # the same, of a logit
 SOFTNESS = 0.1  # of an onset, in shares of a sound's maximum
-# What a question weighs in a reward: a sound that is named, all that are not, an order. A gradient removes a sound
-# more easily than it makes one, so with equal weights full recall falls (docs/alignment.md).
-NAMED, OTHERS, ORDER = 3.0, 1.0, 1.0
+# What a named sound, or an order, weighs in a reward, where all sounds that are not named together weigh 1: a gradient
+# removes a sound more easily than it makes one, so with equal weights recall and order do not rise (docs/alignment.md).
+NAMED = 3.0
 
 
 class FrameTagger(Protocol):
@@ -150,14 +150,15 @@ class EventScorer:
         """
         rows = []
         for logits, text in zip(self.tagger.wave_logits(waves, rate), texts, strict=True):
-            scene = self.read(text)
-            answers, sounds = self._answers(logits, scene), len({label for group in scene or () for label in group})
-            weights = answers.new_tensor([NAMED] * sounds + [OTHERS] + [ORDER] * (len(answers) - sounds - 1))
-            rows.append((answers * weights).sum() / weights.sum())
+            others, *wanted = self._answers(logits, self.read(text))
+            rows.append((others + NAMED * sum(wanted)) / (1 + NAMED * len(wanted)))
         return torch.stack(rows)
 
     def _answers(self, logits: Tensor, scene: Scene | None) -> Tensor:
-        """The log-probability of yes to each question (Q,), from frame logits (T, K); NaN without a scene."""
+        """The log-probability of yes to each question (Q,), that about other sounds first, from frame logits (T, K).
+
+        NaN without a scene.
+        """
         if not scene:
             return logits.new_tensor([torch.nan])
         places = {label: place for place, label in enumerate(self.tagger.classes)}
@@ -168,7 +169,7 @@ class EventScorer:
             place for label, place in places.items() if place not in named and self.kin.get(label, label) not in kin
         ]
         highest, frames = logits.amax(0), torch.sigmoid(logits)
-        answers = [logsigmoid(highest[sorted(named)]), logsigmoid(-highest[others]).sum()[None]]
+        answers = [logsigmoid(-highest[others]).sum()[None], logsigmoid(highest[sorted(named)])]
         answers += [
             begins_first(frames[:, a], frames[:, b]).log()[None]
             for before, after in pairwise(groups)
