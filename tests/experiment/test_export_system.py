@@ -1,6 +1,7 @@
 """`milonga export RUN DIR --system NAME`: the trained pipeline, which Milonga and diffusers load, with its card."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from milonga.cli.main import app
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.records import Comparison, Summary
 from milonga.core.store import Run, read_json
+from milonga.experiment.recipe import System
 from milonga.models.load import pipeline
+from milonga.reports.cards import DATA
 from milonga.reports.material import read_rows
 
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
@@ -28,6 +31,10 @@ def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(folder)
     return folder
+
+
+def test_a_card_tells_of_every_kind_of_data() -> None:
+    assert DATA.keys() == set(get_args(System.model_fields["data"].annotation))
 
 
 def test_milonga_loads_what_was_trained(run: Run, exported: Path) -> None:

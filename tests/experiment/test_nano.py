@@ -122,7 +122,9 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_part_ships_in_a_folder_of_its_own_within_25_megabytes(work: Path) -> None:
-    assert {path.name for path in (work / "out").iterdir()} == FOLDERS == set(SHIPPED.values())
+    assert (
+        {path.name for path in (work / "out").iterdir()} == FOLDERS == set(SHIPPED.values()) - {"tango-2"}
+    )  # that one is made by recipes/nano.toml
     assert sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file()) < 25e6
 
 

@@ -49,14 +49,14 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["nanno", "", "no/such/folder", "clap-a"])
 def test_a_name_that_is_none_lists_those_there_are(name: str) -> None:
-    with pytest.raises(RecipeError, match=f"'{name}' is neither a folder nor one of nano, nano-clap-a"):
+    with pytest.raises(RecipeError, match=f"'{name}' is neither a folder nor one of nano, nano-2, nano-clap-a"):
         folder_of(name)
 
 
 def test_a_part_is_a_shipped_name_or_a_folder(tmp_path: Path) -> None:
     assert folder_of(str(tmp_path)) == tmp_path
     found = {folder_of(name) for name in SHIPPED}
-    assert len(found) == 6
+    assert len(found) == 7
     assert {folder.parent.name for folder in found} == {"weights"}
 
 

@@ -16,6 +16,7 @@ from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.protocols import DifferentiableScorer
 from milonga.data.examples import CaptionExamples, PairExamples, fingerprint, with_prior_data
+from milonga.experiment.export import export_system
 from milonga.experiment.recipe import parse_recipe
 from milonga.experiment.run import run as run_recipe
 from milonga.maths.noise import seeded
@@ -308,11 +309,14 @@ def test_a_recipe_that_cannot_be_trained_is_refused(change: tuple[str, str], wor
         parse_recipe(RECIPE.replace(*change), "a test")
 
 
-def test_a_recipe_trains_on_its_captions_without_making_clips(tmp_path: Path) -> None:
+def test_a_recipe_trains_on_its_captions_without_making_clips_and_exports_what_it_trained(tmp_path: Path) -> None:
     run_recipe(parse_recipe(RECIPE, "a test"), tmp_path, until="train")
     assert (tmp_path / "checkpoints" / "aligned" / "model").is_dir()
     assert not (tmp_path / "generate").exists()
     assert rows_of(tmp_path)[0]["scores"].keys() == {"nano-events"}
+    card = (export_system(tmp_path, tmp_path / "small", "aligned", rank=2) / "README.md").read_text()
+    for words in ("the gradient of the scorers’ rewards", "`world:train:3:multi`", "rewards: `nano-events`", "1 steps"):
+        assert words in card
 
 
 def rows_of(run: Path) -> list[dict]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # The weights that ship with the package, each a folder under nano/weights.
 SHIPPED = {
     "nano": "tango",
+    "nano-2": "tango-2",  # an adapter of nano, aligned by recipes/nano.toml
     "nano-clap-a": "clap-a",
     "nano-clap-b": "clap-b",
     "nano-judge": "clap-judge",

@@ -124,6 +124,8 @@ DATA = {
     "groups": "all of the base’s clips of each caption, with the advantage of each over its group",
     "online": "clips that the latest policy generated, iteration after iteration, in groups (DGPO, arXiv 2510.08425) "
     "or pairs (CRPO, arXiv 2412.21037)",
+    "captions": "captions alone: the gradient of the scorers’ rewards passed through the clips that it sampled (DRaFT, "
+    "arXiv 2309.17400)",
 }
 LICENCES = """No licence is chosen here: choose one before you publish, and add `license:` to the head of this file.
 These weights are derived from those of the base named above, so its licence applies. Nano's weights, which ship with
@@ -162,7 +164,7 @@ def model_card(
         f"preferences by Milonga. It was trained on {DATA[system['data']]}.",
         _load(base, index, trained) + (f"\n\n{ADAPTER}" if settings.get("lora_rank") else ""),
         f"## Results\n\n{_results(run, name)}",
-        f"## Training\n\n{_phases(system)}\n\n{_settings(recipe['train'])}",
+        f"## Training\n\n{_phases(system)}\n\n{_settings(settings)}",
         f"## Data\n\n{_data(run, system, recipe)}",
         "## Provenance\n\n" + table(("", ""), provenance),
         f"## Licences\n\n{LICENCES}",
@@ -250,8 +252,9 @@ def _phases(system: Mapping[str, Any]) -> str:
     for phase in system["phases"]:
         beta = f"{phase['beta']:g}" if phase["beta"] else "–"
         rate = "as below" if phase["learning_rate"] is None else f"{phase['learning_rate']:g}"
-        rows.append((phase["loss"], str(phase["epochs"]), beta, rate))
-    return table(("loss", "epochs", "β (on mean errors)", "learning rate"), rows)
+        length = f"{phase['steps']} steps" if phase["steps"] else f"{phase['epochs']} epochs"
+        rows.append((phase["loss"], length, beta, rate))
+    return table(("loss", "length", "β (on mean errors)", "learning rate"), rows)
 
 
 def _settings(train: Mapping[str, Any]) -> str:
@@ -261,7 +264,11 @@ def _settings(train: Mapping[str, Any]) -> str:
 
 def _data(run: RunMaterial, system: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """The sources of the training data, and how much there was."""
-    lines = [f"- captions: {', '.join(map(code, recipe['prompts']['sources'])) or 'none of its own'}"]
+    sources = system["sources"] or recipe["prompts"]["sources"]
+    lines = [f"- captions: {', '.join(map(code, sources)) or 'none of its own'}"]
+    if system["data"] == "captions":
+        rewards = system["scorers"] or recipe["models"]["scorers"]
+        lines.append(f"- rewards: {', '.join(map(code, rewards))}")
     if system["data"] == "pairs":
         lines.append(f"- pairs: {', '.join(map(code, recipe['train']['pairs']))} (`run`: the run's own)")
     if recipe["train"]["clips"] is not None:
