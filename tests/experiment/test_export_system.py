@@ -90,7 +90,7 @@ def test_the_card_has_recipe_data_numbers_and_licences(run: Run, exported: Path)
     assert f"{gain.difference:+.3f}".replace("-", "−") in body
     first = next(row for row in rows if (row.system, row.split) == ("aligned", "overall"))
     assert f"Protocol of the first row: {first.protocol}." in body
-    assert "| dpo | 1 | 100 |" in body
+    assert "| dpo | 1 epoch | 100 |" in body
     assert (exported / "recipe.toml").read_bytes() == (run.path / "recipe.toml").read_bytes()
     assert (exported / "metrics/summary.json").read_bytes() == (run.path / "metrics/summary.json").read_bytes()
 

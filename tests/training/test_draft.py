@@ -315,7 +315,7 @@ def test_a_recipe_trains_on_its_captions_without_making_clips_and_exports_what_i
     assert not (tmp_path / "generate").exists()
     assert rows_of(tmp_path)[0]["scores"].keys() == {"nano-events"}
     card = (export_system(tmp_path, tmp_path / "small", "aligned", rank=2) / "README.md").read_text()
-    for words in ("the gradient of the scorers’ rewards", "`world:train:3:multi`", "rewards: `nano-events`", "1 steps"):
+    for words in ("the gradient of the scorers’ rewards", "`world:train:3:multi`", "rewards: `nano-events`", "1 step "):
         assert words in card
 
 

@@ -252,7 +252,8 @@ def _phases(system: Mapping[str, Any]) -> str:
     for phase in system["phases"]:
         beta = f"{phase['beta']:g}" if phase["beta"] else "–"
         rate = "as below" if phase["learning_rate"] is None else f"{phase['learning_rate']:g}"
-        length = f"{phase['steps']} steps" if phase["steps"] else f"{phase['epochs']} epochs"
+        count, unit = (phase["steps"], "step") if phase["steps"] else (phase["epochs"], "epoch")
+        length = f"{count} {unit}{'' if count == 1 else 's'}"
         rows.append((phase["loss"], length, beta, rate))
     return table(("loss", "length", "β (on mean errors)", "learning rate"), rows)
 
