@@ -181,7 +181,8 @@ function soundPlayer({ url, view, label, group = playerGroup(), words = WORDS, o
       const at = audio.currentTime + 0.01;
       if (sounding && sounding !== self) sounding.silence(at);
       if (current) silence(at);
-      start(buffer, at, from ?? group.position);
+      const first = view === null && !heard && group.last !== self; // a rater's first hearing of it is of all of it
+      start(buffer, at, from ?? (first ? 0 : group.position));
     } catch (error) {
       trouble.textContent = words.trouble.replace("{reason}", error.message);
       trouble.hidden = false;
@@ -209,6 +210,7 @@ function soundPlayer({ url, view, label, group = playerGroup(), words = WORDS, o
     };
     marked = begin;
     sounding = self;
+    group.last = self;
     refreshGroup();
     follow();
   }
