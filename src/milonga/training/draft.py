@@ -64,7 +64,11 @@ class DraftStep(TrainStep):
 
     def run(self, step: Step, beta: float, baseline: float, loser_scale: float | None = None) -> StepOutput:
         """As `TrainStep.run`, on clips that are sampled now."""
-        micro_batches, rows, priors = self._accumulate(step, lambda micro: self._reward_backward(step, micro, beta))
+        micro_batches, priors = list[MicroBatch](), list[Tensor]()
+        rows = list[tuple[Tensor, Tensor, Tensor | None]]()
+        for micro in self._passes(step, priors):
+            micro_batches.append(micro)
+            rows.append(self._reward_backward(step, micro, beta))
         counts = self._ranks.all_gather(torch.cat([micro.counts for micro in micro_batches]))
         scores = self._gather([row[0].T for row in rows], counts).T
         losses = self._gather([row[1] for row in rows], counts)

@@ -1,9 +1,9 @@
 """One optimizer step: its examples through policy and reference, the loss, and the gradient that they leave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from milonga.training.noising import NoisyBatch, add_noise, add_reference_errors
 from milonga.training.reference import Key, Reference
 from milonga.training.schedule import Step, loss_spec
 
-Row = TypeVar("Row")
 # The vectors (B,) of a micro-batch's errors that the row of its step is made of.
 LOGGED = ("policy_winner", "policy_loser", "reference_winner", "reference_loser", "desirable", "safeguard")
 
@@ -90,35 +89,35 @@ class TrainStep:
         if safeguarded and loser_scale is None:
             return self._run_safeguarded(step, beta, baseline)
 
-        def backward(micro: MicroBatch) -> tuple[Errors, Tensor, Tensor | None]:
+        micro_batches, priors = list[MicroBatch](), list[Tensor]()
+        rows = list[tuple[Errors, Tensor, Tensor | None]]()
+        for micro in self._passes(step, priors):
             batch, noisy, keys = self._noisy_micro_batch(step, micro)
             old = self._old_predictions(noisy, micro)
             with autocast(noisy.latents.device, self._settings.precision):
                 predictions = self._denoiser.predict(noisy.latents, noisy.timesteps, noisy.conditioning, self._network)
             predictions = noisy.guided(predictions.float(), self._network, self._settings.precision)
             if batch.advantages is not None:
-                return self._group_backward(step, micro, batch, noisy, predictions, old, keys, beta)
-            return self._loss_backward(step, micro, batch, noisy, predictions, keys, beta, baseline, loser_scale)
+                row = self._group_backward(step, micro, batch, noisy, predictions, old, keys, beta)
+            else:
+                row = self._loss_backward(step, micro, batch, noisy, predictions, keys, beta, baseline, loser_scale)
+            micro_batches.append(micro)
+            rows.append(row)
+        return self._gather_output(micro_batches, rows, priors, step.phase)
 
-        return self._gather_output(*self._accumulate(step, backward), step.phase)
+    def _passes(self, step: Step, priors: list[Tensor]) -> Iterator[MicroBatch]:
+        """This rank's micro-batches, for the caller's backward pass; only the last pass of all syncs the ranks.
 
-    def _accumulate(
-        self, step: Step, backward: Callable[[MicroBatch], Row]
-    ) -> tuple[list[MicroBatch], list[Row], list[Tensor]]:
-        """Calls `backward` for each of this rank's micro-batches, and trains the prior-preservation term beside it.
-
-        Gives the micro-batches, what `backward` gave, and the prior's errors (B,). Only the last pass syncs the ranks.
+        The prior-preservation term is trained after each of them, and its errors (B,) are added to `priors`.
         """
         micro_batches, with_prior = self._micro_batches(step), self._settings.prior_weight > 0
-        rows, prior_errors = list[Row](), list[Tensor]()
         for micro in micro_batches:
             last = micro is micro_batches[-1]
             with self._ranks.no_sync(self._network, sync=last and not with_prior):
-                rows.append(backward(micro))
+                yield micro
             if with_prior:
                 with self._ranks.no_sync(self._network, sync=last):
-                    prior_errors.append(self._prior_backward(step, micro))
-        return micro_batches, rows, prior_errors
+                    priors.append(self._prior_backward(step, micro))
 
     def _run_safeguarded(self, step: Step, beta: float, baseline: float) -> StepOutput:
         """SDPO with one λ for the step, taken from the gradients with respect to the parameters.
