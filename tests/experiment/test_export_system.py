@@ -15,8 +15,10 @@ from milonga.cli.main import app
 from milonga.core.errors import RecipeError, StoreError
 from milonga.core.records import Comparison, Summary
 from milonga.core.store import Run, read_json
-from milonga.experiment.recipe import System
-from milonga.models.load import pipeline
+from milonga.experiment import manifest
+from milonga.experiment.recipe import System, parse_recipe
+from milonga.experiment.registry import DEFAULT
+from milonga.models.load import pipeline, system
 from milonga.reports.cards import DATA
 from milonga.reports.material import read_rows
 
@@ -139,3 +141,19 @@ def test_it_is_pushed_as_a_model(run: Run, exported: Path, hub) -> None:  # noqa
     assert done.exit_code == 0, done.output
     assert done.stdout.split()[-1] == "https://huggingface.co/me/tuned"
     assert [what["repo_type"] for _, _, what in Hub.told] == ["model", "model"]
+
+
+def test_a_recipe_may_measure_systems_of_other_runs_alone(run: Run) -> None:
+    name = f"{run.path}/aligned"
+    text = f"""
+        name = "measured"
+        [evaluate]
+        prompts = ["world:test:2"]
+        [[evaluate.models]]
+        name = "other"
+        model = "{name}"
+    """
+    recipe = parse_recipe(text, "a test")
+    hashes = manifest.fingerprints(recipe, DEFAULT)["evaluate"]["models"]
+    assert hashes == {name: system(name).fingerprint()}
+    assert hashes[name] != DEFAULT.fingerprint(read_json(run.path / "manifest.json")["recipe"]["models"]["model"])

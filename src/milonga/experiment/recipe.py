@@ -294,8 +294,8 @@ class Recipe(Record):
     @property
     def makes_clips(self) -> bool:
         """Whether the run generates training clips by its plan; else they come from elsewhere, or online."""
-        only_searches = bool(self.evaluate.search) and not self.plan.strategies
-        on_pairs = OWN in self.train.pairs and (self.trains_on("pairs") or not (self.train.systems or only_searches))
+        only_measures = bool(self.evaluate.search or self.evaluate.models) and not self.plan.strategies
+        on_pairs = OWN in self.train.pairs and (self.trains_on("pairs") or not (self.train.systems or only_measures))
         on_labels = TAGGER in self.label.sources and self.trains_on("labels")
         return on_pairs or on_labels or self.trains_on("rewards", "groups")
 

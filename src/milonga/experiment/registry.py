@@ -112,7 +112,10 @@ class Registry:
 
     def fingerprint(self, name: str) -> str:
         """A hash of a part's weights, without loading them where it is named."""
-        return models.object_fingerprint(self.objects[name]) if name in self.objects else scorers.fingerprint(name)
+        if name in self.objects:
+            return models.object_fingerprint(self.objects[name])
+        system = models.run_system(name)
+        return system.fingerprint() if system else scorers.fingerprint(name)
 
 
 DEFAULT = Registry()
