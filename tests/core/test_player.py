@@ -60,8 +60,9 @@ def test_a_sound_is_played_to_its_end_and_then_counts_as_heard(page):
 def test_a_pause_keeps_the_position_and_a_part_that_was_left_out_is_not_heard(page):
     page.evaluate("players[0].seek(0.5)")
     page.evaluate("players[0].play()")
-    page.wait_for_function("() => players[0].position() > 0.6")
-    page.get_by_role("button", name="Pause Sound a").click()
+    page.get_by_role("button", name="Pause Sound a").wait_for()
+    page.evaluate("players[0].play(0.5)")
+    page.wait_for_function("() => players[0].position() > 0.6 && (players[0].pause(), true)")  # at once: it is short
     paused = position(page)
     assert 0.6 < paused < 1
     page.evaluate("players[0].play()")
@@ -73,8 +74,7 @@ def test_a_pause_keeps_the_position_and_a_part_that_was_left_out_is_not_heard(pa
 
 def test_two_sounds_switch_at_the_same_position(page):
     page.evaluate("players[0].play()")
-    page.wait_for_function("() => players[0].position() > 0.3")
-    page.evaluate("players[1].play()")
+    page.wait_for_function("() => players[0].position() > 0.3 && (players[1].play(), true)")
     page.wait_for_function("() => players[1].isPlaying() && !players[0].isPlaying()")
     assert position(page, 1) > 0.3
     page.wait_for_function("() => !players[1].isPlaying()")

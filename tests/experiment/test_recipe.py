@@ -56,7 +56,7 @@ def test_every_shipped_recipe_is_valid_and_names_itself(name):
         ("train.systems = [{nam = 'x'}]", 'unknown key "train.systems.0.nam": did you mean "train.systems.0.name"?'),
         (
             "models.zzz = 1",
-            'unknown key "models.zzz": this table knows model, scheduler, precision, scorers, judge, tagger',
+            'unknown key "models.zzz": this table knows model, scheduler, precision, seconds, scorers, judge, tagger',
         ),
     ],
 )

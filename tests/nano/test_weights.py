@@ -36,8 +36,8 @@ def real() -> list[tuple[Prompt, Clip]]:
     return [(prompt, registry.reference(prompt)) for prompt in world_prompts("test", 60)]
 
 
-def test_all_weights_together_take_at_most_25_megabytes() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 25e6
+def test_all_weights_together_take_at_most_25_mebibytes() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 25 * 2**20
 
 
 def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
