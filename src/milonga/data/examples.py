@@ -438,7 +438,7 @@ def _latents(latents: Latents, rows: list[int], seed: int, role: str, epoch: int
 
 def _concat(batches: Sequence[Batch], name: str, order: Tensor) -> Any:
     """One field of all batches, in order; None where all have None, DataError where only some do."""
-    values = [getattr(batch, name) for batch in batches]
+    values: list[Any] = [getattr(batch, name) for batch in batches]
     if all(value is None for value in values):
         return None
     if name == "regions":  # elsewhere the errors of the whole clip count

@@ -161,7 +161,8 @@ class Checkpoints:
         """
         path, tensors = self.folder / f"step-{state.step:08d}", state.tensors()
         with atomic_dir(path) if ranks.is_main else nullcontext() as target:
-            part: Path = ranks.from_main(target)
+            part = ranks.from_main(target)
+            assert part is not None  # the main process has one
             if any(is_sharded(value) for values in tensors.values() for value in values.values()):
                 _write_shards(part / SHARDS, tensors)
             elif ranks.is_main:
