@@ -146,9 +146,9 @@ def edit_files(
     from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files
     from milonga.core.audio import write_samples
     from milonga.models.editing import edit as edit_samples
+    from milonga.models.editing import editable_denoiser
 
-    if not hasattr(model, "denoiser"):
-        raise RecipeError(f"{model.name} runs by a pipeline of its own: it generates clips and cannot edit them")
+    denoiser = editable_denoiser(model)
     change, listed = change or {}, listed_files(out / MANIFEST)
     with tracked("edit", len(sources) * count) as advance:
         for source in sources:
@@ -156,7 +156,7 @@ def edit_files(
             for first in range(0, count, BATCH):
                 numbers = range(first, min(count, first + BATCH))
                 takes = edit_samples(
-                    model.denoiser, samples, rate, words, steps=steps, guidance=guidance, negative=negative,
+                    denoiser, samples, rate, words, steps=steps, guidance=guidance, negative=negative,
                     seeds=[clip_seed(seed, words, number) for number in numbers], **change,
                 )  # fmt: skip
                 for number, take in zip(numbers, takes, strict=True):
@@ -195,16 +195,16 @@ def repair_files(
     from milonga.cli.generate import MANIFEST, append_entry, listed_files
     from milonga.core.audio import write_samples
     from milonga.data.audio_alpaca import Origin, write_pairs
+    from milonga.models.editing import editable_denoiser
     from milonga.preference.repair import repair_samples
 
-    if not hasattr(model, "denoiser"):
-        raise RecipeError(f"{model.name} runs by a pipeline of its own: it generates clips and cannot edit them")
+    denoiser = editable_denoiser(model)
     listed = listed_files(out / MANIFEST)
     with tracked("repair", len(sources)) as advance:
         for source in sources:
             samples, rate, suffix, subtype, words = read_source(source, prompt)
             result = repair_samples(
-                model.denoiser, samples, rate, words, scorer, steps=steps, guidance=guidance, best_of=best_of, seed=seed
+                denoiser, samples, rate, words, scorer, steps=steps, guidance=guidance, best_of=best_of, seed=seed
             )
             settings = {
                 "prompt": words, "model": model.name, "seed": seed, "steps": steps, "guidance": guidance,

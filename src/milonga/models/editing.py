@@ -208,6 +208,13 @@ def noise_levels(scheduler: Any, process: Any) -> list[tuple[float, float]]:
     return [*((math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in alphas), (1.0, 0.0)]
 
 
+def editable_denoiser(model: Any) -> Denoiser:
+    """The denoiser that a model edits by; RecipeError for a model that runs by a pipeline of its own."""
+    if not hasattr(model, "denoiser"):
+        raise RecipeError(f"{model.name} runs by a pipeline of its own: it generates clips and cannot edit them")
+    return model.denoiser
+
+
 def samples_per_row(denoiser: Denoiser) -> int:
     """Samples of a waveform for each row of latents."""
     silence = Clip(np.zeros(denoiser.sampling_rate, np.float32), denoiser.sampling_rate)

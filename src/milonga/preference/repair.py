@@ -21,7 +21,7 @@ from milonga.core.records import Clip, Event, Pair, Scene
 from milonga.data.audio_alpaca import PairedClips
 from milonga.maths.devices import AUTO
 from milonga.models.denoiser import Denoiser
-from milonga.models.editing import SPLICE, edit
+from milonga.models.editing import SPLICE, edit, editable_denoiser
 from milonga.nano.reader import clauses
 from milonga.preference.candidates import search_scorers
 from milonga.scorers.events import Diagnosis, EventScorer, Fault
@@ -170,12 +170,11 @@ def repair(
 
     own: Any = as_model(model, device=device)
     own_steps, own_guidance = sampling(model) if steps is None or guidance is None else (steps, guidance)
-    if not hasattr(own, "denoiser"):
-        raise RecipeError(f"{own.name} runs by a pipeline of its own: it generates clips and cannot edit them")
+    denoiser = editable_denoiser(own)
     rate = sampling_rate or own.rate
     samples, rate = (audio, rate) if isinstance(audio, np.ndarray) else read_samples(Path(audio))[:2]
     return repair_samples(
-        own.denoiser, samples[:, None] if samples.ndim == 1 else samples, rate, " ".join(prompt.split()),
+        denoiser, samples[:, None] if samples.ndim == 1 else samples, rate, " ".join(prompt.split()),
         event_scorer_of(model, scorer, device), steps=own_steps if steps is None else steps,
         guidance=own_guidance if guidance is None else guidance, best_of=best_of, seed=seed,
     )  # fmt: skip

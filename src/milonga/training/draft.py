@@ -111,9 +111,8 @@ class DraftStep(TrainStep):
                 prediction = noisy.predict(self._network, settings.precision)
                 if trained and number >= first and settings.trust_region:
                     assert isinstance(self._reference, FrozenCopy | AdapterDisabled)  # the settings refuse a table
-                    moved = (prediction - self._reference.predict(noisy)).pow(2).flatten(1).mean(
-                        1
-                    ) / settings.draft_steps
+                    theirs = self._reference.predict(noisy)
+                    moved = (prediction - theirs).pow(2).flatten(1).mean(1) / settings.draft_steps
                     distances = moved if distances is None else distances + moved
                 latents = scheduler.step(prediction, timestep, latents, **more).prev_sample
         return latents, distances
