@@ -116,6 +116,7 @@ def test_a_stand_in_of_the_published_layout_generates_sound(monkeypatch: Any) ->
 
 
 @pytest.mark.slow  # minutes and some 20 GB of disk: the published sizes, with random weights
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", ["audio-alpaca", "tango2", "tango2-online"])
 def test_the_rehearsal_at_full_size(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(2)

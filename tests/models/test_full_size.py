@@ -43,6 +43,7 @@ def test_networks_of_the_published_sizes_have_the_published_parameters(kind: str
 
 
 @pytest.mark.slow  # gigabytes, and minutes on a CPU
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_step_of_sampling_and_of_lora_dpo_at_full_size(kind: str, tmp_path: Path) -> None:
     """Random weights, float32 on this CPU, one pair; time, CPU time and peak memory are printed (`pytest -s`)."""

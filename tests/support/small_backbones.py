@@ -67,7 +67,7 @@ def _sound() -> dict[str, Any]:
     )  # fmt: skip
     config = SpeechT5HifiGanConfig(
         model_in_dim=8, sampling_rate=16000, upsample_initial_channel=16, upsample_rates=[2, 2],
-        upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]], normalize_before=False,
+        upsample_kernel_sizes=[5, 4], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]], normalize_before=False,
         initializer_range=0.3,
     )  # fmt: skip
     schedule = DDIMScheduler(

@@ -34,6 +34,7 @@ from milonga.training.trainer import train
 PREDICTIONS: tuple[Any, ...] = ("epsilon", "v_prediction", "flow_prediction")
 SETTINGS = Settings(batch_size=2, gradient_accumulation_steps=2, learning_rate=3e-3, ema=0.5, snr_gamma=5.0)
 DISTIL = (Phase(loss="distil", steps=4),)
+GUIDANCE = loss_spec("distil-guidance")
 
 
 class PointMass:
@@ -106,6 +107,26 @@ def test_a_network_whose_paths_all_end_in_one_clip_has_no_error(prediction: Any)
     assert errors[~first].max() < 1e-5
 
 
+class Words(PointMass):
+    """Predicts the number that its words are, everywhere."""
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, network: Any = None) -> Tensor:
+        return conditioning["word"].reshape(-1, 1, 1, 1).expand_as(noisy)
+
+
+def test_guidance_is_distilled_at_all_timesteps_and_scales() -> None:
+    clip = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    denoiser: Any = Words(process_of("v_prediction"), clip)
+    words = torch.arange(1.0, 65)
+    data = PairExamples(clip.repeat(64, 1, 1, 1), None, Conditioning(word=words))
+    parts = (denoiser, denoiser.module, FrozenCopy(denoiser.module), data, SETTINGS, 0, Ranks(), DISTIL[0])
+    step = DistilStep(*parts)
+    noisy = step._noised(data.batch(range(64), 0), [("pair", 0, row) for row in range(64)], False, GUIDANCE)
+    wanted = (noisy.conditioning["guidance"] * words).reshape(-1, 1, 1, 1)  # u + g·(c − u), where u is 0
+    torch.testing.assert_close(noisy.target, wanted.expand_as(noisy.target))
+    assert len(noisy.timesteps.unique()) > 55  # any of a thousand
+
+
 def test_the_pseudo_huber_loss_grows_as_the_root_of_the_error() -> None:
     losses = pseudo_huber(Errors(torch.tensor([0.0, 1.0, 4.0])))
     assert losses.tolist() == pytest.approx([0.0, 1 - 0.00054, 2 - 0.00054], abs=1e-6)
@@ -117,7 +138,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def weights_after(folder: Path, settings: Settings, phases: Any = DISTIL, **more: Any) -> dict[str, Tensor]:
     denoiser = model()
-    denoiser.add_guidance_input()
+    denoiser.add_guidance_input(consistent=True)
     train(denoiser, pairs(), phases, settings, 7, folder, **more)
     return denoiser.module.state_dict()
 
@@ -151,7 +172,7 @@ def test_the_input_for_the_guidance_has_no_effect_at_first(tmp_path: Path) -> No
     steps = torch.tensor([5, 50, 99])
     before = denoiser.predict(batch.winner, steps, batch.conditioning)
     assert not denoiser.guidance_input
-    denoiser.add_guidance_input()
+    denoiser.add_guidance_input(consistent=True)
     assert denoiser.guidance_input
     told = Conditioning(batch.conditioning, guidance=torch.tensor([1.0, 3.0, 6.0]))
     assert torch.equal(denoiser.predict(batch.winner, steps, told), before)
@@ -169,17 +190,24 @@ def test_the_input_for_the_guidance_has_no_effect_at_first(tmp_path: Path) -> No
     assert torch.equal(loaded.time_embedding.cond_proj.weight, denoiser.module.time_embedding.cond_proj.weight)
 
 
-def test_a_student_of_nano_passes_once_a_step_and_is_saved_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("losses", "sampler"), [(["distil"], "LCM"), (["distil-guidance"], "UniPCMultistep")])
+def test_a_student_of_nano_passes_once_a_step_and_is_saved_whole(
+    losses: list[str], sampler: str, tmp_path: Path
+) -> None:
     pipe: Any = pipeline("nano")
     denoiser = TangoDenoiser.of(pipe)
     words = ["a dog barks", "rain"]
     latents = torch.randn(2, *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
     data = PairExamples(latents, None, denoiser.encode_text(words))
-    config = AlignConfig(output_dir=tmp_path / "student", phases=[Phase(loss="distil", steps=1)], batch_size=2)
+    config = AlignConfig(
+        output_dir=tmp_path / "student", phases=[Phase(loss=loss, steps=1) for loss in losses], batch_size=2
+    )
     AlignTrainer(pipe, data, config).train()
     student: Any = pipeline(str(tmp_path / "student"))
     assert student.config["steps"] == STUDENT_STEPS
-    assert type(student.scheduler).__name__ == "LCMScheduler"
+    assert type(student.scheduler).__name__ == f"{sampler}Scheduler"
+    chosen = TangoModel("student", pipeline(str(tmp_path / "student")), scheduler="ddim").pipeline
+    assert type(chosen.scheduler).__name__ == ("DDIMScheduler" if sampler != "LCM" else "LCMScheduler")
 
     sizes, forward = [], student.unet.forward
 

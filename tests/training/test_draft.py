@@ -256,7 +256,7 @@ class Softness:
 
 def test_a_student_is_refined_by_its_own_sampler_without_a_second_pass(tmp_path: Path) -> None:
     denoiser = TangoDenoiser.of(small_networks.pipeline())
-    denoiser.add_guidance_input()
+    denoiser.add_guidance_input(consistent=True)
     settings = SETTINGS.model_copy(update={"batch_size": 2, "draft_steps": 2, "draft_scheduler": "lcm"})
     scales: list[Tensor] = []
     unet: Any = denoiser.module

@@ -20,6 +20,9 @@ def distil(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the student; re-run to resume.", show_default=False)],
     epochs: Annotated[int, typer.Option(help="Passes over the clips.", min=1)] = 20,
+    consistency: Annotated[
+        bool, typer.Option("--consistency", help="Then distil consistency, as many epochs: for 1 or 2 passes.")
+    ] = False,
     guidance: Annotated[
         str, typer.Option(metavar="LOW-HIGH", help="The guidance scales that the student learns.")
     ] = "1-6",
@@ -27,9 +30,9 @@ def distil(
     batch_size: Annotated[int, typer.Option(help="Clips a step.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
 ) -> None:
-    """Distil a model to a student of 1 to 8 passes without a second pass for guidance, and print its folder.
+    """Distil a model to a student that needs no second pass for guidance, and print its folder.
 
-    The student is sampled with 4 steps by default (`milonga generate --model FOLDER --steps 1`), at any of the scales.
+    The student is sampled with 4 steps by default, at any of the scales: 4 passes.
     """
     from milonga.core.config import Phase
     from milonga.training.align import AlignConfig, AlignTrainer
@@ -43,11 +46,10 @@ def distil(
         raise RecipeError(f"--guidance {guidance!r} is no range: write two scales from 1 to 100, such as 1-6")
     config = AlignConfig(
         output_dir=out,
-        phases=(Phase(loss="distil", epochs=epochs),),
+        phases=[Phase(loss=loss, epochs=epochs) for loss in ("distil-guidance", "distil")[: 1 + consistency]],
         distil_guidance=(low, high),
         learning_rate=learning_rate,
         batch_size=batch_size,
-        snr_gamma=5.0,
         ema=0.95,
         seed=seed,
     )

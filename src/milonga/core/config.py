@@ -161,7 +161,7 @@ class Settings(Record):
     gradient's norms and not at `max_grad_norm`. Of group-wise losses: `ratio_clip` bounds exp(e_old − e_θ), and
     `old_policy` is the network as given or its `ema`.
 
-    Of `distil`: the student learns the guidance scales from the first to the second of `distil_guidance`.
+    Of the losses that distil: the student learns the guidance scales from the first to the second of `distil_guidance`.
 
     Of `draft`: its clips take `draft_steps` of `draft_scheduler` (None: the model's own) at `train_guidance`, with
     gradients through the last `draft_last` of them (0: all); `draft_weights` are those of its scorers in the reward

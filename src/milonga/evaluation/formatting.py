@@ -172,7 +172,7 @@ def _agreement_cell(row: Any) -> str:
 
 
 def run_outcome(run: Path) -> str | None:
-    """A run's headline numbers, and the differences of its last system from each other one; None before `evaluate`.
+    """A run's headline numbers, and the differences of its systems from the first, the base; None before `evaluate`.
 
     Raises StoreError when the metrics are damaged.
     """
@@ -190,8 +190,8 @@ def run_outcome(run: Path) -> str | None:
         row = (cells.get((system, name)) for system in systems)
         lines.append(f"{title:<34}" + "".join(f"{_plain_cell(cell):>24}" for cell in row))
     lines.append("")
-    for row in comparisons:
-        if row["metric"] in titles and row["a"] == systems[-1]:
+    for row in sorted(comparisons, key=lambda row: systems.index(row["a"])):
+        if row["metric"] in titles and row["b"] == systems[0]:
             outcome = NOT_SIGNIFICANT if row["better"] == "neither" else f"{row['better']} is better"
             difference = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
             lines.append(f"{row['a']} − {row['b']}, {titles[row['metric']]}: {difference}, {outcome} (n {row['n']})")

@@ -80,8 +80,8 @@ class JudgedClips:
     def means(self) -> dict[str, float]:
         """The means of a row: events where scenes are known, the signs of broken clips, diversity."""
         metrics = {
-            "present": "full_recall", "order": "order_accuracy", "exact": "exact_match", "extra": "extra_events",
-            "silent": "silent", "clipped": "clipped",
+            "present": "full_recall", "order": "order_accuracy", "order_detected": "order_accuracy_detected",
+            "exact": "exact_match", "extra": "extra_events", "silent": "silent", "clipped": "clipped",
         }  # fmt: skip
         values = {name: self.by_caption(metric) for name, metric in metrics.items()}
         numbers = {name: float(np.nanmean(own)) if np.isfinite(own).any() else math.nan for name, own in values.items()}

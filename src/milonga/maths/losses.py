@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from milonga.maths.group_losses import awm, crd, dgpo, nft
 
@@ -161,8 +161,8 @@ class LossSpec:
     A loss with `labels` also takes single clips that are labelled, in place of winners and losers. A loss of `groups`
     is a function of `group_losses.GroupErrors`; some need the errors of the policy that sampled the clips (`needs_old`)
     or of the implicit policies (`needs_implicit`). One that `samples` is a function of the rewards of clips that the
-    step samples itself, with gradients; its examples are captions. One that `distils` takes errors from what a teacher
-    and the averaged weights say (`training.distil`).
+    step samples itself, with gradients; its examples are captions. One that `distils` takes its targets from a teacher:
+    its "guidance", or its "consistency" (`training.distil`).
     """
 
     function: Callable[[Any, float], Tensor]
@@ -176,7 +176,7 @@ class LossSpec:
     needs_old: bool = False
     needs_implicit: bool = False
     samples: bool = False
-    distils: bool = False
+    distils: Literal["", "guidance", "consistency"] = ""
 
 
 LOSSES: dict[str, LossSpec] = {
@@ -197,8 +197,11 @@ LOSSES: dict[str, LossSpec] = {
     "nft": LossSpec(
         nft, needs_loser=False, needs_reference=False, needs_beta=True, groups=True, needs_old=True, needs_implicit=True
     ),
-    "distil": LossSpec(sft, needs_loser=False, needs_reference=False, needs_beta=False, distils=True),
-    "distil-huber": LossSpec(pseudo_huber, needs_loser=False, needs_reference=False, needs_beta=False, distils=True),
+    "distil-guidance": LossSpec(sft, needs_loser=False, needs_reference=False, needs_beta=False, distils="guidance"),
+    "distil": LossSpec(sft, needs_loser=False, needs_reference=False, needs_beta=False, distils="consistency"),
+    "distil-huber": LossSpec(
+        pseudo_huber, needs_loser=False, needs_reference=False, needs_beta=False, distils="consistency"
+    ),
     "draft": LossSpec(draft, needs_loser=False, needs_reference=False, needs_beta=False, samples=True),
 }
 

@@ -21,7 +21,7 @@ from milonga.models.tango import (
     clip_seeds,
     repeated,
 )
-from milonga.models.tango_denoiser import TangoDenoiser, takes_guidance
+from milonga.models.tango_denoiser import TangoDenoiser, is_consistency_model
 
 OnStep = Callable[[int], None]
 SAMPLING = (50, 3.0)  # steps and guidance of a denoiser that has none of its own
@@ -48,7 +48,9 @@ class TangoModel:
         self.rate = pipeline.sampling_rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
-        if scheduler is not None and not takes_guidance(pipeline.unet):  # a distilled one has a sampler of its own
+        if scheduler is not None and not is_consistency_model(
+            pipeline.unet
+        ):  # a consistency model has a sampler of its own
             pipeline.set_scheduler(scheduler)
         if precision is not None:
             pipeline.set_precision(precision)

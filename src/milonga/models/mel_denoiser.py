@@ -86,10 +86,13 @@ class MelDenoiser(PipelineDenoiser):
         return Posterior(mean, logvar, self.latent_scale)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Waveforms (B, samples), float32 on the CPU, through VAE and vocoder; gradients pass."""
+        """Waveforms (B, samples), float32 on the CPU, through VAE and vocoder; gradients pass.
+
+        The published vocoder ends with some samples more than its mel frames last; they are cut off.
+        """
         vae, vocoder = self.pipe.vae, self.pipe.vocoder
-        waves = []
+        waves, samples = [], latents.shape[2] * self._compression * self.mel_config.hop
         for row in latents.split(1):
             mel = vae.decode(row.to(vae.device, vae.dtype) / self.latent_scale).sample
-            waves.append(vocoder(mel.squeeze(1).to(vocoder.dtype)).reshape(1, -1).float().cpu())
+            waves.append(vocoder(mel.squeeze(1).to(vocoder.dtype)).reshape(1, -1)[:, :samples].float().cpu())
         return torch.cat(waves)

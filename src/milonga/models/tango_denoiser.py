@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 GUIDANCE_WIDTH = 256  # of a guidance scale's embedding, as in diffusers' distilled models
 STUDENT_STEPS = 4  # that a distilled model is sampled with by default
+# In a distilled U-Net's config: whether consistency was distilled. diffusers keeps what begins with "_" and ignores it.
+CONSISTENT = "_consistent"
 SMALL = 512  # positions of a latent up to which plain attention is faster in bfloat16 on a CPU
 Choice = Literal["auto", "fp32", "bf16"]
 GAIN = 1.1  # times that bfloat16 must be faster at the least: within noise the numbers of float32 are worth more
@@ -54,9 +56,14 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
     return get_timestep_embedding(1000 * (guidance.float() - 1), width, downscale_freq_shift=1)
 
 
+def is_consistency_model(unet: Any) -> bool:
+    """Whether a U-Net is a consistency model, which `lcm` samples; one with guidance distilled has any sampler."""
+    return takes_guidance(unet) and unet.config.get(CONSISTENT, True)
+
+
 def as_student(pipe: "TangoPipeline") -> None:
     """Sets the scheduler and the steps of a pipeline with a distilled U-Net."""
-    pipe.set_scheduler("lcm").register_to_config(steps=STUDENT_STEPS)
+    pipe.set_scheduler("lcm" if is_consistency_model(pipe.unet) else "unipc").register_to_config(steps=STUDENT_STEPS)
 
 
 class TangoDenoiser(MelDenoiser):
@@ -103,23 +110,24 @@ class TangoDenoiser(MelDenoiser):
         """Whether the U-Net is told the guidance scale, as a distilled one is, and so needs no second pass for it."""
         return takes_guidance(self.module)
 
-    def add_guidance_input(self) -> None:
-        """Gives the U-Net an input for the guidance scale (diffusers' `timestep_cond`) that has no effect yet."""
-        if self.guidance_input:
-            return
-        teacher = self.module
-        config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}  # those name defaults
-        unet = (
-            type(teacher)
-            .from_config(config | {"time_cond_proj_dim": GUIDANCE_WIDTH})
-            .to(teacher.device, teacher.dtype)
-            .eval()
-        )
-        torch.nn.init.zeros_(unet.time_embedding.cond_proj.weight)
-        unet.load_state_dict(teacher.state_dict(), strict=False)
-        self.module = unet
+    def add_guidance_input(self, consistent: bool) -> None:
+        """Gives the U-Net an input for the guidance scale (diffusers' `timestep_cond`), which has no effect yet, where
+        it has none; and the sampler of what is distilled.
+        """
+        unet = self.module
+        if not self.guidance_input:
+            config = {
+                key: value for key, value in unet.config.items() if not key.startswith("_")
+            }  # those name defaults
+            config["time_cond_proj_dim"] = GUIDANCE_WIDTH
+            self.module = type(unet).from_config(config).to(unet.device).eval()
+            if unet.dtype != self.module.dtype:
+                self.module.to(unet.dtype)
+            torch.nn.init.zeros_(self.module.time_embedding.cond_proj.weight)
+            self.module.load_state_dict(unet.state_dict(), strict=False)
+        self.module.register_to_config(**{CONSISTENT: consistent})
         if self._pipe is not None:
-            self._pipe.register_modules(unet=unet)
+            self._pipe.register_modules(unet=self.module)
             as_student(self._pipe)
 
     def prepare(self, precision: Precision, shape: Sequence[int]) -> None:

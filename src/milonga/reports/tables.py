@@ -281,6 +281,7 @@ def _round_rows(rounds: Sequence[Round]) -> list[dict[str, Any]]:
                 extra.format_value(row.extra),
                 share.format_value(row.present),
                 share.format_value(row.order),
+                share.format_value(row.order_detected),
                 clap.format_change(row.reward),
                 clap.format_value(row.diversity),
                 f"{share.format_value(row.silent)}, {share.format_value(row.clipped)}",

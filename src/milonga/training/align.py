@@ -117,8 +117,9 @@ class AlignTrainer:
 
             self._denoiser = as_denoiser(self.model)
             add_input: Any = getattr(self._denoiser, "add_guidance_input", None)
-            if add_input is not None and any(loss_spec(phase.loss).distils for phase in self.config.phases):
-                add_input()
+            distils = [loss_spec(phase.loss).distils for phase in self.config.phases]
+            if add_input is not None and any(distils):
+                add_input(consistent="consistency" in distils)
         return self._denoiser
 
     @property

@@ -1,10 +1,14 @@
-"""Guided consistency distillation: a student that needs a few passes, and no second one for guidance.
+"""Distillation of guidance and of consistency: a student that needs a few passes, and no second one for guidance.
 
-A consistency model maps noisy latents of any timestep to the clean latents at the end of their path (Song et al. 2023,
-arXiv 2303.01469). The student learns that from a *guided* teacher (ConsistencyTTA, arXiv 2309.10740; latent
-consistency, arXiv 2310.04378): of `POINTS` timesteps one is drawn, the teacher takes one DDIM step from it to the one
-before, at a guidance scale that is drawn too, and the student's clean latents from the noisier point are compared with
-those from the cleaner one, by its own averaged weights. Before the first point they are the clip itself.
+*Guidance* (Meng et al. 2023, arXiv 2210.03142): at any timestep the student predicts what its teacher predicts with
+guidance, at a scale that is drawn. So each step of any sampler costs one pass, and a solver of higher order needs few.
+
+*Consistency*, for one or two passes: a consistency model maps noisy latents of any timestep to the clean latents at the
+end of their path (Song et al. 2023, arXiv 2303.01469). The student learns that from a *guided* teacher (ConsistencyTTA,
+arXiv 2309.10740; latent consistency, arXiv 2310.04378): of `POINTS` timesteps one is drawn, the teacher takes one DDIM
+step from it to the one before, at a guidance scale that is drawn too, and the student's clean latents from the noisier
+point are compared with those from the cleaner one, by its own averaged weights. Before the first point they are the
+clip itself. A student that has guidance already begins where its teacher is.
 
 The student predicts what the teacher does (ε, v, a flow's direction), from which clean latents follow, so the boundary
 condition holds by itself, the network keeps its format, and Min-SNR (`snr_gamma`) weighs the error in clean latents as
@@ -46,7 +50,8 @@ class DistilStep(TrainStep):
             )
 
     def _noised(self, batch: Batch, keys: Sequence[Key], losers: bool, spec: LossSpec | None = None) -> NoisyBatch:
-        """Noisy latents (B, *latent shape) at drawn points, with the target that is consistent with the point before.
+        """Noisy latents (B, *latent shape), with the teacher's guided prediction as target, or the prediction that is
+        consistent with the point before.
 
         Every draw is named by the example's key. Losers take no part.
         """
@@ -54,13 +59,13 @@ class DistilStep(TrainStep):
             return super()._noised(batch, keys, losers, spec)
         denoiser, settings, process = self._denoiser, self._settings, self._denoiser.process
         low, high = settings.distil_guidance
-        draws = draw(batch.winner.shape[1:], keys, self._seed, POINTS, settings)
+        consistent = spec.distils == "consistency"
+        total = POINTS if consistent else len(process)
+        draws = draw(batch.winner.shape[1:], keys, self._seed, total, settings)
         scales = torch.cat([torch.rand(1, generator=seeded(self._seed, "guidance", *key)) for key in keys])
         scales = low + (high - low) * scales
         clip, shaped = batch.winner, (-1, *[1] * (batch.winner.dim() - 1))
-        ends = draws.timesteps == 0  # the clip itself lies before the first point
-        steps = _step_at(draws.timesteps, len(process))
-        before = _step_at((draws.timesteps - 1).clamp(min=0), len(process))
+        steps = _step_at(draws.timesteps, len(process)) if consistent else draws.timesteps
         noisy = process.add_noise(clip, draws.noise.to(clip.device), steps)
         words = batch.conditioning
         if draws.dropped.any():
@@ -75,7 +80,7 @@ class DistilStep(TrainStep):
             None if weights is None else weights.to(clip.device),
         )  # fmt: skip
 
-        # The teacher's step, unguided and conditional half in one pass: u + g·(c − u).
+        # The teacher's prediction, unguided and conditional half in one pass: u + g·(c − u).
         nothing = words.replace(torch.ones(len(clip), dtype=torch.bool), denoiser.empty)
         twice = replace(
             student,
@@ -86,6 +91,11 @@ class DistilStep(TrainStep):
         assert isinstance(self._reference, FrozenCopy)  # tables and adapters are refused before
         unguided, conditioned = self._reference.predict(twice).chunk(2)
         guided = unguided + scales.to(clip).reshape(shaped) * (conditioned - unguided)
+        if not consistent:
+            return replace(student, target=guided)
+
+        # Its step to the point before; before the first point lies the clip itself.
+        ends, before = draws.timesteps == 0, _step_at((draws.timesteps - 1).clamp(min=0), len(process))
         earlier = process.add_noise(*process.clean_and_noise(noisy, guided, steps), before)
 
         # Where the student comes out from there.
