@@ -85,7 +85,9 @@ def row(way: Way, best: Way, prompts: list[Prompt], real: SystemFeatures, folder
     systems = [system("best", last["heard"]), system("way", own["heard"])]
     known = {prompt.id: prompt for prompt in prompts}
     plan = EvalPlan({"overall": list(known)}, real, known, True, 1000, SEED)
-    numbers = Numbers(systems, [get_metric(name) for name in ("clap", "order_accuracy", "order_accuracy_detected", "fd")], plan)
+    numbers = Numbers(
+        systems, [get_metric(name) for name in ("clap", "order_accuracy", "order_accuracy_detected", "fd")], plan
+    )
     values = {one.metric: one.value for one in numbers.summaries() if one.system == "way"}
     cells = [way.told, str(way.steps), f"{own['seconds'] / len(prompts):.2f}", distance(way, best, folder)]
     for one in numbers.comparisons():
@@ -124,7 +126,11 @@ def main() -> None:
         finished.append(way)
     real = system_features("reference", features_of(prompts, [reference(prompt) for prompt in prompts]))
     best = max(finished, key=lambda one: one.steps)
-    print("| way | steps | CPU s a clip | distance | judge CLAP | order | order, all detected | FD |\n" + "| --- " * 8 + "|")
+    print(
+        "| way | steps | CPU s a clip | distance | judge CLAP | order | order, all detected | FD |\n"
+        + "| --- " * 8
+        + "|"
+    )
     for way in sorted(finished, key=lambda one: (one.steps, one.told)):
         print(row(way, best, prompts, real, asked.folder), flush=True)
     print(f"{len(prompts)} captions, torch {torch.__version__}, {torch.get_num_threads()} threads")

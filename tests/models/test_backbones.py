@@ -287,6 +287,24 @@ def test_every_loss_sends_a_finite_gradient_into_the_network(denoiser: Denoiser,
     assert module_hash(denoiser.module) != before
 
 
+def test_gradient_checkpointing_computes_again_and_changes_no_number(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        torch.utils.checkpoint, "checkpoint", lambda *args, **more: (calls.append(1), checkpoint(*args, **more))[1]
+    )
+    numbers = []
+    for checkpointed in (False, True):
+        denoiser, settings = models.load_denoiser(str(folder)), Settings(gradient_checkpointing=checkpointed)
+        phases, rows = [Phase(loss="sft", steps=2)], list[dict]()
+        train(denoiser, pairs(denoiser), phases, settings, 0, tmp_path / f"{checkpointed}", rows.append)
+        numbers.append([(row["loss"], row["grad_norm"]) for row in rows])
+    assert calls
+    np.testing.assert_allclose(numbers[1], numbers[0], rtol=1e-5)
+
+
 @pytest.mark.slow  # a whole run: its captions, clips, scores, pairs, training, evaluation and report
 def test_rounds_evaluation_and_export(kind: str, folder: Path, parts: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(RECIPE.format(model=folder, parts=parts), "rounds.toml", ())

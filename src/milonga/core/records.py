@@ -201,8 +201,9 @@ class Round(Record):
     Of `clips` made, `pairs` or `groups` (all clips of a caption) were trained on. `judge` is the judge's mean
     similarity over `n` captions, `gain` its paired difference to the best policy before, both with their 95 % intervals
     (0 wide for the base's gain); `present`, `order` (`order_detected`: where all events are detected), `exact` and
-    `extra` are means of the events' metrics where scenes are known. `reward` is the rewarding scorers' gain over the base in standard deviations, `diversity` how far clips
-    of one caption are apart, `loudness` in dB; `alert` names signs of reward hacking. What was not measured is NaN.
+    `extra` are means of the events' metrics where scenes are known. `reward` is the rewarding scorers' gain over the
+    base in standard deviations, `diversity` how far clips of one caption are apart, `loudness` in dB; `alert` names
+    signs of reward hacking. What was not measured is NaN.
     """
 
     system: str

@@ -153,6 +153,7 @@ class Context:
             shard_size=recipe.plan.shard_size,
             generate_batch_size=recipe.generate.batch_size,
             score_batch_size=recipe.score.batch_size,
+            precision=recipe.models.precision,
         )
 
 

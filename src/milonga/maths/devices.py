@@ -62,6 +62,20 @@ def autocast(device: "torch.device", precision: str) -> AbstractContextManager[A
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def full_precision(device: "torch.device") -> AbstractContextManager[Any]:
+    """The context of what is computed in float32 also within an autocast."""
+    import torch
+
+    return torch.autocast(device.type, enabled=False) if in_half(device) else nullcontext()
+
+
+def in_half(device: "torch.device") -> bool:
+    """Whether a forward pass on a device is in bfloat16 at the moment."""
+    import torch
+
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def batch_size(on_cpu: int, device: "torch.device") -> int:
     """How many inputs a forward pass has on a device; results do not depend on it."""
     return on_cpu if device.type == "cpu" else on_cpu * ON_ACCELERATOR

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from milonga.maths.devices import full_precision
+
 
 @dataclass(frozen=True)
 class MelSettings:
@@ -86,11 +88,12 @@ def magnitudes(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
 def log_mel(waveforms: torch.Tensor, settings: MelSettings) -> torch.Tensor:
     """Log-mel pictures, shape (B, frames, bands), of waveforms (B, samples), from their `magnitudes`.
 
-    With `settings.tango` the last, surplus frame is cropped.
+    With `settings.tango` the last, surplus frame is cropped. In float32 or better also where networks run in bfloat16.
     """
-    spectrum = magnitudes(waveforms, settings)
-    matrix = mel_matrix(settings).to(spectrum)
-    mel = (matrix @ spectrum**settings.power).clamp(min=settings.floor)
+    with full_precision(waveforms.device):
+        spectrum = magnitudes(waveforms, settings)
+        matrix = mel_matrix(settings).to(spectrum)
+        mel = (matrix @ spectrum**settings.power).clamp(min=settings.floor)
     picture = 10 * torch.log10(mel) if settings.decibels else torch.log(mel)
     frames = picture.shape[-1] - 1 if settings.tango else picture.shape[-1]
     return picture[..., :frames].transpose(-1, -2)

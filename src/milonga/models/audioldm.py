@@ -43,6 +43,16 @@ class AudioLDM2Denoiser(MelDenoiser):
     frozen = ("text_encoder", "text_encoder_2", "projection_model", "language_model", "vae")
     sampling = (200, 3.5)  # the defaults of diffusers' pipeline
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Keeps activations between the transformers' blocks alone; the others are computed again in the backward pass.
+
+        diffusers 0.42 passes each transformer its arguments in a wrong order where the levels around it are
+        checkpointed, so these are not.
+        """
+        self.module.enable_gradient_checkpointing()
+        for level in (*self.module.down_blocks, self.module.mid_block, *self.module.up_blocks):
+            level.gradient_checkpointing = False
+
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """FLAN-T5's `states` (B, T, D) and their `mask` (B, T) bool, and GPT-2's `generated` states (B, 8, E)."""
         return Conditioning.concat([self._encoded(text) for text in captions])

@@ -49,6 +49,8 @@ TEXT_ENCODER = "google/flan-t5-large"
 class TangoFluxNetwork(ModelMixin, ConfigMixin):
     """All that TangoFlux trains: the transformer, the caption's projection `fc` and the embedding of the length."""
 
+    _supports_gradient_checkpointing = True  # the transformer's blocks do
+
     @register_to_config
     def __init__(
         self,

@@ -18,7 +18,7 @@ from milonga.core.protocols import Model, Scorer, Tagger
 from milonga.core.records import Candidate, Clip, Label, Prompt, Refusal, Request
 from milonga.core.store import Run
 from milonga.core.weights import SELECTORS, SHIPPED
-from milonga.maths.devices import AUTO
+from milonga.maths.devices import AUTO, autocast, device_of
 from milonga.maths.metrics import order_accuracy
 from milonga.maths.statistics import mean_z_scores
 
@@ -79,6 +79,7 @@ def generate_scored_shard(
     load_scorers: Callable[[], Sequence[Scorer]],
     batch_size: int,
     score_batch_size: int,
+    precision: str,
     shard: str,
 ) -> int:
     """Generates one planned shard of clips without audio and scores their log-mel pictures; gives their number.
@@ -99,7 +100,7 @@ def generate_scored_shard(
     if refusals:
         run.stage("refused/generate").write_records(shard, refusals, Refusal)
     clips = [clip for _, clip in finite]
-    scores = score_clips(clips, [request.prompt for request, _ in finite], load_scorers(), score_batch_size)
+    scores = score_clips(clips, [request.prompt for request, _ in finite], load_scorers(), score_batch_size, precision)
     candidates = [Candidate(request=request, scores=row) for (request, _), row in zip(finite, scores, strict=True)]
     run.stage("score").write_records(shard, candidates, Candidate)
     latents = [pack_latents(clip.latents) for clip in clips]
@@ -108,17 +109,19 @@ def generate_scored_shard(
 
 
 def score_clips(
-    clips: Sequence[Clip], texts: Sequence[str], scorers: Sequence[Scorer], batch_size: int
+    clips: Sequence[Clip], texts: Sequence[str], scorers: Sequence[Scorer], batch_size: int, precision: str = "fp32"
 ) -> list[dict[str, float]]:
     """For each of N clips its score against its text by each scorer's name (§4.1.2 of the paper).
 
-    NaN is a value; a pair with it is refused later.
+    NaN is a value; a pair with it is refused later. "bf16" runs the scorers' networks under autocast.
     """
     rows: list[dict[str, float]] = [{} for _ in clips]
     for scorer in scorers:
         for first in range(0, len(clips), batch_size):
             part = slice(first, first + batch_size)
-            for row, value in zip(rows[part], np.asarray(scorer.score(clips[part], texts[part])), strict=True):
+            with autocast(device_of(), precision):
+                values = np.asarray(scorer.score(clips[part], texts[part]))
+            for row, value in zip(rows[part], values, strict=True):
                 row[scorer.name] = float(value)
     return rows
 

@@ -136,13 +136,18 @@ def text_features(
     tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
     device = where(model)
     output: Any = model.get_text_features(tokens.input_ids.to(device), tokens.attention_mask.to(device))
-    return output.pooler_output
+    return unit_rows(output.pooler_output)
 
 
 def audio_features(model: ClapModel, mels: torch.Tensor) -> torch.Tensor:
     """Unit-norm audio embeddings (N, D) of pictures (N, frames, bands), with gradients where they are enabled."""
     output: Any = model.get_audio_features(mels.unsqueeze(1))
-    return output.pooler_output
+    return unit_rows(output.pooler_output)
+
+
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """A model's unit-norm rows (N, D) as float32; those in bfloat16 are rounded, and brought to unit norm again."""
+    return rows if rows.dtype == torch.float32 else torch.nn.functional.normalize(rows.float(), dim=-1)
 
 
 def save_clap(

@@ -26,9 +26,9 @@ from milonga.core.errors import AudioError, CheckpointError, RecipeError, brief
 from milonga.core.ids import derive_seed
 from milonga.core.records import Clip
 from milonga.core.weights import read_weights
-from milonga.maths.devices import AUTO, batch_size, exact, placed, where
+from milonga.maths.devices import AUTO, batch_size, exact, in_half, placed, where
 from milonga.maths.mel import MelSettings, fit, log_mel
-from milonga.scorers.clap import ClapScorer, networks, text_features
+from milonga.scorers.clap import ClapScorer, networks, text_features, unit_rows
 from milonga.scorers.laion_convert import CONTAINER, from_original
 
 with deferred_imports():
@@ -102,7 +102,8 @@ class LaionClap(ClapScorer):
         Raises AudioError for a clip that is empty or not finite.
         """
         hashes = [_hash(clip) for clip in clips]
-        keys = [f"{self.identity}/{self.windows.kind}:{self.windows.seed}/{digest}" for digest in hashes]
+        precision = "/bf16" if in_half(where(self.model)) else ""
+        keys = [f"{self.identity}/{self.windows.kind}:{self.windows.seed}/{digest}{precision}" for digest in hashes]
         cached = self.cache.get(keys) if self.cache else {}
         rows = {key: entry["clap"] for key, entry in cached.items() if "clap" in entry}
         missing = {key: place for place, key in enumerate(keys) if key not in rows}
@@ -159,7 +160,7 @@ class LaionClap(ClapScorer):
         pictures, longer = torch.stack([picture for picture, _ in inputs]), torch.tensor([[more] for _, more in inputs])
         device = where(self.model)
         output: Any = self.model.get_audio_features(pictures.to(device), is_longer=longer.to(device))
-        return output.pooler_output.cpu().numpy()
+        return unit_rows(output.pooler_output).cpu().numpy()
 
 
 def quantised(wave: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ loading); what serves training alone (SpecAugment, mixup, dropout) is left out.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.nn.functional import max_pool1d, relu
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip
 from milonga.core.weights import fill, read_weights
-from milonga.maths.devices import AUTO, exact, placed, where
+from milonga.maths.devices import AUTO, exact, full_precision, placed, where
 from milonga.maths.mel import MelSettings, log_mel, mel_matrix
 from milonga.scorers.mkldnn import Blocked, of_blocks, usable
 from milonga.scorers.tagger import ConvBlock
@@ -167,14 +168,13 @@ class PannsEmbedder:
     @torch.no_grad()
     def of_waves(self, waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The same of N waveforms (samples,) that are at the network's rate already."""
-        rows = map_by_length(
-            lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)),
-            waves,
-            BATCH,
-            device=where(self.network),
-        )
+        device = where(self.network)
+        with nullcontext() if self._blocks is None else full_precision(device):  # oneDNN's blocks have float32 weights
+            rows = map_by_length(
+                lambda batch: list(zip(*self.network(batch, self._blocks), strict=True)), waves, BATCH, device=device
+            )
         embeddings, logits = zip(*rows, strict=True)
-        return torch.stack(embeddings).cpu().numpy(), torch.stack(logits).cpu().numpy()
+        return torch.stack(embeddings).float().cpu().numpy(), torch.stack(logits).float().cpu().numpy()
 
 
 def load_panns(path: Path, rate: int = 16000, width: int = 64, device: Any = AUTO) -> PannsEmbedder:

@@ -104,7 +104,10 @@ class EventTagger:
         waves = mel_waveforms(clips, self.mel)
         device = where(self.network)
         return map_by_length(
-            lambda mels: list(torch.sigmoid(self.network(mels)).cpu().numpy()), waves, mel=self.mel, device=device
+            lambda mels: list(torch.sigmoid(self.network(mels).float()).cpu().numpy()),
+            waves,
+            mel=self.mel,
+            device=device,
         )
 
     def wave_logits(self, waves: Tensor, rate: int) -> Tensor:
@@ -123,7 +126,7 @@ class EventTagger:
         waves, device = mel_waveforms(clips, self.mel), where(self.network)
         rows = map_by_length(self.network.embed_rows, waves, mel=self.mel, device=device)
         embeddings, logits = zip(*rows, strict=True)
-        return torch.stack(embeddings).cpu().numpy(), torch.stack(logits).cpu().numpy()
+        return torch.stack(embeddings).float().cpu().numpy(), torch.stack(logits).float().cpu().numpy()
 
 
 def save_tagger(folder: Path, network: FrameTagger, config: dict[str, Any]) -> None:

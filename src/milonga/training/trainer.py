@@ -213,8 +213,9 @@ class Trainer:
         if self.val is not None or guarded or any(spec.needs_reference or spec.needs_old for spec in compared):
             reference = self._reference(ranks)
         if settings.gradient_checkpointing:
-            enable: Any = getattr(module, "enable_gradient_checkpointing", None)
-            if enable is None:
+            name = "enable_gradient_checkpointing"
+            enable: Any = getattr(denoiser, name, getattr(module, name, None))
+            if enable is None or not getattr(module, "_supports_gradient_checkpointing", True):  # diffusers' mark
                 raise RecipeError(f"{type(module).__name__} has no gradient checkpointing: turn it off")
             enable()
         if settings.lora_rank:
