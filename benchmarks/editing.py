@@ -5,8 +5,8 @@ name: `inpaint` (a span with its own caption, against the round trip through VAE
 (what follows the first sounds anew, from words for the last alone), `loop` (the seam), `strength` (the whole clip
 towards another event), `timeline` (30 s, an event in each slot of 5 s), `cost` (processor seconds by length) and
 `repair` (generated clips, against as many fresh takes; `--skip` leaves captions out before the first). A seam is the
-largest change of energy and of the mel spectrum within 20 ms of a splice; the band is that of the untouched clips at
-the same places.
+largest change of energy and of the mel spectrum within 20 ms of a splice; the band is that of the untouched clips, at
+the same places or at any.
 """
 
 import argparse
@@ -65,6 +65,12 @@ class Lab:
         """The classes that the tagger detects."""
         return {event.label for event in self.tagger.detect([Clip(wave.astype(np.float32), self.rate)])[0]}
 
+    def seams_anywhere(self, prompt: Prompt, wave: np.ndarray) -> list[tuple[float, float]]:
+        """Those at three places of an untouched clip that nothing chose, half a second from its ends."""
+        rng = np.random.default_rng(derive_seed(self.seed, "place", prompt.id))
+        places = rng.integers(self.rate // 2, len(wave) - self.rate // 2, 3)
+        return [self.seam(wave, int(place)) for place in places]
+
     def seam(self, wave: np.ndarray, place: int) -> tuple[float, float]:
         """The largest change of energy (dB) and of the log-mel spectrum (root mean square over bands, in nats)."""
         mel = mel_matrix(MelSettings(rate=self.rate, fft=round(WINDOW * self.rate))).numpy()
@@ -85,7 +91,10 @@ def share(values: Sequence[bool]) -> str:
 
 
 def within(edited: Sequence[tuple[float, float]], untouched: Sequence[tuple[float, float]], name: str) -> Iterator[str]:
-    """Rows: the share of seams inside the central 95 % of the untouched ones, and of those above it."""
+    """Rows: the share of seams inside the central 95 % of the untouched ones, and of those above it.
+
+    Above it lies what could be heard as a cut.
+    """
     for number, what in enumerate(("energy", "spectral flux")):
         low, high = np.quantile([row[number] for row in untouched], [0.025, 0.975])
         values = [row[number] for row in edited]
@@ -121,7 +130,7 @@ def inpaint(lab: Lab) -> Iterator[str]:
 def continuation(lab: Lab) -> Iterator[str]:
     """What follows the first group is cut off and made anew from words for the last group alone."""
     shares: dict[str, list[bool]] = {}
-    edited_seams, real_seams = [], []
+    edited_seams, real_seams, anywhere = [], [], []
     for prompt in lab.prompts:
         wave, events = lab.real(prompt)
         last = (prompt.scene or ((),))[-1]
@@ -135,8 +144,10 @@ def continuation(lab: Lab) -> Iterator[str]:
             shares.setdefault(f"named event in the continuation, {name}", []).extend(label in after for label in last)
         edited_seams.append(lab.seam(edited, place))
         real_seams.append(lab.seam(wave, place))
+        anywhere += lab.seams_anywhere(prompt, wave)
     yield from (f"| {name} | {share(values)} |" for name, values in sorted(shares.items()))
-    yield from within(edited_seams, real_seams, "splices")
+    yield from within(edited_seams, real_seams, "splices, against the onsets that were cut off")
+    yield from within(edited_seams, anywhere, "splices, against any place")
 
 
 def loops(lab: Lab) -> Iterator[str]:
@@ -150,10 +161,7 @@ def loops(lab: Lab) -> Iterator[str]:
         raw.append(lab.seam(np.roll(wave, half), half))
         edited_seams.append(lab.seam(np.roll(edited, half), half))
         splices += [lab.seam(np.roll(edited, half), place) for place in (half - reach, half + reach)]
-        rng = np.random.default_rng(derive_seed(lab.seed, "place", prompt.id))
-        real_seams += [
-            lab.seam(wave, int(place)) for place in rng.integers(lab.rate // 2, len(wave) - lab.rate // 2, 3)
-        ]
+        real_seams += lab.seams_anywhere(prompt, wave)
         for name, sound in (("untouched", wave), ("loop", edited)):
             labels = lab.labels(sound)
             shares.setdefault(f"events detected, {name}", []).extend(

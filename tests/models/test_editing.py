@@ -337,6 +337,26 @@ def test_files_are_named_tagged_and_listed_as_generated_ones(tmp_path, pipe):
     assert wordless.name.startswith("in-0-0-")
 
 
+def test_what_was_interrupted_among_several_files_is_gone_on_with(tmp_path, pipe):
+    soundfile.write(tmp_path / "in.wav", sound(), RATE)
+    model, made = TangoModel("tiny", pipe), []
+    options: dict[str, Any] = {"prompt": "a dog barks", "count": 3, "seed": 3, "resume": True}
+
+    def files() -> list[Path]:
+        return list(edit_files(model, [tmp_path / "in.wav"], tmp_path / "out", 1, 3.0, **options))
+
+    whole = files()
+    bits = [path.read_bytes() for path in whole]
+    whole[1].unlink()
+    model.denoiser.module.register_forward_hook(lambda *_: made.append(1))
+    assert sorted(files()) == sorted(whole)
+    passes = len(made)
+    assert [path.read_bytes() for path in whole] == bits
+    assert files() == whole
+    assert len(made) == passes > 0  # the second time nothing was left to do
+    assert len((tmp_path / "out" / "clips.jsonl").read_text().splitlines()) == 3
+
+
 def test_a_model_that_only_generates_is_refused(tmp_path):
     class Baseline:
         name = "audioldm"

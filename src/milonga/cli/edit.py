@@ -80,7 +80,7 @@ def edit(
     a repair.
 
     Outside a region (and 15 ms beside it) all samples stay as they are. A whole clip passes the model's autoencoder,
-    which has one channel and its own rate.
+    which has one channel and its own rate. With several files, re-run the same command to resume.
     """
     from milonga.cli.generate import check
     from milonga.models.load import system
@@ -107,16 +107,17 @@ def edit(
     check(words or ["from the tags"], steps, guidance, number, None, negative=negative)
     settings = {"scheduler": scheduler, "negative": negative or None, "weights": selected.fingerprint()}
     details = {name: str(value) for name, value in settings.items() if value is not None}
+    resume = len(sources) > 1
     if repair:
         from milonga.preference.repair import event_scorer_of
 
         events, count = event_scorer_of(model, by, device), 8 if best_of is None else best_of
         pipe = selected.load(scheduler, device=device)
-        paths = repair_files(pipe, sources, out, steps, guidance, events, prompt, count, seed, details, pairs)
+        paths = repair_files(pipe, sources, out, steps, guidance, events, prompt, count, seed, details, pairs, resume)
     else:
         pipe = selected.load(scheduler, device=device)
         paths = edit_files(
-            pipe, sources, out, steps, guidance, prompt, change, negative, seed, number, details, variation
+            pipe, sources, out, steps, guidance, prompt, change, negative, seed, number, details, variation, resume
         )
     for path in paths:
         typer.echo(path)
@@ -135,8 +136,10 @@ def edit_files(
     count: int = 1,
     details: Mapping[str, str] | None = None,
     wordless: bool = False,
+    resume: bool = False,
 ) -> Iterator[Path]:
     """Writes `count` edits of each file into `out` and gives their paths; names, tags and manifest as `generate_clips`.
+    With `resume` those that are there already are not made again.
 
     `change` are `region`, `extend`, `loop` and `strength` of `models.editing.edit`. Without a `prompt` a file's own is
     taken, from its tags; where it has none, `wordless` edits by no words at all. Rate, channels and subtype are the
@@ -153,19 +156,26 @@ def edit_files(
     with tracked("edit", len(sources) * count) as advance:
         for source in sources:
             samples, rate, suffix, subtype, words = read_source(source, prompt, wordless)
-            for first in range(0, count, BATCH):
-                numbers = range(first, min(count, first + BATCH))
+            missing: list[tuple[str, dict[str, Any]]] = []
+            for number in range(count):
+                settings = {
+                    "prompt": words, "model": model.name, "seed": seed, "number": number, "steps": steps,
+                    "guidance": guidance, "source": source.name, "source_hash": file_hash(source)[:16],
+                    **{name: str(value) for name, value in change.items()}, **(details or {}),
+                }  # fmt: skip
+                name = f"{slug(words or source.stem)}-{seed}-{number}-{content_id(settings)[:10]}{suffix}"
+                if resume and name in listed and (out / name).is_file():
+                    advance(1)
+                    yield out / name
+                else:
+                    missing.append((name, settings))
+            for first in range(0, len(missing), BATCH):
+                part = missing[first : first + BATCH]
                 takes = edit_samples(
                     denoiser, samples, rate, words, steps=steps, guidance=guidance, negative=negative,
-                    seeds=[clip_seed(seed, words, number) for number in numbers], **change,
+                    seeds=[clip_seed(seed, words, settings["number"]) for _, settings in part], **change,
                 )  # fmt: skip
-                for number, take in zip(numbers, takes, strict=True):
-                    settings = {
-                        "prompt": words, "model": model.name, "seed": seed, "number": number, "steps": steps,
-                        "guidance": guidance, "source": source.name, "source_hash": file_hash(source)[:16],
-                        **{name: str(value) for name, value in change.items()}, **(details or {}),
-                    }  # fmt: skip
-                    name = f"{slug(words or source.stem)}-{seed}-{number}-{content_id(settings)[:10]}{suffix}"
+                for (name, settings), take in zip(part, takes, strict=True):
                     tags = {key: str(value) for key, value in settings.items()}
                     write_samples(out / name, take, rate, subtype, tags)
                     if name not in listed:
@@ -186,6 +196,7 @@ def repair_files(
     seed: int = 0,
     details: Mapping[str, str] | None = None,
     pairs: bool = False,
+    resume: bool = False,
 ) -> Iterator[Path]:
     """Writes the repair of each file into `out`, as `edit_files` does; a file without an accepted repair is copied.
 
@@ -203,15 +214,19 @@ def repair_files(
     with tracked("repair", len(sources)) as advance:
         for source in sources:
             samples, rate, suffix, subtype, words = read_source(source, prompt)
-            result = repair_samples(
-                denoiser, samples, rate, words, scorer, steps=steps, guidance=guidance, best_of=best_of, seed=seed
-            )
             settings = {
                 "prompt": words, "model": model.name, "seed": seed, "steps": steps, "guidance": guidance,
                 "source": source.name, "source_hash": file_hash(source)[:16], "repaired_by": scorer.name,
                 "best_of": best_of, **(details or {}),
             }  # fmt: skip
             name = f"{slug(words or source.stem)}-{seed}-{content_id(settings)[:10]}{suffix}"
+            if resume and name in listed and (out / name).is_file():
+                advance(1)
+                yield out / name
+                continue
+            result = repair_samples(
+                denoiser, samples, rate, words, scorer, steps=steps, guidance=guidance, best_of=best_of, seed=seed
+            )
             outcome = {
                 "faults_before": "; ".join(map(str, result.before.faults)) or "none",
                 "faults_after": "; ".join(map(str, result.after.faults)) or "none",
