@@ -1,8 +1,8 @@
 """`milonga run RECIPE --rehearse`: all stages of a recipe at full size with few clips, and what the real run will take.
 
 The networks, batches and files are the real ones; what is not on this machine has a stand-in with random weights. Two
-captions stand for all, a phase has two steps and nothing is filtered. On a CPU sampling has two steps, a batch is one
-example, and memory is therefore less than the real run's.
+captions stand for all, a phase has two steps and nothing is filtered. On a CPU sampling has two steps, a strategy makes
+two clips of a caption, a batch is one example, and memory is therefore less than the real run's.
 """
 
 import resource
@@ -105,10 +105,14 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
         "patience": 0, "sample_every": 0,
     }  # fmt: skip
     systems = tuple(_brief(system, changes) for system in train.systems)
-    strategies = tuple(
-        strategy.model_copy(update={"steps": tuple(STEPS for _ in strategy.steps)}) if on_cpu else strategy
-        for strategy in recipe.plan.strategies
-    )
+    strategies = recipe.plan.strategies
+    if on_cpu:
+        strategies = tuple(
+            one.model_copy(
+                update={"steps": (STEPS,) * min(2, len(one.steps)), "num_negatives": min(1, one.num_negatives)}
+            )
+            for one in strategies
+        )
     online, evaluate = recipe.online, recipe.evaluate
     few: dict[str, Any] = {"steps": STEPS} if on_cpu else {}
     if on_cpu and online.clips:
