@@ -90,6 +90,23 @@ def test_of_few_ratings_a_trusted_feature_remains_where_others_are_noise():
     assert quality["trusted"] > quality["all alike"] + 0.2
 
 
+def test_a_taste_for_what_fits_is_not_lost_in_the_noise_of_wide_embeddings():
+    """With as many features as clips: the decay must reach far enough to leave the cosine alone."""
+    rng, halves = np.random.default_rng(0), []
+    for _ in range(2):
+        words = np.repeat(rng.normal(size=(80, 128)), 3, axis=0)
+        audio = words + rng.normal(size=words.shape) * rng.uniform(0.5, 2, (len(words), 1))
+        words, audio = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (words, audio))
+        halves.append((audio, words, (audio * words).sum(axis=1)))
+    (audio, words, worth), (other_audio, other_words, truth) = halves
+    marks = (worth - worth.mean()) / worth.std()
+    ratings = [(clip, f"r{rater}", mark + 2 * rng.normal()) for clip, mark in enumerate(marks) for rater in range(4)]
+    texts = [f"caption {number // 3}" for number in range(len(marks))]
+    head, _ = learn(Judgements(texts, [audio], [words], ratings, []), ["clap"], seed=0)
+    answers = head.predict(feature_rows([other_audio], [other_words]))
+    assert np.corrcoef(answers, truth)[0, 1] > 0.95
+
+
 def test_too_few_are_refused_with_the_numbers_that_are_needed():
     judgements, _ = simulated(captions=20)
     with pytest.raises(DataError, match="60 rated clips and choices of 20 captions; a scorer needs 100 of 30 captions"):

@@ -101,6 +101,7 @@ def test_the_ceiling_is_what_the_truth_correlates_with_the_means():
     [(0.5, 10, 20, 0.7), pytest.param(0.0, 300, 150, 0.93, marks=pytest.mark.slow),
      pytest.param(0.5, 300, 150, 0.92, marks=pytest.mark.slow)],
 )  # fmt: skip
+@pytest.mark.timeout(7200)
 def test_intervals_cover(taste, worlds, draws, least):
     """95 % intervals hold what other captions and raters give on average, also where raters share a taste."""
     others = [drawn_opinions(seed, taste=taste) for seed in range(900, 1000)]

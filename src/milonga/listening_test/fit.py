@@ -34,7 +34,7 @@ LEAST_SHARED = 6  # clips that a rater shares with others before being screened
 LEAST_RATERS = 8  # below which no rater is held out
 HELD_OUT = 0.25  # of captions and of raters
 FOLDS = 4
-DECAYS = (0.03, 0.3, 3.0, 30.0, 300.0)
+DECAYS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0, 30000.0)  # the last leave little but a mix of the cosines
 BATCH = 16
 
 
