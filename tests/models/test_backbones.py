@@ -396,6 +396,7 @@ JOBS = {
     "fine-tune": test_fine_tune_on_a_folder_of_clips,
     "DPO, all weights; LoRA": test_dpo_and_its_output_folder_is_a_whole_model,
     "every loss": test_every_loss_sends_a_finite_gradient_into_the_network,
+    "gradient checkpointing": test_gradient_checkpointing_computes_again_and_changes_no_number,
     "rounds, evaluate, export": test_rounds_evaluation_and_export,
     "convert": test_convert_to_its_published_layout_and_back,
     "edit": test_edit_repaints_a_region,
