@@ -46,7 +46,7 @@ def distil(
         raise RecipeError(f"--guidance {guidance!r} is no range: write two scales from 1 to 100, such as 1-6")
     config = AlignConfig(
         output_dir=out,
-        phases=[Phase(loss=loss, epochs=epochs) for loss in ("distil-guidance", "distil")[: 1 + consistency]],
+        phases=tuple(Phase(loss=loss, epochs=epochs) for loss in ("distil-guidance", "distil")[: 1 + consistency]),
         distil_guidance=(low, high),
         learning_rate=learning_rate,
         batch_size=batch_size,
