@@ -240,6 +240,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024, len(wa
 """
 
 
+@pytest.mark.slow  # half a minute and more
 def test_ten_hours_cost_what_is_used_of_them(tmp_path):
     """Read whole, the file and its 16 kHz would take 3.5 GB."""
     short, path = written(tmp_path / "short.wav", NOISE, 44100), tmp_path / "long.wav"

@@ -306,6 +306,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
 """
 
 
+@pytest.mark.slow  # half a minute and more
 def test_ten_hours_cost_an_evaluation_and_a_listening_test_what_they_use_of_them(tmp_path: Path) -> None:
     """Read whole, the file's samples and its 16 kHz would take 3.5 GB."""
     for name in ("short", "long"):

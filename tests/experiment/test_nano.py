@@ -186,6 +186,7 @@ def test_scorers_alone_are_the_same_with_the_codec_that_is_there(work: Path, tmp
         nano.make(tmp_path / "work", tmp_path / "out", ["clap-c"])
 
 
+@pytest.mark.slow  # half a minute and more
 @pytest.mark.usefixtures("_short")
 def test_stopped_in_every_task_and_begun_again_it_makes_the_same_weights(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

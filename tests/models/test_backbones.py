@@ -264,7 +264,11 @@ class Loud:
         return waves.pow(2).mean(1)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+# One loss of each kind of training by default; what a loss does beyond its errors is tested in tests/training.
+QUICK = ("sft", "dpo", "dgpo", "draft", "distil-guidance", "distil")
+
+
+@pytest.mark.parametrize("loss", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in LOSSES])
 def test_every_loss_sends_a_finite_gradient_into_the_network(denoiser: Denoiser, loss: str, tmp_path: Path) -> None:
     spec, some = LOSSES[loss], pairs(denoiser)
     examples: Examples = some

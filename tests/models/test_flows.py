@@ -109,6 +109,7 @@ def test_the_network_is_shown_the_noise_level_at_which_it_is_sampled() -> None:
         assert noisy.weights.dtype == torch.float32
 
 
+@pytest.mark.slow  # half a minute and more
 def test_what_is_trained_as_a_flow_is_sampled_as_one(tmp_path: Path) -> None:
     pipeline = flowing()
     words = list(small_networks.WORDS[:2])
