@@ -153,6 +153,7 @@ def edit_files(
 
     denoiser = editable_denoiser(model)
     change, listed = change or {}, listed_files(out / MANIFEST)
+    finished = {name for name in listed if resume and (out / name).is_file()}
     with tracked("edit", len(sources) * count) as advance:
         for source in sources:
             samples, rate, suffix, subtype, words = read_source(source, prompt, wordless)
@@ -164,7 +165,7 @@ def edit_files(
                     **{name: str(value) for name, value in change.items()}, **(details or {}),
                 }  # fmt: skip
                 name = f"{slug(words or source.stem)}-{seed}-{number}-{content_id(settings)[:10]}{suffix}"
-                if resume and name in listed and (out / name).is_file():
+                if name in finished:
                     advance(1)
                     yield out / name
                 else:
@@ -211,6 +212,7 @@ def repair_files(
 
     denoiser = editable_denoiser(model)
     listed = listed_files(out / MANIFEST)
+    finished = {name for name in listed if resume and (out / name).is_file()}
     with tracked("repair", len(sources)) as advance:
         for source in sources:
             samples, rate, suffix, subtype, words = read_source(source, prompt)
@@ -220,7 +222,7 @@ def repair_files(
                 "best_of": best_of, **(details or {}),
             }  # fmt: skip
             name = f"{slug(words or source.stem)}-{seed}-{content_id(settings)[:10]}{suffix}"
-            if resume and name in listed and (out / name).is_file():
+            if name in finished:
                 advance(1)
                 yield out / name
                 continue

@@ -115,11 +115,11 @@ def score_clips(
 
     NaN is a value; a pair with it is refused later. "bf16" runs the scorers' networks under autocast.
     """
-    rows: list[dict[str, float]] = [{} for _ in clips]
+    rows, device = list[dict[str, float]]({} for _ in clips), device_of()
     for scorer in scorers:
         for first in range(0, len(clips), batch_size):
             part = slice(first, first + batch_size)
-            with autocast(device_of(), precision):
+            with autocast(device, precision):
                 values = np.asarray(scorer.score(clips[part], texts[part]))
             for row, value in zip(rows[part], values, strict=True):
                 row[scorer.name] = float(value)
