@@ -2,7 +2,8 @@
 
 The networks, batches and files are the real ones; what is not on this machine has a stand-in with random weights. Two
 captions stand for all, a phase has two steps and nothing is filtered. On a CPU sampling has two steps, a strategy makes
-two clips of a caption, a batch is one example, and memory is therefore less than the real run's.
+two clips of a caption, a batch is one example, all is float32 (few CPUs have bf16), and memory is therefore not the real
+run's.
 """
 
 import resource
@@ -91,6 +92,8 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
         except MilongaError:
             print(f"rehearsal: {name} is not here, a random CLAP of its size stands for it", file=sys.stderr)
             objects[name] = random_clap(name, CAPTIONS, parts.device)
+    if on_cpu:
+        models = models.model_copy(update={"precision": "fp32"})
     model = models.model if models.model in parts.objects else stand_in_model(models.model, place / "model", CAPTIONS)
     if model != models.model:
         print(f"rehearsal: {models.model} is not here, a random Tango of its size stands for it", file=sys.stderr)
@@ -100,10 +103,12 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
         name if name == OWN else noise_pairs(place / "pairs", CAPTIONS, max(STEPS, batch)) for name in train.pairs
     )
     clips = None if train.clips is None else noise_clips(place / "clips", CAPTIONS, max(STEPS, batch))
-    changes = {
+    changes: dict[str, Any] = {
         "batch_size": batch, "gradient_accumulation_steps": 1, "checkpoint_every": STEPS, "save_total_limit": 1,
         "patience": 0, "sample_every": 0,
     }  # fmt: skip
+    if on_cpu:
+        changes["precision"] = "fp32"
     systems = tuple(_brief(system, changes) for system in train.systems)
     strategies = recipe.plan.strategies
     if on_cpu:
