@@ -469,6 +469,7 @@ def test_every_reader_refuses_a_damaged_table(text, tmp_path):
             use()
 
 
+@pytest.mark.slow
 def test_the_commands_refuse_it_too(tmp_path):
     for name in ("one", "two"):
         wav(tmp_path / "s" / name / "a.wav")

@@ -65,6 +65,7 @@ def test_a_killed_worker_costs_its_shard_alone_which_is_done_again(tmp_path, cap
     assert "shard 03 is done again" in told
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_every_worker_is_an_error_in_one_line(tmp_path):
     def deadly(shard: str) -> int:
         if shard == "01":
@@ -88,6 +89,7 @@ def test_an_error_in_the_work_is_raised_as_itself_and_stops_the_rest(tmp_path):
     assert len(list(tmp_path.iterdir())) < 40
 
 
+@pytest.mark.slow
 def test_what_fails_in_preparing_a_worker_is_told():
     def unable() -> None:
         raise OSError("no memory to keep")

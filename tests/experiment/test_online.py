@@ -155,6 +155,7 @@ def test_results_do_not_depend_on_the_engine_batches_or_shards(run: Run, folder:
         assert theirs.judge == pytest.approx(mine.judge, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_judge_may_score_every_second_policy_and_always_the_last(run: Run, folder: Path, tmp_path: Path) -> None:
     other = pipeline.run(recipe(folder, "online.every=2", "online.iterations=3"), tmp_path / "other", until="train")
     judged = [math.isfinite(row.judge) for row in rows(other)]
@@ -276,6 +277,7 @@ def test_python_aligns_as_a_recipe_does(run: Run, folder: Path, tmp_path: Path) 
     assert milonga.load(str(made)).unet is not None
 
 
+@pytest.mark.slow
 def test_tangos_recipe_walks_through_every_stage(folder: Path, tmp_path: Path) -> None:
     """With networks of the real classes, untrained and tiny, under the recipe's names."""
     texts = [one.text for one in world_prompts("train", 6, multi=True)]

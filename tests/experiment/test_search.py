@@ -116,6 +116,7 @@ def test_the_curve_begins_at_the_pools_mean_and_its_rows_are_in_the_tables(run: 
     assert "best-of-2" in (run_outcome(run.path) or "")
 
 
+@pytest.mark.slow
 def test_running_again_changes_nothing_and_another_search_keeps_the_pool(run: Run, folder: Path) -> None:
     copy = Run(folder / "copy")
     shutil.copytree(run.path, copy.path)
@@ -168,7 +169,9 @@ def test_a_change_clears_what_depends_on_it_and_no_more(keys, gone, tmp_path):
     assert not (tmp_path / "metrics" / "search.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["clips", "features", "scores"])
+@pytest.mark.parametrize(
+    "kind", ["clips", *(pytest.param(one, marks=pytest.mark.slow) for one in ("features", "scores"))]
+)
 def test_a_pool_that_was_interrupted_resumes_to_the_same_clips(run: Run, folder: Path, kind: str) -> None:
     copy = Run(folder / f"killed-{kind}")
     shutil.copytree(run.path, copy.path)

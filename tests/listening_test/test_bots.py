@@ -16,7 +16,9 @@ BOTS = ("instant", "waits", "double", "random", "five")
 SECONDS = 0.12  # a clip's length: what matters is its ratio to the time that a rater takes
 
 
-@pytest.mark.parametrize("kinds", [("rate", "compare"), ("rate", "mushra")])
+@pytest.mark.parametrize(
+    "kinds", [("rate", "mushra"), pytest.param(("rate", "compare"), marks=pytest.mark.slow)]
+)  # fmt: skip
 def test_every_bot_is_excluded_and_no_honest_rater(tmp_path: Path, kinds) -> None:
     folder = tmp_path / "test"
     test = small_test(folder, plan=replace(PLAN, kinds=kinds, per_rater=3), seconds=SECONDS)

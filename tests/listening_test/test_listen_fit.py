@@ -90,6 +90,7 @@ def test_of_few_ratings_a_trusted_feature_remains_where_others_are_noise():
     assert quality["trusted"] > quality["all alike"] + 0.2
 
 
+@pytest.mark.slow
 def test_a_taste_for_what_fits_is_not_lost_in_the_noise_of_wide_embeddings():
     """With as many features as clips: the decay must reach far enough to leave the cosine alone."""
     rng, halves = np.random.default_rng(0), []

@@ -18,6 +18,7 @@ from milonga.listening_test.records import BROKEN
 from milonga.listening_test.screening import tone_answer
 
 
+@pytest.mark.slow
 def test_eight_raters_at_once_and_a_server_killed_twice_lose_nothing_and_count_nothing_twice(tmp_path: Path) -> None:
     test = small_test(tmp_path / "test", seconds=0.1)
     ratings = Ratings(tmp_path / "test" / "ratings.sqlite")

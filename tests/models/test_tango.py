@@ -204,6 +204,7 @@ def test_one_seed_gives_every_clip_its_own_by_its_text_and_number(pipeline: Tang
     assert len(set(own)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_clip_is_the_same_alone_and_in_a_batch_of_32(scheduler: str) -> None:
     pipeline = small_networks.pipeline().set_scheduler(scheduler)

@@ -39,6 +39,7 @@ def hear_both(page: Any) -> None:
         )
 
 
+@pytest.mark.slow
 def test_killed_with_9_nothing_that_was_acknowledged_is_lost_and_the_rest_is_made(tmp_path: Path) -> None:
     folder, decided = tmp_path / "s", {}
     order = {"prompt": "a bell", "systems": ["nano", "runs/demo/aligned"], "count": 8, "seed": 3}
@@ -139,6 +140,7 @@ def test_other_hosts_and_other_sites_pages_get_nothing(place) -> None:
     assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
+@pytest.mark.slow
 def test_an_interruption_while_a_take_is_made_ends_the_server_without_a_crash(tmp_path: Path) -> None:
     with served(tmp_path / "s", pause=0.2) as (process, link):
         base, path = link.partition("/studio/")[0], urlsplit(link).path
@@ -318,6 +320,7 @@ def test_in_a_real_browser_the_last_answer_of_a_comparison_is_undone(browser, pl
     visit.close()
 
 
+@pytest.mark.slow
 def test_in_a_real_browser_the_best_takes_come_first_and_the_rest_at_a_click(browser, tmp_path: Path) -> None:
     with served(tmp_path / "s") as (_, link):
         page, troubles = browser.new_page(viewport={"width": 390, "height": 844}), []

@@ -118,7 +118,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert rows(tmp_path) == rows(uninterrupted)[:4]
 
 
-@pytest.mark.parametrize("kilobytes", [0, 4, 8, 16, 100, 300, 700])
+@pytest.mark.parametrize(
+    "kilobytes", [0, *(pytest.param(room, marks=pytest.mark.slow) for room in (4, 8, 16)), 100,
+                  *(pytest.param(room, marks=pytest.mark.slow) for room in (300, 700))]
+)  # fmt: skip
 def test_a_full_disk_is_an_error_in_one_line_and_with_room_the_weights_are_the_same(
     kilobytes: int, tmp_path: Path, uninterrupted: Path
 ) -> None:
