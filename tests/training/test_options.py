@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from milonga.core.config import Phase, Settings
-from milonga.core.errors import DataError, RecipeError
+from milonga.core.errors import DataError, MilongaError, RecipeError
 from milonga.data.examples import PairExamples
 from milonga.models.denoiser import Conditioning
 from milonga.training import noising
 from milonga.training.noising import NoisyBatch, draw
+from milonga.training.step import TrainStep
 from milonga.training.trainer import train
 
 PLAIN = Settings(batch_size=4, learning_rate=1e-3)
@@ -218,6 +219,33 @@ def test_gradient_checkpointing_computes_again_and_changes_no_number(tmp_path: P
     plain, again = run(tmp_path / "plain"), run(tmp_path / "again", but(gradient_checkpointing=True))
     assert calls
     assert losses(again) == pytest.approx(losses(plain), rel=1e-6)
+
+
+def test_memory_that_runs_out_turns_on_gradient_checkpointing_and_changes_no_number(
+    tmp_path: Path, monkeypatch
+) -> None:
+    plain, took, failed = run(tmp_path / "plain"), TrainStep._loss_backward, []
+
+    def short(self, step, *arguments):
+        """The third step's backward pass fails where activations are kept, after a batch whose gradient is there."""
+        on = any(getattr(part, "gradient_checkpointing", False) for part in self._denoiser.module.modules())
+        result = took(self, step, *arguments)
+        if step.number == 2 and not on:
+            failed.append(step.number)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return result
+
+    monkeypatch.setattr(TrainStep, "_loss_backward", short)
+    again = run(tmp_path / "again")
+    assert failed == [2]
+    assert losses(again) == pytest.approx(losses(plain), rel=1e-6)
+    with pytest.raises(
+        MilongaError, match=r"memory is short at step 3, OutOfMemoryError: CUDA out.*: lower batch_size and .*true"
+    ):
+        run(tmp_path / "off", but(gradient_checkpointing=False))
+    monkeypatch.setattr(type(tiny.model().module), "_supports_gradient_checkpointing", False)
+    with pytest.raises(MilongaError, match=r"memory is short .*by the same factor$"):
+        run(tmp_path / "without")
 
 
 @pytest.mark.slow

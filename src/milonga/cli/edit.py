@@ -5,7 +5,7 @@ Names, tags and the manifest are as `generate` writes them.
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,8 +146,7 @@ def edit_files(
     file's; what is neither WAV nor FLAC becomes a WAV, with a warning. Raises DataError for a file without words,
     RecipeError for a model that cannot edit, and what `edit` raises.
     """
-    from milonga.cli.generate import BATCH, MANIFEST, append_entry, listed_files
-    from milonga.core.audio import write_samples
+    from milonga.cli.generate import BATCH, MANIFEST, listed_files
     from milonga.models.editing import edit as edit_samples
     from milonga.models.editing import editable_denoiser
 
@@ -177,10 +176,7 @@ def edit_files(
                     seeds=[clip_seed(seed, words, settings["number"]) for _, settings in part], **change,
                 )  # fmt: skip
                 for (name, settings), take in zip(part, takes, strict=True):
-                    tags = {key: str(value) for key, value in settings.items()}
-                    write_samples(out / name, take, rate, subtype, tags)
-                    if name not in listed:
-                        append_entry(out / MANIFEST, {"file_name": name, **settings})
+                    write_edit(out / name, take, rate, subtype, settings, listed)
                     advance(1)
                     yield out / name
 
@@ -204,8 +200,7 @@ def repair_files(
     Tags and manifest also say which faults were detected before and after, the scores, and every attempt. With `pairs`
     each accepted repair is also a localised pair, `OUT/pairs/NAME.parquet`, before its file is written.
     """
-    from milonga.cli.generate import MANIFEST, append_entry, listed_files
-    from milonga.core.audio import write_samples
+    from milonga.cli.generate import MANIFEST, listed_files
     from milonga.data.audio_alpaca import Origin, write_pairs
     from milonga.models.editing import editable_denoiser
     from milonga.preference.repair import repair_samples
@@ -240,13 +235,21 @@ def repair_files(
             if pair is not None:
                 origin = Origin(model.name, (details or {}).get("weights", ""), {scorer.name: ""})
                 write_pairs(out / "pairs" / f"{name}.parquet", [pair], origin, guidance)
-            write_samples(
-                out / name, result.samples, rate, subtype, {key: str(value) for key, value in settings.items()}
-            )
-            if name not in listed:
-                append_entry(out / MANIFEST, {"file_name": name, **settings})
+            write_edit(out / name, result.samples, rate, subtype, settings, listed)
             advance(1)
             yield out / name
+
+
+def write_edit(
+    path: Path, samples: Any, rate: int, subtype: str, settings: Mapping[str, Any], listed: Collection[str]
+) -> None:
+    """Writes edited samples with their settings as tags, and lists them in the manifest unless they are `listed`."""
+    from milonga.cli.generate import MANIFEST, append_entry
+    from milonga.core.audio import write_samples
+
+    write_samples(path, samples, rate, subtype, {key: str(value) for key, value in settings.items()})
+    if path.name not in listed:
+        append_entry(path.parent / MANIFEST, {"file_name": path.name, **settings})
 
 
 def read_source(source: Path, prompt: str | None, wordless: bool = False) -> tuple[Any, int, str, str, str]:

@@ -195,7 +195,7 @@ class Settings(Record):
     lora_rank: int = Field(default=0, ge=0)
     lora_alpha: int | None = Field(default=None, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
     compile: bool = False
     fsdp: bool = False
     train_guidance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)

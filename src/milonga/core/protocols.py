@@ -25,14 +25,6 @@ class Model(Protocol):
         ...
 
 
-class WatchedModel(Model, Protocol):
-    """A model that reports each denoising step and can be stopped between two of them."""
-
-    def generate(self, requests: Sequence[Request], on_step: Callable[[int], None] | None = None) -> list[Clip]:
-        """As `Model.generate`; `on_step` is given the number of steps done, from 1 on, and may raise to stop."""
-        ...
-
-
 class Scorer(Protocol):
     """Scores how well a clip matches a text."""
 

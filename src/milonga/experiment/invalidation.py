@@ -38,6 +38,7 @@ FIRST_CHANGED = {
     "train.save_total_limit": "",
     "train.sample_every": "",
     "train.fsdp": "",
+    "train.gradient_checkpointing": "",
     "train.trackers": "",
     "train.allow_missing": "",
     "evaluate": "evaluate",

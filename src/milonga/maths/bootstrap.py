@@ -83,11 +83,6 @@ def inception_draws(logits: np.ndarray, indices: np.ndarray, splits: int = 10, s
     return total / splits
 
 
-def mean_draws(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The mean of per-clip values (N,) in each draw (R, N), shape (R,); KL is such a mean."""
-    return counts(indices, len(values)) @ values / indices.shape[1]
-
-
 def _span(rows: np.ndarray) -> np.ndarray:
     """An orthonormal basis (D, r) of the directions in which centred rows (N, D) spread at all."""
     _, sizes, directions = np.linalg.svd(rows, full_matrices=False)

@@ -48,9 +48,8 @@ class TangoModel:
         self.rate = pipeline.sampling_rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
-        if scheduler is not None and not is_consistency_model(
-            pipeline.unet
-        ):  # a consistency model has a sampler of its own
+        # A consistency model has a sampler of its own.
+        if scheduler is not None and not is_consistency_model(pipeline.unet):
             pipeline.set_scheduler(scheduler)
         if precision is not None:
             pipeline.set_precision(precision)

@@ -22,7 +22,7 @@ from milonga.maths.noise import seeded
 from milonga.models.denoiser import Denoiser, module_hash
 
 # Settings that change no number of a training.
-UNPLANNED = {"checkpoint_every", "save_total_limit", "sample_every", "fsdp"}
+UNPLANNED = {"checkpoint_every", "save_total_limit", "sample_every", "fsdp", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     phases = {name.rpartition(".")[0] for name in stored if name.startswith("phases.")}
     known = {f"{phase}.{name}": value for phase in phases for name, value in Phase(loss="sft").model_dump().items()}
     known |= {f"settings.{name}": value for name, value in Settings().model_dump(exclude=UNPLANNED).items()}
-    stored = known | stored
+    stored = known | {name: value for name, value in stored.items() if name.removeprefix("settings.") not in UNPLANNED}
     for name in sorted((stored.keys() | plan.keys()) - {"data"} - ({"data contents"} - stored.keys())):
         if stored.get(name) != json.loads(json.dumps(plan.get(name))):
             raise StoreError(

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from milonga.core.config import Phase, Settings
-from milonga.core.errors import MilongaError, RecipeError
+from milonga.core.errors import MilongaError, RecipeError, brief
 from milonga.core.store import Run
 from milonga.data.examples import Examples
-from milonga.maths.devices import AUTO
+from milonga.maths.devices import AUTO, free_memory
 from milonga.models.denoiser import Denoiser, module_hash
 from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
 from milonga.training.distil import DistilStep
@@ -146,7 +146,12 @@ class Trainer:
                     # Gradient, clipping, update. A loss that is not finite updates nothing.
                     start = time.perf_counter()
                     beta = auto_beta(step.phase, settings, state.monitor)
-                    output = train_step.run(step, beta, state.monitor.get("baseline", 0.0))
+                    baseline = state.monitor.get("baseline", 0.0)
+                    try:
+                        output = train_step.run(step, beta, baseline)
+                    except torch.OutOfMemoryError as error:
+                        self._save_memory(error, state, ranks)
+                        output = train_step.run(step, beta, baseline)
                     parameters = list(state.trained().values())
                     limit = grad_limit(step.phase, settings, state.monitor)
                     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -212,10 +217,9 @@ class Trainer:
             ranks.to_device(network)
         if self.val is not None or guarded or any(spec.needs_reference or spec.needs_old for spec in compared):
             reference = self._reference(ranks)
-        if settings.gradient_checkpointing:
-            name = "enable_gradient_checkpointing"
-            enable: Any = getattr(denoiser, name, getattr(module, name, None))
-            if enable is None or not getattr(module, "_supports_gradient_checkpointing", True):  # diffusers' mark
+        if settings.gradient_checkpointing is True:
+            enable = self._checkpointing()
+            if enable is None:
                 raise RecipeError(f"{type(module).__name__} has no gradient checkpointing: turn it off")
             enable()
         if settings.lora_rank:
@@ -242,6 +246,32 @@ class Trainer:
             if validation is not None:
                 validation.cache_reference(original)
         return train_step, validation
+
+    def _checkpointing(self) -> Callable[[], None] | None:
+        """What turns on gradient checkpointing, by which a backward pass computes activations again; None: nothing."""
+        module, name = self.denoiser.module, "enable_gradient_checkpointing"
+        if not getattr(module, "_supports_gradient_checkpointing", True):  # diffusers' mark
+            return None
+        return getattr(self.denoiser, name, getattr(module, name, None))
+
+    def _save_memory(self, error: torch.OutOfMemoryError, state: TrainState, ranks: Ranks) -> None:
+        """Turns on gradient checkpointing, which changes no number, so that a step without memory can be done again.
+
+        Raises MilongaError where that has been done, is turned off, or would leave other ranks waiting.
+        """
+        enable, module = self._checkpointing(), self.denoiser.module
+        on = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+        if enable is None or on or self.settings.gradient_checkpointing != "auto" or ranks.world > 1:
+            more = "" if enable is None or on else ", or set gradient_checkpointing = true"
+            raise MilongaError(
+                f"memory is short at step {state.step + 1}, {brief(error)}: lower batch_size and raise "
+                f"gradient_accumulation_steps by the same factor{more}"
+            ) from error
+        log.warning("memory is short at step %d: gradient checkpointing is on from here", state.step + 1)
+        enable()
+        for value in state.trained().values():
+            value.grad = None
+        free_memory()
 
     def _reference(self, ranks: Ranks) -> Reference:
         """The reference as the settings ask for it."""

@@ -2,8 +2,7 @@
 
 The networks, batches and files are the real ones; what is not on this machine has a stand-in with random weights. Two
 captions stand for all, a phase has two steps and nothing is filtered. On a CPU sampling has two steps, a strategy makes
-two clips of a caption, a batch is one example, all is float32 (few CPUs have bf16), and memory is therefore not the real
-run's.
+two clips of a caption, a batch is one example and all is float32 (few CPUs have bf16), so memory is not the real run's.
 """
 
 import resource
