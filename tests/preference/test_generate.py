@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from milonga.core.records import Clip, Prompt, Request
 from milonga.preference.candidates import generate_clips, score_clips
@@ -84,6 +85,41 @@ def test_clips_come_as_they_are_made_so_that_a_stop_loses_one_batch() -> None:
     stream = generate_clips(requests(), model, 4)
     next(stream)
     assert len(model.batches) == 1
+
+
+@pytest.mark.parametrize("room", [1, 3, 6])
+def test_batches_are_halved_until_memory_suffices(room: int) -> None:
+    class Small(Echo):
+        """A model on a device that has no room for more than `room` clips at once."""
+
+        def generate(self, requests: Sequence[Request]) -> list[Clip]:
+            if len(requests) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().generate(requests)
+
+    model, plain = Small(), generate_clips(requests(), Echo(), 8)
+    found = generate_clips(requests(), model, 8)
+    assert [(one.id, packed) for one, _, packed in found] == [(one.id, packed) for one, _, packed in plain]
+    assert max(map(len, model.batches)) == {1: 1, 3: 2, 6: 4}[room]
+
+
+def test_one_clip_that_memory_does_not_hold_is_an_error_and_so_is_any_other() -> None:
+    class Broken(Echo):
+        """A model that fails."""
+
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.error = error
+
+        def generate(self, requests: Sequence[Request]) -> list[Clip]:
+            self.batches.append(list(requests))
+            raise self.error
+
+    for error, batches in ((torch.OutOfMemoryError("CUDA out of memory"), 3), (RuntimeError("a shape"), 1)):
+        model = Broken(error)
+        with pytest.raises(type(error), match=str(error)):
+            list(generate_clips(requests(), model, 4))
+        assert len(model.batches) == batches
 
 
 def test_clips_of_a_real_pipeline_do_not_depend_on_batch_and_order() -> None:

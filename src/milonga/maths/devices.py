@@ -4,6 +4,7 @@ Whatever moves a network or its input does it here or reads the device of the ne
 depends on which accelerator there is. Results leave a device as float32 on the CPU.
 """
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,13 @@ def working_on(networks: "Iterable[nn.Module]", device: Any = AUTO) -> Iterator[
         free_memory()
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an accelerator had no memory left for what was asked of it."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
 def free_memory() -> None:
     """Gives the memory that torch keeps for later back to the accelerator, where there is one."""
     import torch
@@ -114,7 +122,7 @@ def free_memory() -> None:
 
 
 def release() -> None:
-    """Drops the models and scorers that loaders have cached, where they occupy an accelerator: training needs it."""
-    if device_of().type != "cpu":
-        forget()
-        free_memory()
+    """Drops the models and scorers that loaders have cached: training needs their memory."""
+    forget()
+    gc.collect()
+    free_memory()

@@ -3,6 +3,7 @@
 Each function works on any number of items in batches; no result depends on the size of a batch or on the order.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,28 +19,42 @@ from milonga.core.protocols import Model, Scorer, Tagger
 from milonga.core.records import Candidate, Clip, Label, Prompt, Refusal, Request
 from milonga.core.store import Run
 from milonga.core.weights import SELECTORS, SHIPPED
-from milonga.maths.devices import AUTO, autocast, device_of
+from milonga.maths.devices import AUTO, autocast, device_of, out_of_memory
 from milonga.maths.metrics import order_accuracy
 from milonga.maths.statistics import mean_z_scores
 
+log = logging.getLogger(__name__)
 
-def request_batches(requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
-    """The requests in batches of at most `batch_size` that share their steps and guidance, sorted by both and by id."""
+
+def generate_in_batches(
+    requests: Sequence[Request], generate: Callable[[Sequence[Request]], list[Clip]], batch_size: int
+) -> Iterator[tuple[Request, Clip]]:
+    """Each request with its clip, sorted by steps, guidance and id; those that share steps and guidance are generated
+    together, at most `batch_size`, and half as many from where an accelerator's memory is short.
+    """
     ordered = sorted(requests, key=lambda request: (request.steps, request.guidance, request.id))
-    batches = []
     for _, same in groupby(ordered, key=lambda request: (request.steps, request.guidance)):
-        group = list(same)
-        batches += [group[first : first + batch_size] for first in range(0, len(group), batch_size)]
-    return batches
+        left = list(same)
+        while left:
+            batch = left[:batch_size]
+            try:
+                clips = generate(batch)
+            except RuntimeError as error:
+                if len(batch) == 1 or not out_of_memory(error):
+                    raise
+                batch_size = len(batch) // 2
+                log.warning("memory is short for %d clips at once: %d from here", len(batch), batch_size)
+            else:
+                yield from zip(batch, clips, strict=True)
+                left = left[len(batch) :]
 
 
 def generate_clips(
     requests: Sequence[Request], model: Model, batch_size: int
 ) -> Iterator[tuple[Request, Clip, bytes | None]]:
     """Each request with its clip and its latents as raw float16 bytes (None: the model has none), batch by batch."""
-    for batch in request_batches(requests, batch_size):
-        for request, clip in zip(batch, model.generate(batch), strict=True):
-            yield request, clip, pack_latents(clip.latents)
+    for request, clip in generate_in_batches(requests, model.generate, batch_size):
+        yield request, clip, pack_latents(clip.latents)
 
 
 def generate_shard(
@@ -59,13 +74,12 @@ def generate_shard(
     requests, model = read_requests(shard), load_model()
     rows: list[tuple[str, Clip, bytes | None]] = []
     refusals: list[Refusal] = []
-    for batch in request_batches(requests, batch_size):
-        for request, clip in zip(batch, model.generate(batch), strict=True):
-            try:
-                to_int16(clip.waveform)
-                rows.append((request.id, clip, pack_latents(clip.latents)))
-            except AudioError as error:
-                refusals.append(Refusal(stage=stage, id=request.id, reason=str(error)))
+    for request, clip, latents in generate_clips(requests, model, batch_size):
+        try:
+            to_int16(clip.waveform)
+            rows.append((request.id, clip, latents))
+        except AudioError as error:
+            refusals.append(Refusal(stage=stage, id=request.id, reason=str(error)))
     if refusals:
         run.stage(f"refused/{stage}").write_records(shard, refusals, Refusal)
     ids, clips, latents = zip(*rows, strict=True) if rows else ((), (), ())
@@ -91,12 +105,11 @@ def generate_scored_shard(
     requests, model = run.stage("plan").read_records(Request, [shard]), load_model()
     finite: list[tuple[Request, Clip]] = []
     refusals: list[Refusal] = []
-    for batch in request_batches(requests, batch_size):
-        for request, clip in zip(batch, model.generate_mels(batch), strict=True):  # type: ignore[attr-defined]
-            if clip.mel is not None and np.isfinite(clip.mel).all():
-                finite.append((request, clip))
-            else:
-                refusals.append(Refusal(stage="generate", id=request.id, reason="its mel picture is not finite"))
+    for request, clip in generate_in_batches(requests, model.generate_mels, batch_size):  # type: ignore[attr-defined]
+        if clip.mel is not None and np.isfinite(clip.mel).all():
+            finite.append((request, clip))
+        else:
+            refusals.append(Refusal(stage="generate", id=request.id, reason="its mel picture is not finite"))
     if refusals:
         run.stage("refused/generate").write_records(shard, refusals, Refusal)
     clips = [clip for _, clip in finite]

@@ -26,7 +26,7 @@ from milonga.core.config import Phase, Settings
 from milonga.core.errors import MilongaError, RecipeError, brief
 from milonga.core.store import Run
 from milonga.data.examples import Examples
-from milonga.maths.devices import AUTO, free_memory
+from milonga.maths.devices import AUTO
 from milonga.models.denoiser import Denoiser, module_hash
 from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
 from milonga.training.distil import DistilStep
@@ -138,6 +138,7 @@ class Trainer:
             checkpoints = Checkpoints(self.folder / "checkpoints", settings.save_total_limit)
             note = checkpoints.load(state) or {"curves": 0}
             training_log = TrainingLog(self.log_path or self.folder / "curves.jsonl", note["curves"], ranks.is_main)
+            checkpointed = settings.gradient_checkpointing != "auto"
             with closing(training_log):
                 for step in steps(self.phases, len(self.examples), settings, self.seed, state.step):
                     if state.monitor.get("ended"):
@@ -146,12 +147,13 @@ class Trainer:
                     # Gradient, clipping, update. A loss that is not finite updates nothing.
                     start = time.perf_counter()
                     beta = auto_beta(step.phase, settings, state.monitor)
-                    baseline = state.monitor.get("baseline", 0.0)
-                    try:
-                        output = train_step.run(step, beta, baseline)
-                    except torch.OutOfMemoryError as error:
-                        self._save_memory(error, state, ranks)
-                        output = train_step.run(step, beta, baseline)
+                    output: StepOutput | None = None
+                    while output is None:
+                        try:
+                            output = train_step.run(step, beta, state.monitor.get("baseline", 0.0))
+                        except torch.OutOfMemoryError as error:  # whose frames hold memory until this block ends
+                            self._save_memory(brief(error), checkpointed or ranks.world > 1, state)
+                            checkpointed = True
                     parameters = list(state.trained().values())
                     limit = grad_limit(step.phase, settings, state.monitor)
                     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -254,24 +256,22 @@ class Trainer:
             return None
         return getattr(self.denoiser, name, getattr(module, name, None))
 
-    def _save_memory(self, error: torch.OutOfMemoryError, state: TrainState, ranks: Ranks) -> None:
-        """Turns on gradient checkpointing, which changes no number, so that a step without memory can be done again.
+    def _save_memory(self, cause: str, tried: bool, state: TrainState) -> None:
+        """Turns on gradient checkpointing, which changes no number, so that a step can be done again in less memory.
 
-        Raises MilongaError where that has been done, is turned off, or would leave other ranks waiting.
+        Raises MilongaError where that was `tried`, or may not be.
         """
-        enable, module = self._checkpointing(), self.denoiser.module
-        on = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
-        if enable is None or on or self.settings.gradient_checkpointing != "auto" or ranks.world > 1:
-            more = "" if enable is None or on else ", or set gradient_checkpointing = true"
+        enable = self._checkpointing()
+        if enable is None or tried:
+            more = "" if enable is None else ", with gradient_checkpointing = true"
             raise MilongaError(
-                f"memory is short at step {state.step + 1}, {brief(error)}: lower batch_size and raise "
+                f"memory is short at step {state.step + 1}, {cause}: lower batch_size and raise "
                 f"gradient_accumulation_steps by the same factor{more}"
-            ) from error
+            )
         log.warning("memory is short at step %d: gradient checkpointing is on from here", state.step + 1)
         enable()
         for value in state.trained().values():
             value.grad = None
-        free_memory()
 
     def _reference(self, ranks: Ranks) -> Reference:
         """The reference as the settings ask for it."""
