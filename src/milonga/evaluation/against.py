@@ -14,8 +14,8 @@ from milonga.core.records import Record
 from milonga.data.captions import clip_key
 from milonga.data.ratings import PREFERENCE, Opinion, read_opinions
 from milonga.evaluation.compute import Numbers
-from milonga.evaluation.formatting import CEILING
 from milonga.evaluation.inputs import EvalInputs
+from milonga.evaluation.metrics import CEILING
 from milonga.maths.agreement import LEAST_SYSTEMS, Opinions, ceiling, clip_agreement, system_agreement
 from milonga.maths.bootstrap import no_progress
 

@@ -4,7 +4,7 @@ A run is evaluated with the features that it stores; of other audio they are ext
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from milonga.core.cache import feature_cache
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.hub import offline
 from milonga.core.progress import tracked
-from milonga.core.records import Comparison, Summary
 from milonga.evaluation import EvalConfig
 from milonga.evaluation import features as extract
-from milonga.evaluation.against import Agreement, agreement, place_ratings
+from milonga.evaluation.against import agreement, place_ratings
 from milonga.evaluation.compute import EvalPlan, Numbers
 from milonga.evaluation.features import SystemFeatures, load_features
-from milonga.evaluation.formatting import OVERALL
+from milonga.evaluation.formatting import OVERALL, Evaluation
 from milonga.evaluation.inputs import REFERENCE, AudioRef, EvalInputs, label_agreement, load_inputs
 from milonga.evaluation.metrics import Metric, all_metrics, get_metric, read_number, register, scorer_metric
 from milonga.scorers.packaged import PASST
@@ -37,38 +36,6 @@ NEEDS = {
     "logits": "PANNs (--panns) or a tagger (--tagger)",
     "vggish": "VGGish (--vggish)",
 } | dict.fromkeys(extract.RECONSTRUCTION, "--reconstruction")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The numbers of an evaluation, the warnings that belong to them, and what they are of.
-
-    `sources` names where features come from, for titles and meanings of metrics (`metrics.metrics_named`).
-    `agreement` is that with people, where ratings were given, and `ratings` says of what these are.
-    """
-
-    inputs: EvalInputs
-    systems: list[SystemFeatures]
-    summaries: list[Summary]
-    comparisons: list[Comparison]
-    warnings: list[str]
-    splits: dict[str, list[str]]
-    sources: dict[str, str]
-    agreement: list[Agreement] = field(default_factory=list)
-    ratings: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        from milonga.evaluation.formatting import as_text
-
-        return as_text(self)
-
-    def to_frame(self) -> Any:
-        """The summaries as a pandas DataFrame. Raises RecipeError where pandas is not installed."""
-        try:
-            import pandas
-        except ImportError:
-            raise RecipeError("to_frame needs pandas: pip install pandas, or take `summaries`") from None
-        return pandas.DataFrame([row.model_dump() for row in self.summaries])
 
 
 def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | None, config: EvalConfig) -> Evaluation:

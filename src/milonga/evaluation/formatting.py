@@ -3,25 +3,58 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from milonga.core.errors import RecipeError
 from milonga.core.records import Comparison, Record, Summary
 from milonga.core.store import read_json
-from milonga.evaluation.metrics import MINUS, Metric, all_metrics, metrics_named
+from milonga.evaluation.metrics import CEILING, MINUS, Metric, all_metrics, metrics_named
 
 if TYPE_CHECKING:
-    from milonga.evaluation.evaluate import Evaluation
+    from milonga.evaluation.against import Agreement
+    from milonga.evaluation.features import SystemFeatures
+    from milonga.evaluation.inputs import EvalInputs
 
 Verdict = Literal["better", "worse", "neither"]
 OVERALL = "overall"
 NOT_SIGNIFICANT = "not significant"
 SMALLEST_P = 0.0001  # below which a p is not written out
-CEILING = "ceiling"  # the row of what a perfect metric's agreement with people would be
 AGREEMENT_TITLES = {"srcc": "SRCC", "kendall": "Kendall τ", "pearson": "Pearson", "pairs": "Pairs"}
 
 
-def as_text(evaluation: "Evaluation") -> str:
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of an evaluation, the warnings that belong to them, and what they are of.
+
+    `sources` names where features come from, for titles and meanings of metrics (`metrics.metrics_named`).
+    `agreement` is that with people, where ratings were given, and `ratings` says of what these are.
+    """
+
+    inputs: "EvalInputs"
+    systems: "list[SystemFeatures]"
+    summaries: list[Summary]
+    comparisons: list[Comparison]
+    warnings: list[str]
+    splits: dict[str, list[str]]
+    sources: dict[str, str]
+    agreement: "list[Agreement]" = field(default_factory=list)
+    ratings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def to_frame(self) -> Any:
+        """The summaries as a pandas DataFrame. Raises RecipeError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise RecipeError("to_frame needs pandas: pip install pandas, or take `summaries`") from None
+        return pandas.DataFrame([row.model_dump() for row in self.summaries])
+
+
+def as_text(evaluation: Evaluation) -> str:
     """Every split's table of values, the differences between systems, the protocol, and the warnings."""
     summaries, sources = evaluation.summaries, evaluation.sources
     lines: list[str] = []
@@ -36,7 +69,7 @@ def as_text(evaluation: "Evaluation") -> str:
     return "\n".join(lines + [f"note: {warning}" for warning in evaluation.warnings]).rstrip()
 
 
-def as_json(evaluation: "Evaluation") -> str:
+def as_json(evaluation: Evaluation) -> str:
     """The same as JSON: `summary`, `comparisons`, `warnings`, and `agreement` with people where there are ratings.
 
     A number that is not defined is null.
@@ -119,7 +152,7 @@ def format_p(p: float) -> str:
 # -- agreement with people
 
 
-def agreement_tables(evaluation: "Evaluation") -> list[tuple[str, list[str], list[tuple[str, list[str], str]]]]:
+def agreement_tables(evaluation: Evaluation) -> list[tuple[str, list[str], list[tuple[str, list[str], str]]]]:
     """The agreement with people as tables: (title, columns, rows of a metric's title, cells and note).
 
     Metrics are ranked by their first statistic; the ceiling comes first. The note says of a metric that it agrees less
@@ -147,7 +180,7 @@ def agreement_tables(evaluation: "Evaluation") -> list[tuple[str, list[str], lis
     return tables
 
 
-def agreement_lines(evaluation: "Evaluation") -> list[str]:
+def agreement_lines(evaluation: Evaluation) -> list[str]:
     """The agreement with people as lines of the command's table; none where there are no ratings."""
     lines = []
     for title, columns, rows in agreement_tables(evaluation):

@@ -15,6 +15,7 @@ from milonga.core.errors import RecipeError
 from milonga.core.records import Prompt
 from milonga.maths import bootstrap, distances, metrics, statistics
 
+CEILING = "ceiling"  # the row of what a perfect metric's agreement with people would be
 MINUS = "−"
 IS_SPLITS = 10
 SMALLEST_SET = 20  # clips below which the spread of a set metric over draws says nothing

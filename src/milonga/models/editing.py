@@ -22,9 +22,8 @@ from milonga.core.audio import resample
 from milonga.core.errors import AudioError, RecipeError
 from milonga.core.records import Clip
 from milonga.maths.mel import fit
-from milonga.models.denoiser import Conditioning, Denoiser
+from milonga.models.denoiser import ALWAYS, Conditioning, Denoiser, TimelinePart
 from milonga.models.schedulers import check_guidance, model_input, noise_share, prepare_scheduler, takes_generator
-from milonga.models.tango import ALWAYS, TimelinePart
 
 OnLatents = Callable[[int, Any, Tensor], Tensor]
 SPLICE = 0.015  # seconds of crossfade at each end of a region: a shorter one clicks, a longer one blurs an onset

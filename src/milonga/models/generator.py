@@ -10,17 +10,10 @@ from milonga.core.errors import RecipeError
 from milonga.core.records import Clip, Prompt, Request
 from milonga.maths.devices import AUTO, device_of, placed, where
 from milonga.maths.mel import MelSettings
-from milonga.models.denoiser import SECONDS, Denoiser
+from milonga.models.denoiser import SECONDS, Denoiser, TimelinePart
 from milonga.models.editing import Canvas, decode, samples_per_row
 from milonga.models.schedulers import prepare_scheduler
-from milonga.models.tango import (
-    AudioPipelineOutput,
-    StepCallback,
-    TangoPipeline,
-    TimelinePart,
-    clip_seeds,
-    repeated,
-)
+from milonga.models.tango import AudioPipelineOutput, StepCallback, TangoPipeline, clip_seeds, repeated
 from milonga.models.tango_denoiser import TangoDenoiser, is_consistency_model
 
 OnStep = Callable[[int], None]

@@ -19,7 +19,7 @@ from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed
 from milonga.maths.devices import autocast, has_weights, where
 from milonga.maths.mel import MelSettings
-from milonga.models.denoiser import Precision
+from milonga.models.denoiser import ALWAYS, Precision, TimelinePart
 from milonga.models.schedulers import (
     check_guidance,
     model_input,
@@ -36,8 +36,6 @@ with deferred_imports():
     from transformers import PreTrainedTokenizerBase, SpeechT5HifiGan, T5EncoderModel
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
-TimelinePart = tuple[float, float, str]  # seconds from and to, and the words that hold there
-ALWAYS = (0.0, 1.0)
 MAX_TOKENS = 512  # of a text: what the original cuts at
 
 

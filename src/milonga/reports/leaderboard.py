@@ -10,10 +10,9 @@ from milonga.core.ids import content_id
 from milonga.core.records import Clip, Prompt
 from milonga.core.store import write_bytes, write_json, write_text
 from milonga.evaluation import EvalConfig
-from milonga.evaluation.evaluate import Evaluation
 from milonga.evaluation.evaluate import evaluate as run_evaluation
 from milonga.evaluation.features import SystemFeatures
-from milonga.evaluation.formatting import OVERALL, agreement_tables, plain_rows
+from milonga.evaluation.formatting import OVERALL, Evaluation, agreement_tables, plain_rows
 from milonga.evaluation.inputs import REFERENCE, AudioRef
 from milonga.reports.exports import table_files
 from milonga.reports.html import page
