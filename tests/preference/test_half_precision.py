@@ -1,6 +1,9 @@
 """Half precision of the scorers that rank candidates: close to float32, and never of a mel picture."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 import torch
 
 from milonga.core.records import Clip
@@ -52,3 +55,19 @@ def test_a_mel_picture_is_the_same_within_an_autocast() -> None:
 def test_silence_has_a_score_in_bf16() -> None:
     silence = Clip(np.zeros(64000, np.float32), 16000)
     assert np.isfinite(score_clips([silence], ["rain falls"], [scorer("nano-clap-a")], 1, "bf16")[0]["nano-clap-a"])
+
+
+def test_half_precision_is_where_the_scorers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with `workers.device = "cpu"` on a machine with a GPU."""
+
+    class Watching:
+        name, half = "watching", False
+
+        def score(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
+            self.half = torch.is_autocast_enabled("cpu")
+            return np.zeros(len(clips))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    watching = Watching()
+    score_clips([Clip(np.zeros(16, np.float32), 16000)], ["rain"], [watching], 1, "bf16", "cpu")
+    assert watching.half

@@ -154,6 +154,7 @@ class Context:
             generate_batch_size=recipe.generate.batch_size,
             score_batch_size=recipe.score.batch_size,
             precision=recipe.models.precision,
+            device=parts.device,
         )
 
 

@@ -69,11 +69,9 @@ def store_scores(context: Context, system: str, requests: Sequence[Request]) -> 
 
     def work(shard: str) -> int:
         clips = clips_of(pool.read_table(shard, ["id", "audio"]))
-        texts, batch = [by_id[clip].prompt for clip in clips], context.recipe.score.batch_size
-        columns = [
-            score_clips(list(clips.values()), texts, [scorer], batch, context.recipe.models.precision)
-            for scorer in scorers()
-        ]
+        given = list(clips.values()), [by_id[clip].prompt for clip in clips]
+        how = context.recipe.score.batch_size, context.recipe.models.precision, context.parts.device
+        columns = [score_clips(*given, [scorer], *how) for scorer in scorers()]
         rows = []
         for clip, *cells in zip(clips, *columns, strict=True):
             scores = {name: next(iter(cell.values())) for name, cell in zip(names, cells, strict=True)}

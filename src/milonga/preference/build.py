@@ -62,7 +62,8 @@ class PairBuilder:
     shard_size: int = 64
     generate_batch_size: int = 16
     score_batch_size: int = 16
-    precision: str = "fp32"  # of the scorers' networks
+    precision: str = "fp32"  # of the scorers' networks, which are on `device`
+    device: Any = AUTO
 
     def plan(self) -> None:
         """The requests of all strategies, in shards; what a perturber could not do is in refused/plan."""
@@ -97,7 +98,7 @@ class PairBuilder:
         needed(self.run, "plan")
         clips = needed(self.run, "generate")
         sizes = {shard: clips.rows(shard) for shard in clips.names()}
-        work = partial(_score_shard, self.run, self.load_scorers, self.score_batch_size, self.precision)
+        work = partial(_score_shard, self.run, self.load_scorers, self.score_batch_size, self.precision, self.device)
         with shards_left(self.run, "score", sizes) as (left, advance):
             for shard, _ in self.engine.run(work, left):
                 advance(sizes[shard])
@@ -117,7 +118,7 @@ class PairBuilder:
         planned = needed(self.run, "plan")
         sizes = {shard: planned.rows(shard) for shard in planned.names()}
         load, batches = (self.load_model, self.load_scorers), (self.generate_batch_size, self.score_batch_size)
-        work = partial(generate_scored_shard, self.run, *load, *batches, self.precision)
+        work = partial(generate_scored_shard, self.run, *load, *batches, self.precision, self.device)
         with shards_left(self.run, "generate", sizes) as (left, advance):
             for shard, _ in self.engine.run(work, left):
                 advance(sizes[shard])
@@ -159,13 +160,13 @@ def _read_requests(planned: Shards, shard: str) -> list[Request]:
 
 
 def _score_shard(
-    run: Run, load_scorers: Callable[[], Sequence[Scorer]], batch_size: int, precision: str, shard: str
+    run: Run, load_scorers: Callable[[], Sequence[Scorer]], batch_size: int, precision: str, device: Any, shard: str
 ) -> int:
     run.check_visible()
     requests = {request.id: request for request in run.stage("plan").read_records(Request, [shard])}
     clips = clips_of(run.stage("generate").read_table(shard, ["id", "audio"]))
     texts = [requests[clip].prompt for clip in clips]
-    scores = score_clips(list(clips.values()), texts, load_scorers(), batch_size, precision)
+    scores = score_clips(list(clips.values()), texts, load_scorers(), batch_size, precision, device)
     candidates = [Candidate(request=requests[clip], scores=row) for clip, row in zip(clips, scores, strict=True)]
     run.stage("score").write_records(shard, candidates, Candidate)
     return len(candidates)

@@ -94,6 +94,7 @@ def generate_scored_shard(
     batch_size: int,
     score_batch_size: int,
     precision: str,
+    device: Any,
     shard: str,
 ) -> int:
     """Generates one planned shard of clips without audio and scores their log-mel pictures; gives their number.
@@ -113,7 +114,8 @@ def generate_scored_shard(
     if refusals:
         run.stage("refused/generate").write_records(shard, refusals, Refusal)
     clips = [clip for _, clip in finite]
-    scores = score_clips(clips, [request.prompt for request, _ in finite], load_scorers(), score_batch_size, precision)
+    texts = [request.prompt for request, _ in finite]
+    scores = score_clips(clips, texts, load_scorers(), score_batch_size, precision, device)
     candidates = [Candidate(request=request, scores=row) for (request, _), row in zip(finite, scores, strict=True)]
     run.stage("score").write_records(shard, candidates, Candidate)
     latents = [pack_latents(clip.latents) for clip in clips]
@@ -122,17 +124,23 @@ def generate_scored_shard(
 
 
 def score_clips(
-    clips: Sequence[Clip], texts: Sequence[str], scorers: Sequence[Scorer], batch_size: int, precision: str = "fp32"
+    clips: Sequence[Clip],
+    texts: Sequence[str],
+    scorers: Sequence[Scorer],
+    batch_size: int,
+    precision: str = "fp32",
+    device: Any = AUTO,
 ) -> list[dict[str, float]]:
     """For each of N clips its score against its text by each scorer's name (§4.1.2 of the paper).
 
-    NaN is a value; a pair with it is refused later. "bf16" runs the scorers' networks under autocast.
+    NaN is a value; a pair with it is refused later. "bf16" runs the scorers' networks, which are on `device`, under
+    autocast.
     """
-    rows, device = list[dict[str, float]]({} for _ in clips), device_of()
+    rows, place = list[dict[str, float]]({} for _ in clips), device_of(device)
     for scorer in scorers:
         for first in range(0, len(clips), batch_size):
             part = slice(first, first + batch_size)
-            with autocast(device, precision):
+            with autocast(place, precision):
                 values = np.asarray(scorer.score(clips[part], texts[part]))
             for row, value in zip(rows[part], values, strict=True):
                 row[scorer.name] = float(value)
