@@ -17,7 +17,9 @@ from milonga.core.errors import CheckpointError, DataError, RecipeError
 from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.core.store import Run
 from milonga.core.weights import SHIPPED, folder_of
-from milonga.experiment.examples import own_pairs
+from milonga.data.encode import pair_examples
+from milonga.data.examples import with_prior_data
+from milonga.experiment.examples import prior_clips
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.experiment.registry import Registry
 from milonga.models.generator import TangoModel
@@ -237,7 +239,7 @@ def stored(run: Run, latents: bool = True) -> tuple[list[Pair], dict[str, np.nda
 
 def test_examples_are_the_pairs_latents_with_their_captions(saved: Path, tmp_path: Path) -> None:
     pairs, held = stored(Run(tmp_path))
-    batch = own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs).batch([1, 0], 0)
+    batch = pair_examples(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs, tmp_path).batch([1, 0], 0)
     for place, pair in enumerate(pairs[::-1]):
         assert np.array_equal(batch.winner[place].numpy(), held[pair.chosen_id].astype(np.float32))
         assert batch.loser is not None
@@ -250,7 +252,8 @@ def test_examples_are_the_pairs_latents_with_their_captions(saved: Path, tmp_pat
 
 def test_prior_clips_are_real_clips_through_the_models_own_vae(saved: Path, tmp_path: Path) -> None:
     pairs, _ = stored(Run(tmp_path))
-    found = own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs, prior=3)
+    denoiser = registry.load_denoiser(str(saved / "tango"))
+    found = with_prior_data(pair_examples(denoiser, Run(tmp_path), pairs, tmp_path), prior_clips(denoiser, 3))
     assert found.num_prior == 3
     batch = found.prior_batch([2, 0], epoch=0)
     assert batch.loser is None
@@ -260,7 +263,7 @@ def test_prior_clips_are_real_clips_through_the_models_own_vae(saved: Path, tmp_
 
 def test_clips_without_latents_pass_the_autoencoder(saved: Path, tmp_path: Path) -> None:
     pairs, latents = stored(Run(tmp_path), latents=False)
-    found = own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs)
+    found = pair_examples(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), pairs, tmp_path)
     batch = found.batch([0], epoch=0)
     assert batch.loser is not None
     assert batch.winner.shape == batch.loser.shape == (1, *next(iter(latents.values())).shape)
@@ -271,7 +274,7 @@ def test_a_pair_whose_clip_was_thrown_away_is_named(saved: Path, tmp_path: Path)
     pairs, _ = stored(Run(tmp_path))
     gone = pairs[0].model_copy(update={"chosen_id": "gone"})
     with pytest.raises(DataError, match="lacks clip gone"):
-        own_pairs(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), [gone])
+        pair_examples(registry.load_denoiser(str(saved / "tango")), Run(tmp_path), [gone], tmp_path)
 
 
 def test_the_shipped_names_say_what_is_broken_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from tiny_parts import parts_folder
 
 import milonga
-from milonga.core.audio import read_audio, write_audio
+from milonga.core.audio import clip_table, read_audio, write_audio
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.records import Clip, Prompt, Request
+from milonga.core.store import Run
 from milonga.core.weights import TANGOFLUX
-from milonga.data.encode import encode_clips, encode_pairs
+from milonga.data.encode import encode_clips, encode_pairs, pair_examples
 from milonga.data.examples import CaptionExamples, Examples, GroupExamples, PairExamples
 from milonga.experiment import run as pipeline
 from milonga.experiment.export import export_system
@@ -218,9 +219,14 @@ def test_encode_clips_and_pairs_with_their_channels_and_lengths(denoiser: Denois
         cells[side] = [{"bytes": (table.parent / row[side]).read_bytes(), "path": row[side]} for row in rows]
     pq.write_table(pa.table(cells), data)
     read, encoded = encode_pairs(denoiser, data, tmp_path / "encoded")
-    assert len(read) == len(encoded) == 3
-    if SECONDS in denoiser.empty:
-        torch.testing.assert_close(encoded.batch([0, 1], 0).conditioning[SECONDS], torch.tensor([0.1, 0.14]))
+    run, ids = Run(tmp_path / "run"), [pair.chosen_id for pair in read] + [pair.rejected_id for pair in read]
+    clips = [read_audio(table.parent / f"{place}.wav", mono="all") for place in range(6)]
+    run.stage("generate").write_table("a", clip_table(ids, clips, [None] * 6))
+    own = pair_examples(denoiser, run, read, tmp_path / "encoded")
+    assert len(read) == len(encoded) == len(own) == 3
+    for some in (encoded, own):
+        if SECONDS in denoiser.empty:
+            torch.testing.assert_close(some.batch([0, 1], 0).conditioning[SECONDS], torch.tensor([0.1, 0.14]))
 
 
 def test_fine_tune_on_a_folder_of_clips(denoiser: Denoiser, folder: Path, tmp_path: Path) -> None:

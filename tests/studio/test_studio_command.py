@@ -114,11 +114,11 @@ def test_what_is_kept_is_exported_and_trains(run, studio, tmp_path):
 
 
 def test_latents_of_another_model_are_told_before_training(run, studio, tmp_path, monkeypatch):
-    from milonga.experiment.examples import own_pairs
+    from milonga.data.encode import pair_examples
     from milonga.models.load import load_denoiser
 
     monkeypatch.setattr("milonga.data.encode.stored_latents", lambda run, wanted: dict.fromkeys(wanted, b"\0" * 6))
     recipe = parse_recipe(test_evaluation.RECIPE.format(folder=run.path.parent), "people.toml")
     pairs = run.stage("pair").read_records(Pair)
     with pytest.raises(DataError, match="latents of another model"):
-        own_pairs(load_denoiser(recipe.models.model), run, pairs)
+        pair_examples(load_denoiser(recipe.models.model), run, pairs, tmp_path)

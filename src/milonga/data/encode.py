@@ -113,27 +113,50 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
     The clips' latents as they were sampled are used where the run's model is the denoiser's; else the clips pass the
     autoencoder. Raises DataError where no pair was kept.
     """
-    from milonga.data.examples import PairExamples
-
     pairs = kept_pairs(run_pairs(run))
     if not pairs:
         raise DataError(f"{run.path} holds no kept pair: loosen its thresholds by `milonga pair`")
-    ids = [pair.chosen_id for pair in pairs] + [pair.rejected_id for pair in pairs]
     manifest = read_manifest(run)
     made_by = manifest["fingerprints"]["models"]["model"] if manifest else denoiser.fingerprint
-    if made_by == denoiser.fingerprint:
-        latents = run_latents(denoiser, run, ids)
+    return pair_examples(denoiser, run, pairs, work, made_by == denoiser.fingerprint)
+
+
+def pair_examples(
+    denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], work: Path, as_sampled: bool = True
+) -> "PairExamples":
+    """Pairs of a run's clips: latents `as_sampled`, or else those of the autoencoder, and encoded captions.
+
+    Where a clip has no latents, as an edit has none, all clips pass the autoencoder. Raises DataError where a clip has
+    latents of another model.
+    """
+    from milonga.data.examples import PairExamples
+
+    winners, losers = ([getattr(pair, name) for pair in pairs] for name in ("chosen_id", "rejected_id"))
+    if as_sampled:
+        for clip, packed in stored_latents(run, {*winners, *losers}).items():
+            if len(packed) != packed_size(denoiser.latent_shape):
+                raise DataError(f"{run.path}: clip {clip} has latents of another model: all pairs need one model")
+        latents = run_latents(denoiser, run, winners + losers)
     else:
-        clips = run_clips(run, set(ids))
-        latents = denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in ids])
-    captions = [pair.prompt for pair in pairs]
+        clips = run_clips(run, {*winners, *losers})
+        latents = denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in winners + losers])
+    captions, strategies = ([getattr(pair, name) for pair in pairs] for name in ("prompt", "strategy"))
+    return PairExamples(
+        latents[: len(pairs)], latents[len(pairs) :], run_conditioning(denoiser, run, work, winners, captions),
+        groups=strategies, captions=captions, gaps=score_gaps(pairs), regions=region_rows(denoiser, pairs),
+    )  # fmt: skip
+
+
+def run_conditioning(
+    denoiser: "Denoiser", run: Run, work: Path, ids: Sequence[str], captions: Sequence[str]
+) -> "ConditioningRows":
+    """The captions of N clips of a run, each encoded once and stored in `work`; with the clips' own lengths, where the
+    model is told lengths."""
     conditioning = encode_captions(denoiser, Run(work / denoiser.fingerprint), captions).rows(captions)
-    if SECONDS in conditioning.parts[0]:
-        lengths = _run_seconds(run, set(ids))
-        conditioning = conditioning.with_seconds([lengths[pair.chosen_id] for pair in pairs])
-    halves, strategies = (latents[: len(pairs)], latents[len(pairs) :]), [pair.strategy for pair in pairs]
-    regions = region_rows(denoiser, pairs)
-    return PairExamples(*halves, conditioning, groups=strategies, gaps=score_gaps(pairs), regions=regions)
+    if not captions or SECONDS not in conditioning.parts[0]:
+        return conditioning
+    lengths = _run_seconds(run, set(ids))
+    return conditioning.with_seconds([lengths[clip] for clip in ids])
 
 
 def encode_clips(

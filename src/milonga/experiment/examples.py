@@ -18,10 +18,10 @@ from milonga.core.audio import clips_of
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, file_hash
 from milonga.core.protocols import Embedder
-from milonga.core.records import Candidate, Clip, Label, Pair, Prompt, Request
+from milonga.core.records import Candidate, Clip, Label, Prompt, Request
 from milonga.core.store import Run, complete, write_json
 from milonga.data.corrections import run_pairs
-from milonga.data.pairs import kept_pairs, score_gaps
+from milonga.data.pairs import kept_pairs
 from milonga.data.recordings import fingerprint
 from milonga.experiment.recipe import OWN, TAGGER, Recipe, System
 from milonga.experiment.registry import Context
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from milonga.data.examples import Examples, PairExamples
-    from milonga.models.denoiser import ConditioningRows, Denoiser
+    from milonga.models.denoiser import Denoiser
 
 
 def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
@@ -94,22 +94,21 @@ def _hash(key: str, source: str) -> str:
     return content_id([[str(file.relative_to(path)), file_hash(file)] for file in files])
 
 
-def _pairs(context: Context, prior: int) -> "list[Examples]":
+def _pairs(context: Context, _: int) -> "list[Examples]":
     """A part for each of train.pairs: this run's, those of a run folder, or a data set in Audio-alpaca's layout."""
-    from milonga.data.encode import encode_run_pairs
+    from milonga.data.encode import encode_run_pairs, pair_examples
 
-    parts: list[Examples] = []
+    parts, work = list["Examples"](), context.run.path / "encoded"
     for source in context.recipe.train.pairs:
         if source == OWN:
             needed(context.run, "pair")
             pairs = kept_pairs(run_pairs(context.run))
             if pairs:
-                world = prior if context.recipe.train.clips is None else 0
                 with encoder(context) as denoiser:
-                    parts.append(own_pairs(denoiser, context.run, pairs, world))
+                    parts.append(pair_examples(denoiser, context.run, pairs, work))
         elif (Path(source) / "pair").is_dir():
             with encoder(context) as denoiser:
-                parts.append(encode_run_pairs(denoiser, Run(Path(source)), context.run.path / "encoded"))
+                parts.append(encode_run_pairs(denoiser, Run(Path(source)), work))
         else:
             parts.append(_data_set(context, Path(source)))
     if not parts:
@@ -127,7 +126,7 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
     """
     import torch
 
-    from milonga.data.encode import run_latents
+    from milonga.data.encode import run_conditioning, run_latents
     from milonga.data.examples import GroupExamples
     from milonga.maths.group_losses import advantages
     from milonga.models.denoiser import Posterior
@@ -153,7 +152,8 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
     rewards = advantages(scores.transpose(1, 2)).mean(1)
     with encoder(context) as denoiser:
         latents = run_latents(denoiser, context.run, [clip for group in chosen for clip, _ in group])
-        conditioning = _conditioning(context, denoiser, [group[0][1].request.prompt for group in chosen])
+        firsts, captions = zip(*((group[0][0], group[0][1].request.prompt) for group in chosen), strict=True)
+        conditioning = run_conditioning(denoiser, context.run, context.run.path / "encoded", firsts, captions)
     plain = latents.mean * latents.scale if isinstance(latents, Posterior) else latents
     examples = GroupExamples(plain.unflatten(0, (len(chosen), size)), rewards, conditioning)
     left_out = len(groups) - len(chosen)
@@ -167,6 +167,7 @@ def _groups(system: System, context: Context, _: int) -> "list[Examples]":
 
 def _captions(system: System, context: Context, _: int) -> "list[Examples]":
     """The captions of the system's sources, or else of the run, whose clips the trainer samples itself."""
+    from milonga.data.encode import encode_captions
     from milonga.data.examples import CaptionExamples
 
     if system.sources:
@@ -175,32 +176,9 @@ def _captions(system: System, context: Context, _: int) -> "list[Examples]":
         prompts = needed(context.run, "prompts").read_records(Prompt)
     texts = sorted({prompt.text for prompt in prompts})
     with encoder(context) as denoiser:
-        conditioning = _conditioning(context, denoiser, texts)
+        encoded = Run(context.run.path / "encoded" / denoiser.fingerprint)
+        conditioning = encode_captions(denoiser, encoded, texts).rows(texts)
     return [CaptionExamples(texts, conditioning, denoiser.latent_shape, context.recipe.seed)]
-
-
-def own_pairs(denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], prior: int = 0) -> "PairExamples":
-    """A run's own pairs: latents as they were sampled, encoded captions, and `prior` real clips.
-
-    Where a clip has no latents, as an edit has none, all clips pass the autoencoder. Raises DataError where a clip has
-    latents of another model.
-    """
-    from milonga.data.encode import encode_captions, packed_size, run_latents, stored_latents
-    from milonga.data.examples import PairExamples
-
-    ids = [pair.chosen_id for pair in pairs] + [pair.rejected_id for pair in pairs]
-    packed, shape = stored_latents(run, set(ids)), denoiser.latent_shape
-    for clip, row in packed.items():
-        if len(row) != packed_size(shape):
-            raise DataError(f"{run.path}: clip {clip} has latents of another model: all pairs need one model")
-    latents = run_latents(denoiser, run, ids)
-    real = prior_clips(denoiser, prior) if prior else None
-    texts, strategies = ([getattr(pair, name) for pair in pairs] for name in ("prompt", "strategy"))
-    conditioning = encode_captions(denoiser, Run(run.path / "encoded" / denoiser.fingerprint), texts).rows(texts)
-    return PairExamples(
-        latents[: len(pairs)], latents[len(pairs) :], conditioning, real, groups=strategies, captions=texts,
-        gaps=score_gaps(pairs),
-    )  # fmt: skip
 
 
 def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
@@ -211,9 +189,10 @@ def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
     from milonga.data.examples import PairExamples
 
     prompts = world_prompts("train", count)
-    posterior = denoiser.encode_audio([denoiser.prepare_waveform(reference(prompt)) for prompt in prompts])
+    clips = [reference(prompt) for prompt in prompts]
+    posterior = denoiser.encode_audio([denoiser.prepare_waveform(clip) for clip in clips])
     conditioning = denoiser.encode_text([prompt.text for prompt in prompts]).to(torch.device("cpu"))
-    return PairExamples(posterior, None, conditioning)
+    return PairExamples(posterior, None, conditioning.with_seconds([clip.seconds for clip in clips]))
 
 
 def _data_set(context: Context, path: Path) -> "PairExamples":
@@ -271,22 +250,16 @@ def _clips(
     """Clips of a folder one by one, by id with their prompts, each with its weight or its label."""
     import torch
 
-    from milonga.data.encode import run_latents
+    from milonga.data.encode import run_conditioning, run_latents
     from milonga.data.examples import PairExamples
 
     with encoder(context) as denoiser:
         latents = run_latents(denoiser, run, list(texts))
-        conditioning = _conditioning(context, denoiser, list(texts.values()))
+        work = context.run.path / "encoded"
+        conditioning = run_conditioning(denoiser, run, work, list(texts), list(texts.values()))
     scale = None if weights is None else torch.tensor(weights, dtype=torch.float32)
     liked = None if desirable is None else torch.tensor(desirable)
     return PairExamples(latents, None, conditioning, weights=scale, desirable=liked)
-
-
-def _conditioning(context: Context, denoiser: "Denoiser", captions: Sequence[str]) -> "ConditioningRows":
-    """Encoded captions; each is encoded once for the run and stored in encoded/, by the model's hash."""
-    from milonga.data.encode import encode_captions
-
-    return encode_captions(denoiser, Run(context.run.path / "encoded" / denoiser.fingerprint), captions).rows(captions)
 
 
 def label(context: Context) -> None:
