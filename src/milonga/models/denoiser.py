@@ -65,6 +65,11 @@ class Conditioning(dict[str, Tensor]):
             return self
         return Conditioning(self | {SECONDS: torch.as_tensor(seconds).to(self[SECONDS])})
 
+    def with_guidance(self, scales: Any) -> "Conditioning":
+        """The same rows for a distilled network, which is told a guidance scale (one, or B of them)."""
+        like = next(iter(self.values()))
+        return Conditioning(self | {"guidance": torch.as_tensor(scales, device=like.device).float().expand(len(like))})
+
     def replace(self, chosen: Tensor, other: "Conditioning") -> "Conditioning":
         """These rows, with the single row of `other` where `chosen` (B,) bool is true; both padded to the longer.
 

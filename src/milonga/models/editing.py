@@ -106,8 +106,7 @@ class Canvas:
         if getattr(denoiser, "guidance_input", False):  # distilled: it is told the scale, and needs no second pass
             if any(negative) or interval != ALWAYS:
                 raise RecipeError("a distilled model has no second pass: leave negative prompt and interval out")
-            for part in self.words:
-                part["guidance"] = torch.full((len(words),), float(guidance), device=self.device)
+            self.words = [part.with_guidance(guidance) for part in self.words]
         elif guidance > 1:
             self.against = [_against(denoiser, negative, part).with_seconds(length).to(self.device) for part in parts]
 

@@ -70,9 +70,7 @@ class DistilStep(TrainStep):
         words = batch.conditioning
         if draws.dropped.any():
             words = words.replace(draws.dropped, denoiser.empty)
-        informed = Conditioning(words)
-        if self._informed:
-            informed["guidance"] = scales.to(clip.device)
+        informed = words.with_guidance(scales) if self._informed else words
         gamma, weighting = settings.snr_gamma, settings.loss_weighting
         weights = process.weights(steps, weighting, gamma)
         student = NoisyBatch(

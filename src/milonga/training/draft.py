@@ -100,13 +100,14 @@ class DraftStep(TrainStep):
         more = {"generator": noise} if takes_generator(scheduler) else {}
         latents = batch.winner * getattr(scheduler, "init_noise_sigma", 1.0)
         first = settings.draft_steps - (settings.draft_last or settings.draft_steps)
-        distances: Tensor | None = None
+        words, guidance, distances = batch.conditioning, settings.train_guidance, None
+        if guidance > 1 and getattr(denoiser, "guidance_input", False):  # distilled
+            words, guidance = words.with_guidance(guidance), 1.0
         for number, timestep in enumerate(scheduler.timesteps):
             inputs = model_input(scheduler, latents, timestep)
             noisy = NoisyBatch(
-                denoiser, inputs, timestep.to(inputs.device).expand(len(inputs)), batch.conditioning, inputs, None,
-                settings.train_guidance,
-            )  # fmt: skip
+                denoiser, inputs, timestep.to(inputs.device).expand(len(inputs)), words, inputs, None, guidance
+            )
             with torch.set_grad_enabled(trained and number >= first):
                 prediction = noisy.predict(self._network, settings.precision)
                 if trained and number >= first and settings.trust_region:

@@ -50,9 +50,8 @@ def draw(shape: Sequence[int], keys: Sequence[tuple], seed: int, total: int, set
 class NoisyBatch:
     """M noised latents with all that the network is given, the target of its prediction, and error weights (M,).
 
-    With a `guidance` above 1 the prediction is the guided one, u + guidance·(c − u), as it is sampled; a distilled
-    network is told the scale instead. Of localised pairs errors count in the rows of `regions` (M, rows of latents)
-    bool alone.
+    With a `guidance` above 1 the prediction is the guided one, u + guidance·(c − u), as it is sampled. Of localised
+    pairs errors count in the rows of `regions` (M, rows of latents) bool alone.
     """
 
     denoiser: Denoiser
@@ -63,13 +62,6 @@ class NoisyBatch:
     weights: Tensor | None
     guidance: float = 1.0
     regions: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.guidance > 1 and getattr(self.denoiser, "guidance_input", False):
-            informed = Conditioning(self.conditioning)
-            informed["guidance"] = torch.full((len(self.latents),), self.guidance, device=self.latents.device)
-            object.__setattr__(self, "conditioning", informed)
-            object.__setattr__(self, "guidance", 1.0)
 
     def predict(self, network: Network | None = None, precision: Precision = "fp32") -> Tensor:
         """The prediction of the denoiser's module, or of `network` in its place, (M, *latent shape), float32.
@@ -123,7 +115,8 @@ def add_noise(
 
     Of a batch of groups these are B·K rows, group by group: all clips of a group have one timestep and one noise. A
     dropped caption is dropped for winner and loser alike. `weighting` and `gamma` give ω(λ), see `maths.noise.omega`.
-    Raises DataError when losers are wanted and the batch has none.
+    A distilled network is told `guidance` instead of being guided. Raises DataError when losers are wanted and the
+    batch has none.
     """
     process, conditioning = denoiser.process, batch.conditioning
     if draws.dropped.any():
@@ -139,6 +132,8 @@ def add_noise(
         latents, noise = torch.cat([latents, batch.loser]), torch.cat([noise, draws.loser_noise])
         steps = torch.cat([steps, steps if draws.loser_timesteps is None else draws.loser_timesteps])
         conditioning = conditioning.repeat(2)
+    if guidance > 1 and getattr(denoiser, "guidance_input", False):
+        conditioning, guidance = conditioning.with_guidance(guidance), 1.0
     regions = batch.regions
     if losers and regions is not None:
         regions = regions.repeat(2, 1)
