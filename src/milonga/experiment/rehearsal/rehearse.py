@@ -7,6 +7,7 @@ two clips of a caption, a batch is one example and all is float32 (few CPUs have
 
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,9 +38,9 @@ SOURCE, EVAL_SOURCE = "rehearsal", "rehearsal held out"
 def rehearse(recipe: Recipe, out: Path | None = None, parts: Registry | None = None) -> list[dict[str, Any]]:
     """Walks all stages of a recipe in the folder `out` (default runs/NAME-rehearsal); gives a row for each stage.
 
-    A row has the stage, its seconds, the most memory in bytes (of the accelerator; on a CPU of the process so far), the
-    bytes it wrote, and `real_seconds` and `real_bytes` of the whole run, None where they do not grow with it or are not
-    known. The rows are stored in rehearsal.json. Raises what `run` raises: a stage that fails here fails there too.
+    A row has the stage, its seconds, the most memory in bytes (of the accelerator, or of the process), the bytes it
+    wrote, and `real_seconds` and `real_bytes` of the whole run, None where they do not grow with it or are not known.
+    The rows are stored in rehearsal.json. Raises what `run` raises: a stage that fails here fails there too.
     """
     folder = out or Path("runs") / f"{recipe.name}-rehearsal"
     device = device_of(recipe.workers.device)
@@ -50,9 +51,9 @@ def rehearse(recipe: Recipe, out: Path | None = None, parts: Registry | None = N
     @contextmanager
     def measured(stage: str) -> Iterator[None]:
         before, start = _folder_bytes(folder), time.perf_counter()
-        _reset_peak(device)
-        yield
-        row = {"stage": stage, "seconds": time.perf_counter() - start, "memory": _peak(device)}
+        with _watched(device) as peak:
+            yield
+        row = {"stage": stage, "seconds": time.perf_counter() - start, "memory": peak[-1]}
         rows.append(row | {"bytes": _folder_bytes(folder) - before})
         print(f"rehearsal: {stage} took {row['seconds']:.1f} s", file=sys.stderr)
 
@@ -212,18 +213,37 @@ def _folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _reset_peak(device: Any) -> None:
+@contextmanager
+def _watched(device: Any) -> Iterator[list[int]]:
+    """A list whose last entry is in the end the most memory in bytes: of the accelerator since the beginning, or of the
+    process, looked at once a second.
+    """
+    peak, over = [0], threading.Event()
     if device.type == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.append(torch.cuda.max_memory_allocated(device))
+        return
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            peak.append(max(peak[-1], _memory()))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+    peak.append(max(peak[-1], _memory()))
 
 
-def _peak(device: Any) -> int:
-    """The most memory used: of the accelerator since the reset, or by this process since it began."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _memory() -> int:
+    """This process's memory in bytes, a page once however often it is mapped; off Linux the most that it had so far."""
+    rollup = Path("/proc/self/smaps_rollup")
+    if rollup.exists():
+        return 1024 * int(next(row.split()[1] for row in rollup.read_text().splitlines() if row.startswith("Pss:")))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
