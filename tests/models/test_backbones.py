@@ -84,7 +84,11 @@ resamples = 20
 """
 
 
-@pytest.fixture(scope="module", params=KNOWN)
+# The AudioLDMs have Tango's kind of U-Net, autoencoder and vocoder; by default the others stand for them.
+KINDS = [pytest.param(one, marks=pytest.mark.slow if one.startswith("AudioLDM") else ()) for one in KNOWN]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
