@@ -18,9 +18,13 @@ from milonga.data.captions import world_prompts
 from milonga.evaluation.features import ClipFeatures
 from milonga.evaluation.metrics import Metric
 from milonga.experiment import run as pipeline
+from milonga.experiment.export import export_system
 from milonga.experiment.recipe import parse_recipe
 from milonga.experiment.registry import DEFAULT as registry
+from milonga.models.denoiser import module_hash
+from milonga.models.load import load_denoiser, system
 from milonga.reports.material import read_rows
+from milonga.training.align import AlignConfig, AlignTrainer
 
 SYSTEMS = ("base", "sft", "aligned")
 RECIPE = """
@@ -188,6 +192,26 @@ class Constant:
 
 
 Loudness = Metric("peak", "Peak", lambda clip, reference, prompt: float(np.abs(clip.waveform).max()), needs="audio")
+
+
+def test_a_runs_system_is_trained_evaluated_and_exported_like_any_other_model(run: Run, tmp_path: Path) -> None:
+    """A run whose model is another run's system, and a training of a system of that run in turn."""
+    first = f"{run.path}/aligned"
+    text = RECIPE.format(folder=run.path.parent).replace(f"{run.path.parent}/tango", first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("milonga.experiment.stages.PRIOR_CLIPS", 4)
+        again = pipeline.run(parse_recipe(text, "again.toml"), tmp_path / "again", until="evaluate")
+    base, aligned = clips(again, "base"), clips(run, "aligned")
+    assert all(np.array_equal(wave, aligned[name]) for name, wave in base.items())
+    second = module_hash(load_denoiser(f"{again.path}/sft").module)
+    assert second == module_hash(load_denoiser(first, again.path / "checkpoints" / "sft" / "model").module)
+    assert second != module_hash(load_denoiser(first).module)
+    assert system(f"{again.path}/sft").fingerprint() != system(f"{run.path}/sft").fingerprint()
+    exported = export_system(again.path, tmp_path / "exported", "sft")
+    assert module_hash(load_denoiser(str(exported)).module) == second
+    config = AlignConfig(output_dir=tmp_path / "tuned", phases=["sft:1"], batch_size=4)
+    tuned = AlignTrainer(f"{again.path}/sft", str(run.path), config).train()
+    assert module_hash(load_denoiser(str(tuned)).module) != second
 
 
 def test_running_again_measures_nothing_again(run: Run) -> None:

@@ -79,7 +79,8 @@ class System:
 
     def fingerprint(self) -> str:
         """A hash of its weights."""
-        base = weights_fingerprint(self.model)
+        own = run_system(self.model)
+        base = own.fingerprint() if own else weights_fingerprint(self.model)
         return base if self.trained is None else content_id(base, weights_fingerprint(str(self.trained)))
 
 
@@ -141,8 +142,7 @@ def pipeline(
     )  # fmt: skip
 
     _no_progress_bars()
-    own = run_system(name) if trained is None else None
-    name, trained = (name, trained) if own is None else (own.model, own.trained)
+    name, trained = resolved(name, trained)
     folder, dtype = weights_of(name, revision), dtype or torch.float32
     if backbone := backbone_class(folder):
         raise RecipeError(f"{name} is no Tango but a model for {backbone.__name__}: load it by milonga.load")
@@ -199,8 +199,7 @@ def load_public(
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise RecipeError(f"{dtype!r} is no torch dtype: use float32, float16 or bfloat16")
         dtype = getattr(torch, dtype)
-    own = run_system(name)
-    base = name if own is None else own.model
+    base, _ = resolved(name)
     _check_precision(name, base, precision, revision)
     if not CUSTOM.fullmatch(base) and backbone_class(weights_of(base, revision)):
         return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
@@ -215,8 +214,7 @@ def choose_precision(name: str, device: Any = AUTO) -> str:
     """The precision, "fp32" or "bf16", in which a model's network was measured to be faster on this machine; "fp32" for
     a backbone that has no choice. Of the model only the network is loaded, and dropped again.
     """
-    own = run_system(name)
-    base, trained = (name, None) if own is None else (own.model, own.trained)
+    base, trained = resolved(name)
     if CUSTOM.fullmatch(base) or backbone_class(weights_of(base)):
         return "fp32"
     pipe = pipeline(base, trained, parts=("unet",))
@@ -287,8 +285,7 @@ def load_denoiser(
     from milonga.models.adapter import merge_adapter
     from milonga.models.tango_denoiser import TangoDenoiser
 
-    if (own := run_system(name)) and trained is None:
-        name, trained = own.model, own.trained
+    name, trained = resolved(name, trained)
     custom = CUSTOM.fullmatch(name)
     if custom is None and (backbone := backbone_class(weights_of(name, revision))):
         folder, part = weights_of(name, revision), backbone.network
@@ -471,8 +468,9 @@ def _tuned(
 ) -> Model:
     from milonga.models.generator import TangoModel
 
-    _check_precision(name, name, precision)
-    if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
+    base, _ = resolved(name)
+    _check_precision(name, base, precision)
+    if CUSTOM.fullmatch(base) or backbone_class(weights_of(base)):
         return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds, device)
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds, device, precision)
 
@@ -521,6 +519,15 @@ def run_system(name: str) -> System | None:
     if name in SHIPPED or (path / "model_index.json").is_file() or not (_is_run(path) or _is_run(path.parent)):
         return None
     return system(name)
+
+
+def resolved(name: str, trained: Path | None = None) -> tuple[str, Path | None]:
+    """The model whose run, or run of a run, has a system of that name, and the network trained last: `trained` before
+    the systems' own. Another name as it is.
+    """
+    while own := run_system(name):
+        name, trained = own.model, trained or own.trained
+    return name, trained
 
 
 def _is_run(path: Path) -> bool:
