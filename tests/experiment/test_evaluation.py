@@ -14,6 +14,7 @@ from milonga.core.audio import clips_of
 from milonga.core.errors import DataError
 from milonga.core.records import Clip, Comparison, Pair, Prompt, Request, Summary
 from milonga.core.store import Run, read_json
+from milonga.core.weights import adapted
 from milonga.data.captions import world_prompts
 from milonga.evaluation.features import ClipFeatures
 from milonga.evaluation.metrics import Metric
@@ -209,6 +210,9 @@ def test_a_runs_system_is_trained_evaluated_and_exported_like_any_other_model(ru
     assert system(f"{again.path}/sft").fingerprint() != system(f"{run.path}/sft").fingerprint()
     exported = export_system(again.path, tmp_path / "exported", "sft")
     assert module_hash(load_denoiser(str(exported)).module) == second
+    adapter = export_system(again.path, tmp_path / "adapter", "sft", rank=2)
+    assert adapted(adapter) == f"{run.path.parent}/tango"  # the change that both runs made
+    load_denoiser(str(adapter))
     config = AlignConfig(output_dir=tmp_path / "tuned", phases=["sft:1"], batch_size=4)
     tuned = AlignTrainer(f"{again.path}/sft", str(run.path), config).train()
     assert module_hash(load_denoiser(str(tuned)).module) != second

@@ -82,6 +82,8 @@ class Shouter:
 class FakeParts:
     """The registry's functions, with `model` as every model."""
 
+    device = "cpu"
+
     def __init__(self, model: NoiseModel | None = None, weights: str = "w") -> None:
         self.model, self.weights = model or NoiseModel(), weights
 

@@ -116,7 +116,7 @@ def export_system(path: Path, folder: Path, system: str, rank: int | None = None
     have, or has not trained yet.
     """
     from milonga.models.adapter import extract_adapter, name_base
-    from milonga.models.load import load_denoiser
+    from milonga.models.load import load_denoiser, resolved
     from milonga.reports.cards import model_card
     from milonga.reports.material import read_material
 
@@ -147,7 +147,8 @@ def export_system(path: Path, folder: Path, system: str, rank: int | None = None
         if rank is None:
             denoiser.save_model(part)
         else:
-            extract_adapter(load_denoiser(base).module, denoiser.module, rank, part, base)
+            root, _ = resolved(base)  # what is cut is all that was trained, also by runs before
+            extract_adapter(load_denoiser(root).module, denoiser.module, rank, part, root)
         if adapter.is_dir() and rank is None:
             shutil.copytree(adapter, part / "adapter")
             name_base(part / "adapter", base)

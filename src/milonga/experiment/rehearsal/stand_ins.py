@@ -12,6 +12,7 @@ from milonga.core.errors import MilongaError
 from milonga.core.records import Clip
 from milonga.core.store import atomic_dir, write_text
 from milonga.core.weights import weights_of
+from milonga.models.load import resolved
 
 SECONDS, RATE = 10.24, 16000  # of a clip of noise
 LAION_SECONDS = 10.0
@@ -20,7 +21,7 @@ LAION_SECONDS = 10.0
 def stand_in_model(name: str, folder: Path, texts: Sequence[str]) -> str:
     """The model of that name where it can be had; else a Tango of the published sizes, random, in `folder`."""
     try:
-        weights_of(name)
+        weights_of(resolved(name)[0])
     except MilongaError:
         if not folder.exists():
             with atomic_dir(folder) as part:
