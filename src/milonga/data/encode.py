@@ -116,30 +116,26 @@ def encode_run_pairs(denoiser: "Denoiser", run: Run, work: Path) -> "PairExample
     pairs = kept_pairs(run_pairs(run))
     if not pairs:
         raise DataError(f"{run.path} holds no kept pair: loosen its thresholds by `milonga pair`")
+    ids = [pair.chosen_id for pair in pairs] + [pair.rejected_id for pair in pairs]
     manifest = read_manifest(run)
     made_by = manifest["fingerprints"]["models"]["model"] if manifest else denoiser.fingerprint
-    return pair_examples(denoiser, run, pairs, work, made_by == denoiser.fingerprint)
+    latents_of = run_latents if made_by == denoiser.fingerprint else _encoded_clips
+    return pair_examples(denoiser, run, pairs, work, latents_of(denoiser, run, ids))
 
 
 def pair_examples(
-    denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], work: Path, as_sampled: bool = True
+    denoiser: "Denoiser", run: Run, pairs: Sequence[Pair], work: Path, latents: "Latents | None" = None
 ) -> "PairExamples":
-    """Pairs of a run's clips: latents `as_sampled`, or else those of the autoencoder, and encoded captions.
+    """Pairs of a run's clips with encoded captions, and `latents` of all winners and then all losers.
 
-    Where a clip has no latents, as an edit has none, all clips pass the autoencoder. Raises DataError where a clip has
-    latents of another model.
+    None are those that they were sampled with; where a clip has none, as an edit has none, all clips pass the
+    autoencoder, and DataError is raised where a clip has latents of another model.
     """
     from milonga.data.examples import PairExamples
 
     winners, losers = ([getattr(pair, name) for pair in pairs] for name in ("chosen_id", "rejected_id"))
-    if as_sampled:
-        for clip, packed in stored_latents(run, {*winners, *losers}).items():
-            if len(packed) != packed_size(denoiser.latent_shape):
-                raise DataError(f"{run.path}: clip {clip} has latents of another model: all pairs need one model")
-        latents = run_latents(denoiser, run, winners + losers)
-    else:
-        clips = run_clips(run, {*winners, *losers})
-        latents = denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in winners + losers])
+    if latents is None:
+        latents = run_latents(denoiser, run, winners + losers, one_model=True)
     captions, strategies = ([getattr(pair, name) for pair in pairs] for name in ("prompt", "strategy"))
     return PairExamples(
         latents[: len(pairs)], latents[len(pairs) :], run_conditioning(denoiser, run, work, winners, captions),
@@ -278,15 +274,23 @@ def stored_latents(run: Run, wanted: set[str]) -> dict[str, bytes]:
     return latents
 
 
-def run_latents(denoiser: "Denoiser", run: Run, ids: Sequence[str]) -> "Latents":
+def run_latents(denoiser: "Denoiser", run: Run, ids: Sequence[str], one_model: bool = False) -> "Latents":
     """The latents that a run's clips were sampled with, float16 (N, *latent shape).
 
-    Where a clip has none of the denoiser's size, all of them pass the autoencoder. Raises DataError as `run_clips`
-    does.
+    Where a clip has none of the denoiser's size, all of them pass the autoencoder; where all are to be of `one_model`,
+    DataError is raised for those of another size. Raises DataError as `run_clips` does.
     """
     packed, size = stored_latents(run, set(ids)), packed_size(denoiser.latent_shape)
+    foreign = next((clip for clip, row in packed.items() if len(row) != size), None)
+    if one_model and foreign is not None:
+        raise DataError(f"{run.path}: clip {foreign} has latents of another model: all pairs need one model")
     if all(len(packed.get(clip, b"")) == size for clip in ids):
         return unpack_latents([packed[clip] for clip in ids], denoiser.latent_shape)
+    return _encoded_clips(denoiser, run, ids)
+
+
+def _encoded_clips(denoiser: "Denoiser", run: Run, ids: Sequence[str]) -> "Posterior":
+    """The clips of a run with these ids, through the autoencoder."""
     clips = run_clips(run, set(ids))
     return denoiser.encode_audio([denoiser.prepare_waveform(clips[clip]) for clip in ids])
 

@@ -19,8 +19,7 @@ from milonga.maths.noise import Omega, Prediction, seeded
 
 Precision = Literal["fp32", "bf16"]
 Network = Any  # a denoiser's module, or what stands in its place: compiled, wrapped by DDP, a frozen copy
-# The tensor (B,) of a conditioning that says how long each clip is, where a model is told that.
-SECONDS = "clip_seconds"
+SECONDS = "clip_seconds"  # the tensor (B,) of a conditioning with each clip's length, for a model that is told it
 TimelinePart = tuple[float, float, str]  # seconds from and to, and the words that hold there
 ALWAYS = (0.0, 1.0)  # the shares of a sampling from and to in which it is guided
 

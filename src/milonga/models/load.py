@@ -522,9 +522,7 @@ def run_system(name: str) -> System | None:
 
 
 def resolved(name: str, trained: Path | None = None) -> tuple[str, Path | None]:
-    """The model whose run, or run of a run, has a system of that name, and the network trained last: `trained` before
-    the systems' own. Another name as it is.
-    """
+    """The model below the runs that a name leads to, and the network that was trained last, `trained` before theirs."""
     while own := run_system(name):
         name, trained = own.model, trained or own.trained
     return name, trained

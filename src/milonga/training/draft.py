@@ -24,7 +24,7 @@ from milonga.core.store import read_json, write_json
 from milonga.data.examples import Batch
 from milonga.maths.noise import seeded
 from milonga.models.schedulers import check_scheduler, model_input, prepare_scheduler, scheduler_named, takes_generator
-from milonga.training.noising import NoisyBatch
+from milonga.training.noising import NoisyBatch, tell_guidance
 from milonga.training.reference import AdapterDisabled, FrozenCopy, Key
 from milonga.training.schedule import Step, loss_spec
 from milonga.training.step import MicroBatch, StepOutput, TrainStep
@@ -100,9 +100,8 @@ class DraftStep(TrainStep):
         more = {"generator": noise} if takes_generator(scheduler) else {}
         latents = batch.winner * getattr(scheduler, "init_noise_sigma", 1.0)
         first = settings.draft_steps - (settings.draft_last or settings.draft_steps)
-        words, guidance, distances = batch.conditioning, settings.train_guidance, None
-        if guidance > 1 and getattr(denoiser, "guidance_input", False):  # distilled
-            words, guidance = words.with_guidance(guidance), 1.0
+        words, guidance = tell_guidance(denoiser, batch.conditioning, settings.train_guidance)
+        distances: Tensor | None = None
         for number, timestep in enumerate(scheduler.timesteps):
             inputs = model_input(scheduler, latents, timestep)
             noisy = NoisyBatch(

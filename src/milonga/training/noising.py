@@ -102,6 +102,13 @@ class NoisyBatch:
         return self.mse(self.predict(network, precision))
 
 
+def tell_guidance(denoiser: Denoiser, conditioning: Conditioning, guidance: float) -> tuple[Conditioning, float]:
+    """What the network is given, and the guidance that is left to a second pass: 1 for one that is told its scale."""
+    if guidance > 1 and getattr(denoiser, "guidance_input", False):
+        return conditioning.with_guidance(guidance), 1.0
+    return conditioning, guidance
+
+
 def add_noise(
     denoiser: Denoiser,
     batch: Batch,
@@ -132,8 +139,7 @@ def add_noise(
         latents, noise = torch.cat([latents, batch.loser]), torch.cat([noise, draws.loser_noise])
         steps = torch.cat([steps, steps if draws.loser_timesteps is None else draws.loser_timesteps])
         conditioning = conditioning.repeat(2)
-    if guidance > 1 and getattr(denoiser, "guidance_input", False):
-        conditioning, guidance = conditioning.with_guidance(guidance), 1.0
+    conditioning, guidance = tell_guidance(denoiser, conditioning, guidance)
     regions = batch.regions
     if losers and regions is not None:
         regions = regions.repeat(2, 1)

@@ -92,8 +92,6 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
         except MilongaError:
             print(f"rehearsal: {name} is not here, a random CLAP of its size stands for it", file=sys.stderr)
             objects[name] = random_clap(name, CAPTIONS, parts.device)
-    if on_cpu:
-        models = models.model_copy(update={"precision": "fp32"})
     model = models.model if models.model in parts.objects else stand_in_model(models.model, place / "model", CAPTIONS)
     if model != models.model:
         print(f"rehearsal: {models.model} is not here, a random Tango of its size stands for it", file=sys.stderr)
@@ -103,12 +101,11 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
         name if name == OWN else noise_pairs(place / "pairs", CAPTIONS, max(STEPS, batch)) for name in train.pairs
     )
     clips = None if train.clips is None else noise_clips(place / "clips", CAPTIONS, max(STEPS, batch))
-    changes: dict[str, Any] = {
+    precision: dict[str, Any] = {"precision": "fp32"} if on_cpu else {}
+    changes = {
         "batch_size": batch, "gradient_accumulation_steps": 1, "checkpoint_every": STEPS, "save_total_limit": 1,
-        "patience": 0, "sample_every": 0,
+        "patience": 0, "sample_every": 0, **precision,
     }  # fmt: skip
-    if on_cpu:
-        changes["precision"] = "fp32"
     systems = tuple(_brief(system, changes) for system in train.systems)
     strategies = recipe.plan.strategies
     if on_cpu:
@@ -124,7 +121,7 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
         few["clips"] = min(GROUP, online.clips)
     return recipe.model_copy(
         update={
-            "models": models.model_copy(update={"model": model}),
+            "models": models.model_copy(update={"model": model} | precision),
             "workers": Workers(device=recipe.workers.device),
             "prompts": recipe.prompts.model_copy(
                 update={
