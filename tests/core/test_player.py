@@ -81,6 +81,12 @@ def test_two_sounds_switch_at_the_same_position(page):
     assert page.evaluate("log") == []  # neither was heard in full
 
 
+def test_the_other_sound_starts_over_when_the_first_has_just_been_heard(page):
+    page.evaluate("async () => { await decode('/sound/b'); players[0].play(); }")
+    page.wait_for_function("() => log.length === 1 && (players[1].play(), true)")  # up to two cells before its end
+    page.wait_for_function("() => log.length === 2")
+
+
 def test_a_dragged_region_is_selected_and_loops(page):
     box = page.locator(".screen").first.bounding_box()
     y = box["y"] + 20

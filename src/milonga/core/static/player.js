@@ -4,6 +4,7 @@
 
 const FADE = 0.008; // seconds of a crossfade from one sound to another
 const CELL = 0.05; // seconds of a part that counts as played
+const TAIL = 2 * CELL; // seconds before the end from which a sound is started over: by then the one before may count as heard
 const SHORTEST = 0.05; // seconds of a region
 const DECODED = 16; // sounds that are held in memory
 const WORDS = { // of a player, where a page has no others
@@ -191,7 +192,7 @@ function soundPlayer({ url, view, label, group = playerGroup(), words = WORDS, o
 
   function start(buffer, at, from) {
     const [first, last] = group.region || [0, seconds];
-    const begin = from >= first && from < last - 0.01 ? from : first;
+    const begin = from >= first && from < last - TAIL ? from : first;
     const settings = { loop: group.looping, loopStart: first, loopEnd: last };
     const source = buffer.audio ? elementSource(buffer.audio, settings) : new AudioBufferSourceNode(audioContext, { buffer, ...settings });
     const gain = new GainNode(audioContext, { gain: 0 });
