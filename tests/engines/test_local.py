@@ -62,14 +62,22 @@ def test_leaving_early_stops_the_rest():
 def test_workers_share_the_cores_and_the_caller_keeps_its_own():
     before = torch.get_num_threads()
     seen: set[int] = set()
+    after: list[int] = []
 
     def work(_: str) -> int:
         seen.add(torch.get_num_threads())
         return 1
 
-    list(LocalEngine(2).run(work, SHARDS))
-    assert seen == {1}
-    assert torch.get_num_threads() == before
+    try:
+        torch.set_num_threads(2)
+        list(LocalEngine(2).run(work, SHARDS))
+        assert torch.get_num_threads() == 2
+        later = threading.Thread(target=lambda: after.append(torch.get_num_threads()))  # it has computed nothing yet
+        later.start()
+        later.join()
+    finally:
+        torch.set_num_threads(before)
+    assert (seen, after) == ({1}, [2])
 
 
 def test_no_worker_is_no_engine():

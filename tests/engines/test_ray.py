@@ -14,6 +14,8 @@ from milonga.core.errors import DataError, EngineError
 from milonga.core.protocols import Engine
 from milonga.engines.ray import RayEngine
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="the engine ray needs the extra `ray`")
 SHARDS = [f"{n:02d}" for n in range(8)]
 SMALL = Workers(count=2, cpus=0.5)

@@ -56,7 +56,12 @@ class LocalEngine:
             for shard in shards:
                 yield shard, work(shard)
             return
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="milonga", initializer=_one_thread)
+        import torch
+
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(
+            self.workers, thread_name_prefix="milonga", initializer=torch.set_num_threads, initargs=(1,)
+        )
         try:
             pending = {pool.submit(work, shard): shard for shard in shards}
             while pending:
@@ -64,13 +69,7 @@ class LocalEngine:
                     yield pending.pop(future), future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _one_thread() -> None:
-    """OpenMP keeps the number of threads per calling thread, so each worker sets its own."""
-    import torch
-
-    torch.set_num_threads(1)
+            torch.set_num_threads(threads)  # torch gives a worker's number to threads that have computed nothing yet
 
 
 def keep_freed_memory() -> bool:
