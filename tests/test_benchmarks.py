@@ -101,6 +101,7 @@ def clock_of_passes(*networks):
     return types.SimpleNamespace(perf_counter=lambda: move(1e-7), process_time=time.process_time)
 
 
+@pytest.mark.slow
 def test_the_accelerators_figures_are_lines_that_are_measured_once(monkeypatch, tmp_path, capsys):
     import json
     import subprocess

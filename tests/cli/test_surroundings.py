@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from milonga.cli.main import app
 from milonga.listening_test.fit import LEAST_CAPTIONS, LEAST_JUDGEMENTS
 
+pytestmark = pytest.mark.slow
+
 RECIPE = test_evaluation.RECIPE.replace('"world:test:5", "world:test:9"', '"world:test:3"')
 CAPTIONS = {"café": "a cup falls", "b": "狗叫", "c": "rain falls", "d": "a bell rings", "e": "a man speaks"}
 FOLDERS = ["one=systems/one", "two=systems/two", "--reference", "systems/reference", "--captions", "clips/metadata.csv"]

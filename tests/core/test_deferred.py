@@ -114,6 +114,7 @@ print(hashlib.sha256(pipe("a dog barks", seeds=7, num_inference_steps=3).audios.
 """
 
 
+@pytest.mark.slow
 def test_what_is_left_deferred_is_only_called_or_asked_for_instances() -> None:
     """Generating loads neither compiler nor statistics. What stands for their names afterwards exists in the real
     modules, and is nowhere where Python would compare it with the real one: no key, no member of a set, no exception.

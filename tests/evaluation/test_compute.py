@@ -154,6 +154,7 @@ def test_a_metric_of_a_set_needs_no_draws_of_its_own() -> None:
     assert (numbers["is"].low, numbers["is"].high) == (pytest.approx(own.low), pytest.approx(own.high))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [4, 12])
 def test_a_certain_difference_among_many_systems_is_significant(count: int) -> None:
     clips = [get_metric("clap")] + [

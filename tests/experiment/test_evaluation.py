@@ -195,6 +195,7 @@ class Constant:
 Loudness = Metric("peak", "Peak", lambda clip, reference, prompt: float(np.abs(clip.waveform).max()), needs="audio")
 
 
+@pytest.mark.slow
 def test_a_runs_system_is_trained_evaluated_and_exported_like_any_other_model(run: Run, tmp_path: Path) -> None:
     """A run whose model is another run's system, and a training of a system of that run in turn."""
     first = f"{run.path}/aligned"

@@ -56,6 +56,7 @@ def written(folder) -> bytes:
     return b"".join(file.read_bytes() + str(file).encode() for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_timing_and_a_second_run_asks_nothing(tmp_path, capsys, monkeypatch):
     with chat_server(honest) as server:
         many = go(tmp_path / "many", server, "plan.llm.concurrency=4")

@@ -27,6 +27,8 @@ from milonga.nano.build import unet as train_unet
 from milonga.nano.world import CLASSES, SECONDS
 from milonga.preference.candidates import generate_clips
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 6
 LOSSES = (
     (train_text, "text_loss"),

@@ -132,6 +132,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "tagger", lambda name: Dice())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tiny")
 def test_the_whole_benchmark_on_untrained_networks_has_every_answer_and_repeats() -> None:
     found = nano_benchmark.benchmark(clips=6, captions=24, ranked=4)

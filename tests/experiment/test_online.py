@@ -129,6 +129,7 @@ def test_rows_have_the_judges_numbers_and_the_signs_of_hacking(run: Run) -> None
     assert "Diversity" in page
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_policy_before_or_the_base(run: Run, folder: Path, tmp_path: Path) -> None:
     other = pipeline.run(recipe(folder, 'online.reference="base"'), tmp_path / "base", until="train")
     plans = [read_json(iteration(one, 2).path / "checkpoints/policy/plan.json") for one in (run, other)]
@@ -141,6 +142,7 @@ def test_the_reference_is_the_policy_before_or_the_base(run: Run, folder: Path, 
     assert second != network_bytes(iteration(run, 2).path / "checkpoints/policy")
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_engine_batches_or_shards(run: Run, folder: Path, tmp_path: Path) -> None:
     changed = recipe(folder, "generate.batch_size=5", "score.batch_size=2", "plan.shard_size=2")
     other = pipeline.run(changed, tmp_path / "other", until="train", engine=LocalEngine(1))
@@ -243,6 +245,7 @@ def test_an_iteration_samples_as_online_says(folder: Path) -> None:
     assert recipe_of(pairs, pairs.train.systems[0], 1).train.systems[0].data == "pairs"
 
 
+@pytest.mark.slow
 def test_groups_are_scored_from_mel_pictures_without_a_vocoder(folder: Path, tmp_path: Path) -> None:
     """Where a scorer reads other pictures, all clips pass the vocoder: their latents are the same."""
     settings = ("online.iterations=1", "online.score_mels=true")

@@ -72,7 +72,7 @@ def _toml(value: Any) -> str:
     return str(value) if isinstance(value, int) else f'"{value}"'
 
 
-@pytest.mark.parametrize("name", ["audio-alpaca", "tango2", "tango2-online"])
+@pytest.mark.parametrize("name", ["audio-alpaca", "tango2", pytest.param("tango2-online", marks=pytest.mark.slow)])
 def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stand_ins, "random_tango", lambda texts: small_networks.pipeline())

@@ -15,6 +15,8 @@ from milonga.experiment.online import best_of, over, recipe_of
 from milonga.experiment.recipe import Recipe, parse_recipe
 from milonga.reports.material import read_rows
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name = "rounds"
 seed = 5

@@ -16,6 +16,7 @@ BOTS = ("instant", "waits", "double", "random", "five")
 SECONDS = 0.12  # a clip's length: what matters is its ratio to the time that a rater takes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds", [("rate", "mushra"), pytest.param(("rate", "compare"), marks=pytest.mark.slow)]
 )  # fmt: skip

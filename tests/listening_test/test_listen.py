@@ -171,6 +171,7 @@ def test_a_run_gives_its_systems_clips_with_latents_and_seeds(run):
         load_sources(run.path / "plan", None, ())
 
 
+@pytest.mark.slow
 def test_people_prefer_and_training_learns_it(run, tmp_path):
     """A run's clips are compared by people; a system is trained on what they preferred, by the trainer itself."""
     where = tmp_path / "test"

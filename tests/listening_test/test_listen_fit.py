@@ -157,6 +157,7 @@ def bands(monkeypatch: pytest.MonkeyPatch) -> Bands:
     return own
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_scorer_that_is_used_by_its_name(tmp_path: Path, bands: Bands):
     rng = np.random.default_rng(0)
     clips, ratings = ["clip,caption"], ["clip,rater,rel"]
@@ -185,6 +186,7 @@ def test_the_command_writes_a_scorer_that_is_used_by_its_name(tmp_path: Path, ba
         loading.fitted_scorer(f"fit:{out}")
 
 
+@pytest.mark.slow
 def test_weights_other_than_those_fitted_on_are_refused(tmp_path: Path, bands: Bands, monkeypatch: pytest.MonkeyPatch):
     judgements, _ = simulated()
     head, _ = learn(judgements, ["bands"], seed=0)
@@ -198,6 +200,7 @@ def tone(hertz: float) -> Clip:
     return Clip((0.3 * np.sin(np.arange(4000) * hertz * 6.283 / 16000)).astype(np.float32), 16000)
 
 
+@pytest.mark.slow
 def test_what_a_studio_keeps_is_learnt_and_corrections_of_the_pairs_turn_the_taste(tmp_path: Path, bands: Bands):
     """From the studio's decisions by `listen export` to a scorer; then every pair is swapped by its person."""
     rng, studio = np.random.default_rng(0), tmp_path / "studio"

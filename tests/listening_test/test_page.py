@@ -73,6 +73,7 @@ class Visit:
         )
 
 
+@pytest.mark.slow
 def test_a_whole_session_by_keyboard_with_a_reload_and_a_killed_server(browser, tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -191,6 +192,7 @@ def test_nothing_is_wider_than_the_screen_and_all_controls_have_names(browser, p
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_the_admin_page_counts_and_invites(browser, place) -> None:
     base, ratings, _, link = place
     visit = Visit(browser, base, ratings)
@@ -217,6 +219,7 @@ def test_a_link_that_is_not_valid_says_so(browser, place) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_a_crowd_rater_goes_from_the_entry_link_by_sliders_to_the_code(browser, tmp_path: Path) -> None:
     """On a phone's screen, below a path of another server, in words of one's own."""
     from dataclasses import replace

@@ -177,6 +177,7 @@ def test_every_form_holds_every_table(results):
         format_results(results, "docx")
 
 
+@pytest.mark.slow
 def test_the_ordinal_model_finds_the_effects_and_spreads_of_its_own_kind():
     """Marks drawn from the model itself: ten raters, sixteen prompts, three systems, every cell."""
     rng, truth = np.random.default_rng(4), np.array([0.0, 0.8, -0.6])

@@ -84,8 +84,9 @@ resamples = 20
 """
 
 
-# The AudioLDMs have Tango's kind of U-Net, autoencoder and vocoder; by default the others stand for them.
-KINDS = [pytest.param(one, marks=pytest.mark.slow if one.startswith("AudioLDM") else ()) for one in KNOWN]
+# All other tests use Tango, and the AudioLDMs have its kind of U-Net, autoencoder and vocoder: by default these two.
+QUICK_KINDS = ("StableAudioPipeline", "TangoFluxPipeline")
+KINDS = [pytest.param(one, marks=() if one in QUICK_KINDS else pytest.mark.slow) for one in KNOWN]
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -38,6 +38,7 @@ def test_a_folder_generates_converts_and_generates_the_same(source: Path, tmp_pa
     assert again.scheduler.config["prediction_type"] == "v_prediction"
 
 
+@pytest.mark.slow
 def test_the_registry_takes_such_a_folder_as_any_other(source: Path, tmp_path: Path) -> None:
     assert np.array_equal(clips(pipeline(str(source))), clips(load_original(source)))
     assert registry.sampling(str(source)) == (200, 3.0)

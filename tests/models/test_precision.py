@@ -60,6 +60,7 @@ def test_a_probe_times_the_network_itself(pipe: Any, tmp_path: Path, monkeypatch
     assert all(0 < value < 60 for value in seconds.values())
 
 
+@pytest.mark.slow
 def test_clips_of_both_precisions_agree_alone_and_in_a_batch(pipe: Any) -> None:
     words, seeds = ["a dog barks", "rain then a bell rings"], [3, 4]
     pipe.precision = "fp32"

@@ -239,6 +239,7 @@ def test_a_pipeline_is_offloaded_and_mapped_as_diffusers_does(tmp_path: Any, pip
     np.testing.assert_allclose(mapped(**usual).audios, exact, **CLOSE)
 
 
+@pytest.mark.slow
 def test_threads_that_share_a_pipeline_do_not_disturb_each_other() -> None:
     model = TangoModel("tiny", small_networks.pipeline(), "dpm++")
     jobs = [[request(words, steps, number=n) for words in WORDS[: 1 + n]] for n in range(3) for steps in (2, 5, 9)]

@@ -165,6 +165,7 @@ def test_the_command_serves_until_it_is_stopped(run):
         assert (process.returncode, told) == (0, "")
 
 
+@pytest.mark.slow
 def test_in_a_real_browser_both_clips_play_and_a_pair_is_corrected(browser, run, tmp_path):
     from playwright.sync_api import expect
 

@@ -115,6 +115,7 @@ def test_only_what_is_fine_tuned_alone_is_a_control(page: str) -> None:
     assert controls(other) == set()
 
 
+@pytest.mark.slow
 def test_other_systems_are_compared_with_out_of_the_way(tmp_path: Path) -> None:
     path = make_run(tmp_path)
     text = (path / "recipe.toml").read_text().replace('loss = "sft", epochs = 2', 'loss = "ipo", epochs = 2')

@@ -22,6 +22,8 @@ from milonga.models.load import system, systems
 from milonga.studio.orders import Order
 from milonga.studio.studio import Studio
 
+pytestmark = pytest.mark.slow
+
 run = test_evaluation.run  # the fixture: a whole run of tiny networks
 
 

@@ -234,6 +234,7 @@ def test_in_a_real_browser_takes_are_asked_for_heard_kept_and_compared_by_keyboa
     visit.close()
 
 
+@pytest.mark.slow
 def test_in_a_real_browser_a_region_is_edited_and_a_take_renamed_deleted_and_restored(browser, place) -> None:
     visit = Visit(browser, f"{place[0]}{place[1]}", 390)
     page, store = visit.page, Takes(place[2] / "ratings.sqlite")
@@ -299,6 +300,7 @@ def wav() -> bytes:
     return wav_bytes(Clip(np.sin(np.arange(8000) / 9).astype(np.float32) / 2, 8000), {})
 
 
+@pytest.mark.slow
 def test_in_a_real_browser_the_last_answer_of_a_comparison_is_undone(browser, place) -> None:
     visit = Visit(browser, f"{place[0]}{place[1]}")
     page, store = visit.page, Takes(place[2] / "ratings.sqlite")

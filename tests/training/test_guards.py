@@ -134,6 +134,7 @@ def test_a_training_that_ends_early_says_why_and_ships_its_weights(tmp_path: Pat
     assert (tmp_path / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_auto_beta_alarms_and_an_early_end_are_resumed_exactly(tmp_path: Path) -> None:
     settings = Settings(
         batch_size=4,

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from milonga.training.distributed import Ranks
 
+pytestmark = pytest.mark.slow
+
 SHARDED = {
     "fsdp": "plain",
     "uncut, fsdp": "plain",

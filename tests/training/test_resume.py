@@ -54,6 +54,7 @@ def kill(folder: Path, variant: str, *kills: str) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_killed_while_stepping_and_while_saving_it_reaches_the_same_losses_and_weights(
     tmp_path: Path, uninterrupted: Path
 ) -> None:

@@ -1,8 +1,9 @@
 """Systems by search: of N clips of a held-out caption the best by scorers that measure nothing afterwards.
 
-A pool of clips of every caption is generated once for each system that is searched (search/clips/SYSTEM, in shards). A
-search is then a system like any other: its clips are in evaluate/NAME under the ids of the other systems' clips, which
-it is compared with. The gain against N comes from the whole pool, by an unbiased estimator.
+A pool of clips of every caption is made once for each system that is searched (search/clips/SYSTEM, in shards): first
+those that the system is evaluated by, and then others. A search is then a system like any other: its clips are in
+evaluate/NAME under the ids of the other systems' clips, which it is compared with. The gain against N comes from the
+whole pool, by an unbiased estimator.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,6 +57,16 @@ def check_searches(context: Context) -> None:
                     f"evaluate.search: {search.name} chooses by {name}, the weights of {measures[fingerprint(name)]}, "
                     "which measures the result: choose by other scorers"
                 )
+
+
+def store_first_clips(context: Context, system: str) -> None:
+    """The clips that a system is evaluated by, and their features, in its pool: they are the first of each caption."""
+    for stage in ("clips", "features"):
+        pool = context.run.stage(f"search/{stage}/{system}")
+        evaluated = context.run.stage(f"{stage.replace('clips', 'evaluate')}/{system}")
+        for shard in evaluated.names():
+            if not pool.has(f"first-{shard}"):
+                pool.write_table(f"first-{shard}", evaluated.read_table(shard))
 
 
 def store_scores(context: Context, system: str, requests: Sequence[Request]) -> None:

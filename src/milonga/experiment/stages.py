@@ -125,13 +125,14 @@ def evaluate(context: Context) -> None:
 
 def search(context: Context, prompts: Sequence[Prompt]) -> None:
     """A pool of clips of every searched system, the searches' own clips, and their curves against N."""
-    from milonga.experiment.search import check_searches, store_scores, store_search, write_curves
+    from milonga.experiment.search import check_searches, store_first_clips, store_scores, store_search, write_curves
 
     check_searches(context)
     table = context.recipe.evaluate
-    pool = [request for prompt in prompts for request in eval_requests(context, [prompt], range(table.pool))]
+    pool = eval_requests(context, prompts, range(table.pool))
     for name in dict.fromkeys(search.system for search in table.search):
-        generate_eval_clips(context, name, prompts, pool)
+        store_first_clips(context, name)
+        generate_eval_clips(context, name, prompts, pool[table.noises * len(prompts) :])
         store_features(context, name, prompts, pool)
         store_scores(context, name, pool)
     for search in table.search:
