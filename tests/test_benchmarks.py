@@ -20,6 +20,7 @@ def alignment(monkeypatch):
     return importlib.import_module("alignment")
 
 
+@pytest.mark.slow
 def test_tables_of_runs_go_between_the_pages_markers(alignment, tmp_path, monkeypatch):
     from synthetic_run import make_run
 

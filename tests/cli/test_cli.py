@@ -61,6 +61,7 @@ def test_exit_statuses(words, code, told):
         assert done.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--debug", "run", "smok"], ["run", "smok", "--debug"]])
 def test_debug_shows_the_trace_wherever_it_stands(words):
     done = milonga(*words)
@@ -68,6 +69,7 @@ def test_debug_shows_the_trace_wherever_it_stands(words):
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.slow
 def test_status_on_stdout_as_table_and_json(tmp_path):
     run(parse_recipe(RECIPE, "fake.toml"), tmp_path, until="plan", parts=FakeParts())
     assert milonga("status", str(tmp_path)).stdout.splitlines()[0].split()[:2] == ["stage", "done"]

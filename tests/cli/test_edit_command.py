@@ -62,6 +62,7 @@ def test_long_clips_negative_words_and_timelines_are_generated(tmp_path):
     assert read_tags(parts)["timeline"] == "0-2 rain; 2-5 a dog barks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -228,6 +228,7 @@ def test_a_file_system_of_another_encoding_gets_a_name_that_it_can_hold(monkeypa
     assert slug("café") == "café"
 
 
+@pytest.mark.slow
 def test_under_an_ascii_locale_clips_are_written_and_named(tmp_path):
     script = f"""
 from pathlib import Path
@@ -328,6 +329,7 @@ def test_a_search_over_a_list_resumes_prompt_by_prompt(tmp_path):
     assert len(lines(tmp_path)) == 6 * 5
 
 
+@pytest.mark.slow
 def test_the_command_saves_the_best_by_named_scorers(tmp_path):
     words = ["generate", "a dog barks", "--steps", "1", "--best-of", "3", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, [*words, "--keep-all", "--by", "nano-clap-a, nano-clap-b,nano-events"])

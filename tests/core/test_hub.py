@@ -130,6 +130,7 @@ hub.fetch(sys.argv[1], None, lambda names: ["model.bin"], lambda line: None)
 """
 
 
+@pytest.mark.slow
 def test_a_download_that_was_killed_goes_on_in_the_next_process(hub: Hub, tmp_path: Path) -> None:
     environment = os.environ | hub_server.environment(hub, tmp_path / "home")
     process = subprocess.Popen([sys.executable, "-c", KILLED, NAME], env=environment, stdout=subprocess.PIPE, text=True)

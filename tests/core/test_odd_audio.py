@@ -50,6 +50,7 @@ ENCODED = [("x.flac", {}), ("x.ogg", {}), ("x.opus", {"format": "OGG", "subtype"
 ENCODED += [("x.wav", {"format": kind}) for kind in ("RF64", "W64", "AU")]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(ENCODED), st.sampled_from([8000, 16000, 48000]), st.floats(0.02, 0.999))
 def test_any_share_of_an_encoded_file_is_refused(tmp_path_factory, kind, rate, share):
@@ -101,6 +102,7 @@ def test_an_mp3_of_one_bitrate_without_an_index_is_read_whole(seconds, tmp_path)
         from_flac(data[: len(data) // 2 - 100])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(st.integers(0, 2**31), st.sampled_from([{}, {"subtype": "OPUS"}]))
 def test_a_damaged_ogg_is_refused_wherever_the_damage_is(tmp_path_factory, place, how):

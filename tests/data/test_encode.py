@@ -77,6 +77,7 @@ def test_examples_are_the_vaes_posteriors_of_the_clips_with_their_captions(model
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_encoding_goes_on_and_a_finished_one_asks_nothing_of_the_vae(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "SHARD", 2)
     _, whole = encode_pairs(load_denoiser(model), data, tmp_path / "whole")
@@ -99,6 +100,7 @@ def test_a_stopped_encoding_goes_on_and_a_finished_one_asks_nothing_of_the_vae(m
     assert len(calls) == 7
 
 
+@pytest.mark.slow
 def test_other_data_and_other_weights_are_encoded_anew(model, data, tmp_path):
     encode_pairs(load_denoiser(model), data, tmp_path / "work")
     table = pq.read_table(data / "train-0.parquet")
@@ -116,6 +118,7 @@ def test_a_split_that_is_not_there_is_told(model, data, tmp_path):
         encode_pairs(load_denoiser(model), data, tmp_path / "work", split="test")
 
 
+@pytest.mark.slow
 def test_a_model_is_aligned_on_a_published_set(model, data, tmp_path):
     _, examples = encode_pairs(load_denoiser(model), data, tmp_path / "work")
     phases, rows = [Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=200.0)], []

@@ -79,6 +79,7 @@ def test_examples_are_posteriors_of_the_clips_with_their_captions(model: str, so
     assert ["no such audio file" in one.reason for one in refused] == [True]
 
 
+@pytest.mark.slow
 def test_a_stopped_encoding_goes_on_to_the_same(
     model: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_legacy_is_another_set_with_the_originals_path(model: str, source: str, 
     assert not torch.allclose(own.batch([1], 0).winner, theirs.batch([1], 0).winner, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_is_pretrained_on_them(model: str, source: str, tmp_path: Path) -> None:
     examples, rows = encode_with_a_gap(model, source, tmp_path / "work", mix_ratio=1.0), []
     phases = [Phase(loss="ldm", epochs=1), Phase(loss="sft", epochs=1)]

@@ -78,6 +78,7 @@ def test_no_caption_is_in_two_splits() -> None:
     assert len(set.union(*texts)) == 180
 
 
+@pytest.mark.slow
 def test_a_scene_whose_few_captions_are_all_anothers_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """800 captions of `tune` meet one dog that barks once: a scene with no caption there."""
     monkeypatch.setattr("milonga.nano.captions.TRIES", 200)

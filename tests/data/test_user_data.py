@@ -306,6 +306,7 @@ def test_the_cause_of_a_data_set_that_cannot_be_made_is_told(tmp_path, monkeypat
 # D7: a data set that changed is encoded anew
 
 
+@pytest.mark.slow
 def test_a_data_set_in_a_folder_that_was_replaced_is_encoded_anew(denoiser, tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -27,6 +27,7 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_kept_memory_costs_no_new_pages() -> None:
     assert 10 * faults("kept") < faults("as usual")

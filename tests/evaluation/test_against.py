@@ -46,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_scorer_against_ratings_by_clip_and_by_system(folder: Path):
     options = {"scorers": [Level()], "against": folder / "ratings.csv", "resamples": 100, "cache": False}
     result = milonga.evaluate(folder / "clips.csv", metrics=["silent"], **options)

@@ -142,6 +142,7 @@ def test_a_set_metric_that_is_not_defined_is_left_out_and_a_warning_says_why() -
     assert any("KAD of bad" in one and "all alike" in one for one in numbers.failures)
 
 
+@pytest.mark.slow
 def test_a_metric_of_a_set_needs_no_draws_of_its_own() -> None:
     spread = Metric("spread", "Spread", lambda rows, real: float(rows.values.std()), "features", "set")
     plain = replace(

@@ -235,6 +235,7 @@ def test_the_reference_has_no_distance_to_itself_but_an_inception_score() -> Non
     assert metrics == {*CLIP_METRICS, "is"}
 
 
+@pytest.mark.slow
 def test_distances_are_to_the_real_clips_of_the_same_prompts() -> None:
     found = measured(BASE, ALIGNED)
     twin = System("twin", {one.id: clip(one, *right(one), place=n) for n, one in enumerate(PROMPTS)})
@@ -261,6 +262,7 @@ def test_too_few_clips_give_a_set_no_interval_and_one_clip_values_alone() -> Non
     assert {metric for name, metric in measured(lost, prompts=unknown) if name == "lost"} == {"clap", "is"}
 
 
+@pytest.mark.slow
 def test_nan_is_left_out_and_counted_out() -> None:
     holed = changed(BASE, "holed", range(20), clap=NAN)
     found = measured(holed)["holed", "clap"]
@@ -313,6 +315,7 @@ def test_every_two_systems_are_compared_on_every_split() -> None:
         assert [row.difference for row in overall] == [row.difference for row in temporal]
 
 
+@pytest.mark.slow
 def test_only_prompts_that_both_have_are_compared() -> None:
     holed = without(BASE, "holed", range(20))
     found = compared(holed, ALIGNED)

@@ -166,6 +166,7 @@ def test_the_command_prints_the_runs_own_numbers_and_pages_agree_on_every_verdic
     assert "Order accuracy (detected)" in outcome
 
 
+@pytest.mark.slow
 def test_further_weights_beside_a_run_add_columns_and_keep_the_judge(run: Run) -> None:
     import milonga
 
@@ -226,6 +227,7 @@ def test_running_again_measures_nothing_again(run: Run) -> None:
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
+@pytest.mark.slow
 def test_lost_numbers_are_made_again_the_same_from_the_features(run: Run) -> None:
     files = [run.path / "metrics" / name for name in ("summary.json", "comparisons.json")]
     before = [file.read_bytes() for file in files]
@@ -236,6 +238,7 @@ def test_lost_numbers_are_made_again_the_same_from_the_features(run: Run) -> Non
     assert [file.stat().st_mtime_ns for file in sorted((run.path / "features").rglob("*.parquet"))] == stamp
 
 
+@pytest.mark.slow
 def test_nothing_to_evaluate_on_says_so(run: Run, tmp_path: Path) -> None:
     import shutil
 

@@ -39,6 +39,7 @@ def test_a_card_tells_of_every_kind_of_data() -> None:
     assert DATA.keys() == set(get_args(System.model_fields["data"].annotation))
 
 
+@pytest.mark.slow
 def test_milonga_loads_what_was_trained(run: Run, exported: Path) -> None:
     whole = pipeline(read_json(run.path / "manifest.json")["recipe"]["models"]["model"])
     whole.unet = pipeline(str(exported)).unet
@@ -59,6 +60,7 @@ def test_diffusers_loads_the_pipeline_and_stock_classes_its_parts(exported: Path
     assert AutoencoderKL.from_pretrained(exported, subfolder="vae").config.latent_channels == 4
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_is_a_model_that_names_its_base(run: Run, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["export", str(run.path), str(tmp_path / "small"), "--system", "aligned", "--adapter", "64"]

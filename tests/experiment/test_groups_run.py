@@ -13,6 +13,8 @@ from milonga.experiment import run as pipeline
 from milonga.experiment.invalidation import stages_of
 from milonga.experiment.recipe import Recipe, parse_recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name = "groups"
 seed = 5

@@ -106,6 +106,7 @@ def test_a_refused_caption_is_kept_with_its_reason_and_the_others_go_on(tmp_path
     assert told == {f"sound number {n}" for n in range(10)} - {"sound number 2", "sound number 5"}
 
 
+@pytest.mark.slow
 def test_a_refused_key_stops_the_run_and_what_was_answered_is_kept(tmp_path):
     def script(words, place):
         return fails(401, f"no such key: {KEY}") if place >= 4 else honest(words, place)

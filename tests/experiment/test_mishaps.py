@@ -38,6 +38,7 @@ def without_later(path: Path, stage: str) -> None:
         file.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["plan", "generate", "score"])
 def test_a_full_disk_is_told_and_what_was_made_stays(tmp_path, whole, stage):
     go(tmp_path)
@@ -79,6 +80,7 @@ def test_a_damaged_shard_is_named_and_made_anew_once_it_is_deleted(tmp_path, who
     assert shards(tmp_path) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("later", [True, False], ids=["with later stages", "without"])
 @pytest.mark.parametrize("stage", ["plan", "generate", "score"])
 def test_a_deleted_middle_shard_is_made_again_and_nothing_else(tmp_path, whole, stage, later):

@@ -28,6 +28,8 @@ from milonga.reports.material import read_rows
 from milonga.scorers.clap import load_clap
 from milonga.scorers.tagger import load_tagger
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name = "online"
 seed = 5
@@ -129,7 +131,6 @@ def test_rows_have_the_judges_numbers_and_the_signs_of_hacking(run: Run) -> None
     assert "Diversity" in page
 
 
-@pytest.mark.slow
 def test_the_reference_is_the_policy_before_or_the_base(run: Run, folder: Path, tmp_path: Path) -> None:
     other = pipeline.run(recipe(folder, 'online.reference="base"'), tmp_path / "base", until="train")
     plans = [read_json(iteration(one, 2).path / "checkpoints/policy/plan.json") for one in (run, other)]
@@ -142,7 +143,6 @@ def test_the_reference_is_the_policy_before_or_the_base(run: Run, folder: Path, 
     assert second != network_bytes(iteration(run, 2).path / "checkpoints/policy")
 
 
-@pytest.mark.slow
 def test_results_do_not_depend_on_the_engine_batches_or_shards(run: Run, folder: Path, tmp_path: Path) -> None:
     changed = recipe(folder, "generate.batch_size=5", "score.batch_size=2", "plan.shard_size=2")
     other = pipeline.run(changed, tmp_path / "other", until="train", engine=LocalEngine(1))
@@ -157,7 +157,6 @@ def test_results_do_not_depend_on_the_engine_batches_or_shards(run: Run, folder:
         assert theirs.judge == pytest.approx(mine.judge, abs=1e-3)
 
 
-@pytest.mark.slow
 def test_the_judge_may_score_every_second_policy_and_always_the_last(run: Run, folder: Path, tmp_path: Path) -> None:
     other = pipeline.run(recipe(folder, "online.every=2", "online.iterations=3"), tmp_path / "other", until="train")
     judged = [math.isfinite(row.judge) for row in rows(other)]
@@ -245,7 +244,6 @@ def test_an_iteration_samples_as_online_says(folder: Path) -> None:
     assert recipe_of(pairs, pairs.train.systems[0], 1).train.systems[0].data == "pairs"
 
 
-@pytest.mark.slow
 def test_groups_are_scored_from_mel_pictures_without_a_vocoder(folder: Path, tmp_path: Path) -> None:
     """Where a scorer reads other pictures, all clips pass the vocoder: their latents are the same."""
     settings = ("online.iterations=1", "online.score_mels=true")
@@ -280,7 +278,6 @@ def test_python_aligns_as_a_recipe_does(run: Run, folder: Path, tmp_path: Path) 
     assert milonga.load(str(made)).unet is not None
 
 
-@pytest.mark.slow
 def test_tangos_recipe_walks_through_every_stage(folder: Path, tmp_path: Path) -> None:
     """With networks of the real classes, untrained and tiny, under the recipe's names."""
     texts = [one.text for one in world_prompts("train", 6, multi=True)]

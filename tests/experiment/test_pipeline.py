@@ -59,6 +59,7 @@ class ClusteringParts(FakeParts):
         return TfidfEmbedder()
 
 
+@pytest.mark.slow
 def test_clusters_are_reported_beside_the_prompts_chosen_from_them(tmp_path):
     wanted = ("prompts.clusters=3", "prompts.per_cluster=2")
     run = go(tmp_path, *wanted, until="prompts", parts=ClusteringParts())

@@ -198,6 +198,7 @@ SYSTEMS = st.lists(st.sampled_from("abc"), unique=True).map(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(NAMES, st.lists(NAMES, min_size=1), st.lists(STRATEGIES, min_size=1, max_size=3, unique_by=lambda s: s.name))
 def test_a_recipe_written_as_toml_reads_back_the_same(name, sources, strategies):
@@ -207,6 +208,7 @@ def test_a_recipe_written_as_toml_reads_back_the_same(name, sources, strategies)
     assert tomllib.loads(text)["name"] == name
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SYSTEMS, st.lists(PHASES, min_size=1, max_size=2), st.floats(-1, 1), st.floats(1e-9, 1.0))
 def test_nested_arrays_of_tables_read_back_the_same(systems, phases, alpha, rate):

@@ -117,6 +117,7 @@ def test_a_tuned_model_has_the_other_network_and_the_folders_name(saved: Path, t
     np.testing.assert_allclose(TangoModel("mixed", mixed).generate(asked)[0].waveform, waves[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_in_a_precision_and_the_one_in_float32_stays(saved: Path, tmp_path: Path) -> None:
     name, folder = str(saved / "tango"), tmp_path / "aligned" / "unet"
     small_networks.pipeline(seed=5).unet.save_pretrained(folder)
@@ -128,6 +129,7 @@ def test_a_model_is_loaded_in_a_precision_and_the_one_in_float32_stays(saved: Pa
         registry.load(name, None, "fp8")
 
 
+@pytest.mark.slow
 def test_clips_have_the_named_length_whatever_the_model_is(saved: Path, tmp_path: Path) -> None:
     name, folder = str(saved / "tango"), tmp_path / "aligned" / "unet"
     small_networks.pipeline(seed=5).unet.save_pretrained(folder)

@@ -34,6 +34,7 @@ def test_passes_are_counted_as_the_sampler_and_the_trainer_take_them() -> None:
     assert training_passes([Phase(loss="dpo", steps=3, beta=1.0)], 10, 4) == 3 * 4 * 2 * 4
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_the_rest_will_take(tmp_path: Path) -> None:
     parts = parts_folder(tmp_path / "parts")
     table = tmp_path / "captions.csv"

@@ -18,6 +18,8 @@ from milonga.experiment.run import engine_named
 from milonga.listening_test.export import ONE
 from milonga.preference.reward import Reward, RewardReport
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name = "reward"
 seed = 5
@@ -108,7 +110,6 @@ def test_other_rewards_make_another_model(run: Run, folder: Path, tmp_path: Path
     assert not list((tmp_path / "copy" / "evaluate").glob("baton/*"))
 
 
-@pytest.mark.slow
 def test_pairs_of_some_strategies_alone_and_settings_of_a_systems_own(folder: Path, tmp_path: Path) -> None:
     both = """plan.strategies=[{name="1", steps=[2, 2], guidance=3.0},
         {name="2", negatives="perturbed", num_negatives=1, steps=[2], guidance=3.0}]"""
@@ -124,7 +125,6 @@ def test_pairs_of_some_strategies_alone_and_settings_of_a_systems_own(folder: Pa
     assert [len(rows) for rows in steps] == [-(-len(kept) // 4), -(-kept.count("2") // 4), kept.count("2")]
 
 
-@pytest.mark.slow
 def test_labels_one_by_one_train_kto(run: Run, folder: Path) -> None:
     """What people liked and disliked, as a recipe of its own that makes no clips to learn from."""
     text = RECIPE.format(folder=folder)

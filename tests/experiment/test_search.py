@@ -20,6 +20,8 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.maths.statistics import mean_z_scores
 from milonga.reports.material import read_rows
 
+pytestmark = pytest.mark.slow
+
 TWO = ("base", "tuned")
 KINDS = ("clips", "features", "seconds", "scores")
 RECIPE = """
@@ -116,7 +118,6 @@ def test_the_curve_begins_at_the_pools_mean_and_its_rows_are_in_the_tables(run: 
     assert "best-of-2" in (run_outcome(run.path) or "")
 
 
-@pytest.mark.slow
 def test_running_again_changes_nothing_and_another_search_keeps_the_pool(run: Run, folder: Path) -> None:
     copy = Run(folder / "copy")
     shutil.copytree(run.path, copy.path)
@@ -169,7 +170,6 @@ def test_a_change_clears_what_depends_on_it_and_no_more(keys, gone, tmp_path):
     assert not (tmp_path / "metrics" / "search.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["clips", *(pytest.param(one, marks=pytest.mark.slow) for one in ("features", "scores"))]
 )

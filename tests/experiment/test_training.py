@@ -83,6 +83,7 @@ def rows_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics/training/tuned.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_model_is_fine_tuned_on_a_folder_of_clips_loads_and_exports(model, clips, tmp_path, monkeypatch):
     data = f'clips = "clips:{clips}"\nmix_ratio = 0.4\nlearning_rate = 1e-3'
     file = recipe(tmp_path, model, data, 'data = "clips"\nphases = [{ loss = "ldm", epochs = 2 }]')
@@ -108,6 +109,7 @@ def test_a_model_is_fine_tuned_on_a_folder_of_clips_loads_and_exports(model, cli
     trained(file, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_training_on_clips_that_were_changed_is_refused(model, clips, tmp_path):
     system = 'data = "clips"\nphases = [{ loss = "ldm", epochs = 1 }]'
     file, out = recipe(tmp_path, model, f'clips = "clips:{clips}"', system), tmp_path / "out"
@@ -129,6 +131,7 @@ def test_a_training_on_clips_that_were_changed_is_refused(model, clips, tmp_path
     assert read_json(out / "manifest.json")["fingerprints"]["train"]["clips"] != hashes
 
 
+@pytest.mark.slow
 def test_another_training_takes_the_place_of_a_finished_one_only_if_told_to(model, clips, tmp_path):
     system, out = 'data = "clips"\nphases = [{ loss = "ldm", epochs = 1 }]', tmp_path / "out"
     trained(recipe(tmp_path, model, f'clips = "clips:{clips}"', system), out)
@@ -145,6 +148,7 @@ def test_another_training_takes_the_place_of_a_finished_one_only_if_told_to(mode
     assert (out / "checkpoints/tuned/model/diffusion_pytorch_model.safetensors").read_bytes() != weights
 
 
+@pytest.mark.slow
 def test_what_is_left_out_stands_in_the_report_and_in_the_card(model, clips, tmp_path):
     (clips / "2.wav").write_bytes(b"RIFF<b>")
     data = f'clips = "clips:{clips}"\nlora_rank = 2'

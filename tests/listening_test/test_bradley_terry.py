@@ -77,6 +77,7 @@ def votes(rng: np.random.Generator, true: np.ndarray, raters: int, prompts: int,
     return a, b, (rng.uniform(size=len(rows)) < 1 / (1 + np.exp(-gap))).astype(float), rater, prompt
 
 
+@pytest.mark.slow
 def test_intervals_cover_as_often_as_they_say():
     """The truth is what raters and prompts without end would give: favourites flatten the strengths a little."""
     true = np.array([0.6, 0.0, -0.6])

@@ -34,6 +34,7 @@ def shares(simulations: int, raters: int) -> tuple[dict[str, float], float]:
     return {kind: hits[kind] / tried[kind] for kind in tried}, alarms / simulations
 
 
+@pytest.mark.slow
 def test_a_few_simulations_cover_the_truth_and_raise_few_false_alarms() -> None:
     covered, alarms = shares(12, 20)
     assert set(covered) == {"opinion", "difference", "win rate"}

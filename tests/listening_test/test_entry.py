@@ -63,6 +63,7 @@ def check_tones(sessions: Sessions, number: int, right: int = 6) -> dict:
     return state
 
 
+@pytest.mark.slow
 def test_an_arrival_has_one_session_and_goes_through_consent_to_the_code(folder: Path) -> None:
     sessions = Sessions(folder)
     entry = sessions.ratings.entry_token()
@@ -233,6 +234,7 @@ def test_only_the_owner_can_open_a_test(folder: Path, made_once: Path) -> None:
     assert made_once.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_tones_come_in_parts_and_a_slow_request_is_cut_off(folder: Path, monkeypatch) -> None:
     with served(folder) as (_, link):
         base = link.split("/admin")[0]

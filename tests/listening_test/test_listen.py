@@ -101,6 +101,7 @@ def test_links_results_and_table_through_the_doors(folders, tmp_path):
     assert len(out.read_text().splitlines()) == 1 + len(ratings.trials(1))
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told_in_one_line(folders, tmp_path):
     clips, captions = str(folders / "clips"), str(folders / "captions.csv")
     out, nothing = str(tmp_path / "t"), str(tmp_path / "nothing")

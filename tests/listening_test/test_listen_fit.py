@@ -51,6 +51,7 @@ def simulated(captions: int = 60, systems: int = 3, raters: int = 12, choices: i
     return Judgements(texts, [audio], [words], [] if choices else ratings, votes), worth
 
 
+@pytest.mark.slow
 def test_the_ranking_of_a_known_listener_is_recovered_and_beats_the_cosine():
     judgements, worth = simulated()
     head, report = learn(judgements, ["clap"], seed=0)
@@ -114,6 +115,7 @@ def test_too_few_are_refused_with_the_numbers_that_are_needed():
         learn(judgements, ["clap"], seed=0)
 
 
+@pytest.mark.slow
 def test_random_raters_teach_nothing_and_the_report_says_so():
     judgements, _ = simulated()
     rng = np.random.default_rng(5)

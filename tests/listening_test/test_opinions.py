@@ -86,6 +86,7 @@ def coverage(i: np.ndarray, j: np.ndarray, sizes: tuple[float, float, float], gr
     return hits / SIMULATIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graded", [False, True], ids=["latent", "marked"])
 @pytest.mark.parametrize("sizes", [(0.6, 0.4, 0.8), (0.2, 0.8, 0.8), (0.5, 0.0, 1.0)], ids=str)
 @pytest.mark.parametrize(("raters", "prompts", "each"), [(20, 25, 8), (20, 12, 12), (12, 30, 10)])
@@ -93,11 +94,13 @@ def test_intervals_cover_the_truth_as_often_as_they_say(raters, prompts, each, s
     assert 0.93 <= coverage(*layout(raters, prompts, each), sizes, graded) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(0.6, 0.4, 0.8), (0.3, 0.3, 1.0)], ids=str)
 def test_with_few_raters_intervals_are_on_the_safe_side(sizes):
     assert coverage(*layout(8, 10, 5), sizes, graded=True) >= 0.93
 
 
+@pytest.mark.slow
 def test_a_difference_that_is_not_there_is_called_one_in_twenty_times():
     i, j = layout(20, 25, 8)
     called = [

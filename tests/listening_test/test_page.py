@@ -171,6 +171,7 @@ def test_nothing_can_be_answered_unheard_and_an_answer_can_be_changed(browser, p
     visit.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_screen_and_all_controls_have_names(browser, place, width: int) -> None:
     base, ratings, seed, link = place

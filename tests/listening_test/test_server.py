@@ -66,6 +66,7 @@ def _given(one) -> dict:
     return {"ovl": one.ovl, "rel": one.rel} if one.kind == "rate" else {"better": one.better}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_server_ends_at_once_and_says_that_it_goes_on(tmp_path: Path, with_signal: int) -> None:
     small_test(tmp_path / "test")

@@ -114,6 +114,7 @@ def test_intervals_cover(taste, worlds, draws, least):
     assert least < np.mean(held) < (1.01 if worlds < 100 else 0.98)
 
 
+@pytest.mark.slow
 def test_the_worse_of_two_metrics_is_behind_and_an_equal_one_is_not():
     metric, opinions = drawn_opinions(3, captions=80)
     rng = np.random.default_rng(0)

@@ -119,6 +119,7 @@ def test_kl_runs_from_the_reference_and_is_bounded_by_the_floor() -> None:
     assert kl_softmax(unsure, sure)[0] == pytest.approx(0.5 * np.log(0.5) + 0.5 * np.log(0.5 / 1e-6), abs=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(seeds, st.integers(1, 12), st.integers(2, 8), st.floats(-30, 30))
 def test_kl_is_per_clip_and_ignores_a_constant_added_to_logits(seed: int, n: int, classes: int, shift: float) -> None:
@@ -212,6 +213,7 @@ def test_a_scene_played_backwards_is_all_there_and_out_of_order(labels: list[str
     assert order_accuracy_detected(scene, backwards) is False
 
 
+@pytest.mark.slow
 @given(scenes, st.data())
 def test_leaving_out_one_event_costs_its_share_and_the_order(scene: Scene, data: st.DataObject) -> None:
     events = in_turn(scene)
@@ -222,6 +224,7 @@ def test_leaving_out_one_event_costs_its_share_and_the_order(scene: Scene, data:
     assert not order_accuracy(scene, left)
 
 
+@pytest.mark.slow
 @given(scenes, heard, st.randoms(use_true_random=False), st.floats(0, 5, width=16))
 def test_metrics_do_not_depend_on_list_order_or_on_when_the_clip_starts(scene, heard, random, later) -> None:
     shuffled = [event.model_copy(update={"onset": event.onset + later}) for event in heard]
@@ -230,6 +233,7 @@ def test_metrics_do_not_depend_on_list_order_or_on_when_the_clip_starts(scene, h
         assert metric(scene, shuffled) == metric(scene, heard), metric.__name__
 
 
+@pytest.mark.slow
 @given(scenes, heard)
 def test_metrics_agree_with_one_another(scene: Scene, heard: list[Event]) -> None:
     assert (order_accuracy_detected(scene, heard) is None) == (not full_recall(scene, heard))

@@ -258,6 +258,7 @@ def test_holm_refuses_what_is_no_probability(bad: list[float]) -> None:
 # -- do the intervals hold what they promise?
 
 
+@pytest.mark.slow
 def test_intervals_by_clip_cover_the_truth_on_skewed_scores() -> None:
     generator = np.random.default_rng(42)
     hits = 0
@@ -267,6 +268,7 @@ def test_intervals_by_clip_cover_the_truth_on_skewed_scores() -> None:
     assert holds(hits, 500), hits
 
 
+@pytest.mark.slow
 def test_intervals_of_shares_cover_the_truth() -> None:
     for share in (0.1, 0.5, 0.8):
         drawn = np.random.default_rng(7).random((500, 80)) < share
@@ -275,6 +277,7 @@ def test_intervals_of_shares_cover_the_truth() -> None:
         assert holds(hits, 500), (share, hits)
 
 
+@pytest.mark.slow
 def test_paired_intervals_cover_the_truth_and_p_is_uniform_without_a_difference() -> None:
     generator = np.random.default_rng(43)
     hits, false_alarms = 0, 0
@@ -317,6 +320,7 @@ def test_intervals_of_a_frechet_difference_cover_the_truth() -> None:
 pools = st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5, width=32)), min_size=1, max_size=7).map(np.array)
 
 
+@pytest.mark.slow
 @given(pools)
 def test_the_expected_best_is_the_mean_over_all_subsets(pool):
     ranking, values = pool.T

@@ -38,6 +38,7 @@ def test_an_adapter_is_added_to_the_weights_of_its_base(tmp_path: Path, prefix: 
     assert sampling(str(tmp_path / "one")) == sampling("nano")
 
 
+@pytest.mark.slow
 def test_its_fingerprint_is_of_adapter_and_base(tmp_path: Path) -> None:
     adapter(tmp_path / "one")
     adapter(tmp_path / "two", scale=2.0)
@@ -56,6 +57,7 @@ def test_an_adapter_as_training_writes_it_gets_the_name_of_its_base(tmp_path: Pa
     torch.testing.assert_close(pipeline(str(tmp_path)).unet.get_submodule(LAYER).weight, weights["expected"])
 
 
+@pytest.mark.slow
 def test_adapters_stack(tmp_path: Path) -> None:
     weights = adapter(tmp_path / "one")
     adapter(tmp_path / "again", base=str(tmp_path / "one"))
@@ -63,6 +65,7 @@ def test_adapters_stack(tmp_path: Path) -> None:
     torch.testing.assert_close(pipeline(str(tmp_path / "again")).unet.get_submodule(LAYER).weight, twice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -78,6 +81,7 @@ def test_an_adapter_that_cannot_be_used_is_refused(tmp_path: Path, change: dict,
         pipeline(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_network_is_refused(tmp_path: Path) -> None:
     adapter(tmp_path)
     for tensors in ({"elsewhere.lora_A.weight": torch.zeros(2, 3), "elsewhere.lora_B.weight": torch.zeros(3, 2)}, {}):
@@ -98,6 +102,7 @@ def changed(scale: float = 1e-2):
     return base, tuned
 
 
+@pytest.mark.slow
 def test_a_change_of_low_rank_is_extracted_as_it_is(tmp_path: Path) -> None:
     base, tuned = changed()
     extract_adapter(base, tuned, 2, tmp_path / "two", "nano")
@@ -107,6 +112,7 @@ def test_a_change_of_low_rank_is_extracted_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "pytorch_lora_weights.safetensors").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_stock_diffusers_loads_an_extracted_adapter_as_we_do(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     base, tuned = changed()
@@ -120,6 +126,7 @@ def test_stock_diffusers_loads_an_extracted_adapter_as_we_do(tmp_path: Path) -> 
     assert not torch.allclose(ours, pipeline("nano").unet(*inputs, encoder_hidden_states=states).sample, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "words"), [(0, "1 or more"), (4, "nothing to extract")])
 def test_what_cannot_be_extracted_is_refused(tmp_path: Path, rank: int, words: str) -> None:
     unet = pipeline("nano").unet

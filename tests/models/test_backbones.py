@@ -140,6 +140,7 @@ def config(folder: Path, **changes) -> AlignConfig:
     return AlignConfig(output_dir=folder, **settings | changes)
 
 
+@pytest.mark.slow
 def test_generate_by_its_own_defaults_each_clip_from_its_seed(kind: str, folder: Path) -> None:
     sampling, rate, channels, samples = KNOWN[kind]
     model = models.load(str(folder))
@@ -201,6 +202,7 @@ def published_tangoflux(pipe, request: Request, negative: str, seconds: float) -
     return pipe.vae.decode(x.transpose(1, 2)).sample[0, :, : round(seconds * 4410)].numpy()
 
 
+@pytest.mark.slow
 def test_encode_clips_and_pairs_with_their_channels_and_lengths(denoiser: Denoiser, kind: str, tmp_path: Path) -> None:
     table = sounds(tmp_path / "sounds")
     examples = encode_clips(denoiser, f"clips:{table}", tmp_path / "work", mix_ratio=0.5)
@@ -302,6 +304,7 @@ def test_every_loss_sends_a_finite_gradient_into_the_network(denoiser: Denoiser,
     assert module_hash(denoiser.module) != before
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_computes_again_and_changes_no_number(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +356,7 @@ def test_the_cost_of_a_pass_is_counted_on_shapes(denoiser: Denoiser) -> None:
     assert all(value.is_meta for value in denoiser.module.parameters())
 
 
+@pytest.mark.slow
 def test_broken_folders_and_foreign_schedulers_are_refused(folder: Path, kind: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
@@ -380,6 +384,7 @@ def test_audioldm_2_as_published_names_gpt_2_without_its_head(folder: Path, kind
     assert np.array_equal(ours.samples, theirs.samples)
 
 
+@pytest.mark.slow
 def test_convert_to_its_published_layout_and_back(folder: Path, kind: str, source: Path, tmp_path: Path) -> None:
     if kind == "TangoPipeline":  # its published layout is read, not written
         request = requests()[0]

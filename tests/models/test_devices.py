@@ -81,6 +81,7 @@ def sampling(_: Path) -> tuple[list[torch.nn.Module], Callable[[], Any]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [clap, laion, tagger, panns, vggish, encoders, sampling])
 def test_a_part_works_where_its_networks_are_and_says_the_same(
     part: Callable[[Path], tuple[list[torch.nn.Module], Callable[[], Any]]], tmp_path: Path
@@ -128,6 +129,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tango"
 
 
+@pytest.mark.slow
 def test_only_the_parts_that_a_job_needs_have_weights(folder: Path) -> None:
     for parts, work in ((ENCODERS, "encode"), (DENOISING, "train")):
         denoiser: Any = load_denoiser(str(folder), parts=parts)

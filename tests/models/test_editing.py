@@ -65,6 +65,7 @@ def take(denoiser, samples: np.ndarray, rate: int = RATE, prompt: str = WORDS[0]
     return edit(denoiser, samples, rate, prompt, **({"steps": 2, "guidance": 3.0} | options))[0]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8, derandomize=True)
 @given(data=st.data())
 def test_outside_the_region_every_stored_sample_is_the_inputs(tmp_path_factory, pipe, data):
@@ -145,6 +146,7 @@ def test_strength_goes_from_the_input_to_something_else(denoiser):
     assert distances[0] < distances[1] < distances[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_an_edit_depends_on_its_seed_and_not_on_its_batch(scheduler):
     denoiser = TangoDenoiser.of(small_networks.pipeline().set_scheduler(scheduler))
@@ -314,6 +316,7 @@ def test_the_pipeline_edits_arrays_and_files(tmp_path, pipe):
     assert pipe.edit(tmp_path / "in.wav", "rain", extend=0.5).audios.shape == (1, 12000, 2)
 
 
+@pytest.mark.slow
 def test_files_are_named_tagged_and_listed_as_generated_ones(tmp_path, pipe):
     soundfile.write(tmp_path / "in.wav", sound(), RATE)
     model = TangoModel("tiny", pipe)

@@ -83,6 +83,7 @@ def test_a_flow_that_is_not_known_here_is_refused(name: str) -> None:
         forward_process(DDPMScheduler(prediction_type="sample"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOW_SCHEDULERS)
 def test_a_flowing_pipeline_makes_the_same_clip_alone_and_in_a_batch(name: str, tmp_path: Path) -> None:
     flowing(3.0).save_pretrained(tmp_path / "flow")

@@ -37,6 +37,7 @@ def equal(first: Path, second: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", NETWORKS)
 def test_a_wrapper_before_all_names_is_taken_off_without_a_word(part, folder, saved, capfd):
     file = weights(folder, part)
@@ -45,6 +46,7 @@ def test_a_wrapper_before_all_names_is_taken_off_without_a_word(part, folder, sa
     assert "module." not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [("unet",), NETWORKS])
 def test_weights_of_one_variant_alone_are_read(parts, folder, saved):
     for part in parts:
@@ -53,6 +55,7 @@ def test_weights_of_one_variant_alone_are_read(parts, folder, saved):
     assert equal(folder, saved)
 
 
+@pytest.mark.slow
 def test_beside_the_plain_weights_a_variant_is_not_read(folder, saved):
     file = weights(folder, "unet")
     other = {name: value + 1 for name, value in load_file(file).items()}

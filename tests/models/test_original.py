@@ -51,6 +51,7 @@ def test_the_registry_takes_such_a_folder_as_any_other(source: Path, tmp_path: P
     assert registry.fingerprint(str(other)) != registry.fingerprint(str(source))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", [True, False])
 def test_what_an_original_training_saved_is_the_same_model(source: Path, tmp_path: Path, safe: bool) -> None:
     trained = original_folder.write_trained(tmp_path / "saved" / "best", source, safe)
@@ -65,6 +66,7 @@ def test_a_training_without_a_summary_is_taken_for_the_published_configs(source:
     assert (layout.text_encoder_name, layout.unet["block_out_channels"][0]) == ("google/flan-t5-large", 320)
 
 
+@pytest.mark.slow
 def test_weights_go_back_to_the_originals_names_bit_by_bit(source: Path) -> None:
     back = to_original(load_original(source).components)
     for file, path in (("main", source / MAIN), ("vae", source / VAE)):
@@ -151,6 +153,7 @@ def test_weights_stay_mapped_to_their_file_and_the_embedding_is_one(source: Path
     assert (source / MAIN).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_half_precision_and_old_pickles_load_as_float32(source: Path, tmp_path: Path) -> None:
     folder = copied(source, tmp_path)
     change(folder / MAIN, lambda tensors: {key: value.half() for key, value in tensors.items()})
@@ -166,6 +169,7 @@ def test_the_tokenizer_may_be_anywhere(source: Path, tmp_path: Path) -> None:
         load_original(folder)
 
 
+@pytest.mark.slow
 def test_convert_is_a_command_that_never_leaves_half_a_folder(source: Path, tmp_path: Path) -> None:
     folder = copied(source, tmp_path)
     (folder / "tokenizer").rename(tmp_path / "words")

@@ -115,6 +115,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "told"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
 def test_a_broken_folder_is_told_in_one_line(
     source: Path, tmp_path: Path, how: Callable[[Path], object], told: str

@@ -52,6 +52,7 @@ def test_the_faster_way_is_taken_and_measured_once(
     assert len(passes) == 6
 
 
+@pytest.mark.slow
 def test_a_probe_times_the_network_itself(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILONGA_CACHE", str(tmp_path))
     monkeypatch.setattr(tango_denoiser, "REPEATS", 1)

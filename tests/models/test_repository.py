@@ -92,6 +92,7 @@ def test_a_published_checkpoint_loads_by_its_name(
     assert "cc-by" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_revision_is_named_either_way(hub: Hub, tmp_path: Path) -> None:
     older = shutil.copytree(tmp_path / "tango", tmp_path / "older")
     original_folder.change(older / MAIN, lambda old: {key: 1.01 * one for key, one in old.items()})
@@ -104,6 +105,7 @@ def test_a_revision_is_named_either_way(hub: Hub, tmp_path: Path) -> None:
         milonga.load("nano", revision="v1")
 
 
+@pytest.mark.slow
 def test_what_convert_makes_loads_from_the_hub_too(hub: Hub, tmp_path: Path, source: Path) -> None:
     made = tmp_path / "made"
     done = CliRunner().invoke(app, ["convert", TANGO2, str(made)])
@@ -136,6 +138,7 @@ def test_a_repository_of_something_else_is_told(hub: Hub, tmp_path: Path) -> Non
         milonga.load("some/bert")
 
 
+@pytest.mark.slow
 def test_schedulers_and_types_are_chosen_at_loading(hub: Hub) -> None:
     import torch
 
@@ -146,6 +149,7 @@ def test_schedulers_and_types_are_chosen_at_loading(hub: Hub) -> None:
         milonga.load(TANGO2, scheduler="heun")
 
 
+@pytest.mark.slow
 def test_a_clap_of_the_hub_is_fetched_when_asked_for_and_then_heard_without_asking(hub: Hub, tmp_path: Path) -> None:
     from milonga.core.audio import write_audio
     from milonga.core.errors import MilongaError

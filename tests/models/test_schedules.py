@@ -35,7 +35,7 @@ def sampled(scheduler: Any, steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
-@pytest.mark.parametrize("steps", [1, 7, 8, 150, 600])
+@pytest.mark.parametrize("steps", [1, 7, 8, 150, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FULL)
 def test_every_count_of_steps_starts_at_full_noise_and_leaves_none(name: str, steps: int, zero_snr: bool) -> None:
     scheduler = named(name, rescale_betas_zero_snr=zero_snr)
@@ -81,6 +81,7 @@ def test_the_models_noise_schedule_is_kept(name: str) -> None:
     torch.testing.assert_close(scheduler.alphas_cumprod, DDPMScheduler.from_config(SCHEDULE).alphas_cumprod)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 999))
 def test_compat_has_the_originals_timesteps(steps: int) -> None:
     first = (steps - 1) * (1000 // steps) + 1  # FACTS §4

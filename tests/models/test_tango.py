@@ -34,7 +34,9 @@ def waves(model: TangoModel, requests: list[Request]) -> dict[str, np.ndarray]:
     return {one.id: clip.waveform for one, clip in zip(requests, clips, strict=True)}
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param(one, marks=() if one in ("ddim", "unipc") else pytest.mark.slow) for one in SCHEDULERS]
+)
 def test_a_clip_is_the_same_alone_in_a_batch_of_seven_in_any_order_and_beside_other_steps(scheduler: str) -> None:
     model = TangoModel("tiny", small_networks.pipeline(), scheduler)
     seven = [request(WORDS[n % len(WORDS)], number=n // len(WORDS)) for n in range(7)]
@@ -102,6 +104,7 @@ def test_an_unknown_scheduler_names_the_known_ones() -> None:
         TangoModel("tiny", small_networks.pipeline(), "heun")
 
 
+@pytest.mark.slow
 def test_guidance_up_to_one_runs_the_network_on_half_as_much() -> None:
     pipeline, rows = small_networks.pipeline(), []
     pipeline.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
@@ -125,6 +128,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Any, pipeline: TangoPipeline,
     np.testing.assert_allclose(made, before, atol=1e-6 if kind == torch.float32 else 5e-3)
 
 
+@pytest.mark.slow
 def test_the_duration_is_trimmed_and_the_latents_rounded_up_to_the_stride(pipeline: TangoPipeline) -> None:
     stride = pipeline.hop * pipeline.compression / pipeline.sampling_rate
     assert stride == 0.064
@@ -136,6 +140,7 @@ def test_the_duration_is_trimmed_and_the_latents_rounded_up_to_the_stride(pipeli
         assert latents.shape == (1, 4, rows, 16)
 
 
+@pytest.mark.slow
 def test_kinds_of_output_hold_the_same_clips(pipeline: TangoPipeline) -> None:
     asked: dict[str, Any] = {"prompt": list(WORDS[:3]), "seeds": [4, 5, 6]}
     arrays, tensors = pipeline(**asked).audios, pipeline(**asked, output_type="pt").audios
@@ -183,6 +188,7 @@ def test_a_callback_is_given_the_tensors_it_watches_and_may_change_the_words(pip
     assert np.abs(turned - pipeline(**usual).audios).max() > 0.005
 
 
+@pytest.mark.slow
 def test_guidance_only_where_the_noise_is_in_its_interval() -> None:
     pipeline, rows = small_networks.pipeline(), []
     pipeline.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
@@ -215,6 +221,7 @@ def test_a_clip_is_the_same_alone_and_in_a_batch_of_32(scheduler: str) -> None:
         np.testing.assert_allclose(many[place], one, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_the_noise_is_the_same_in_every_type(kind: torch.dtype, pipeline: TangoPipeline) -> None:
     """In half precision latents stay float32 and only the networks round: the clip is near, not another one."""

@@ -76,6 +76,7 @@ def sets(scene):
     return None if scene is None else [set(group) for group in scene]
 
 
+@pytest.mark.slow
 def test_the_grammar_is_read_back():
     rng = np.random.default_rng(11)
     wrong = []

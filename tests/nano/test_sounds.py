@@ -82,6 +82,7 @@ def test_a_render_is_nearest_to_its_own_class(pictures: dict[str, torch.Tensor])
     assert float((labels[distances.argmin(1)] == labels).float().mean()) > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", COUNTABLE)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_countable_sound_is_heard_as_often_as_asked(label: str, count: int) -> None:

@@ -43,6 +43,7 @@ def test_all_weights_together_take_at_most_25_megabytes_and_the_aligned_model_2_
     assert sum(sizes.values()) - aligned <= 25e6
 
 
+@pytest.mark.slow
 def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors import safe_open

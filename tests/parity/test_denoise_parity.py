@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import reference
@@ -98,12 +99,13 @@ def assert_gradients(unet: torch.nn.Module, recorded: dict[str, torch.Tensor], c
         assert gap.norm() <= tolerance * expected.norm(), name
 
 
-def ldm_cases() -> list[str]:
-    found = [key for key in reference.keys(FOLDER / "ldm_loss.safetensors") if key.endswith(".loss")]
-    return [key.removesuffix(".loss") for key in found]
+def cases(file: str, quick: str) -> list[Any]:
+    """The recorded cases of a loss; by default only one of each kind runs."""
+    found = [key.removesuffix(".loss") for key in reference.keys(FOLDER / file) if key.endswith(".loss")]
+    return [pytest.param(one, marks=() if one.endswith(quick) else pytest.mark.slow) for one in found]
 
 
-@pytest.mark.parametrize("case", ldm_cases())
+@pytest.mark.parametrize("case", cases("ldm_loss.safetensors", "plain"))
 def test_ldm_errors_losses_and_gradients_are_the_recorded_ones(case: str, world: SimpleNamespace) -> None:
     recorded, unet = load_file(FOLDER / "ldm_loss.safetensors"), world.unet(world.a)
     gamma = 5.0 if f"{case}.weights" in recorded else None
@@ -143,12 +145,7 @@ def without(world: SimpleNamespace, states: torch.Tensor, case: str) -> torch.Te
     return kept
 
 
-def cases() -> list[str]:
-    found = [key for key in reference.keys(FOLDER / "dpo_loss.safetensors") if key.endswith(".loss")]
-    return [key.removesuffix(".loss") for key in found]
-
-
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases("dpo_loss.safetensors", "near"))
 def test_dpo_errors_loss_and_gradients_are_the_recorded_ones(case: str, world: SimpleNamespace) -> None:
     recorded = load_file(FOLDER / "dpo_loss.safetensors")
     beta, kind = float(case.split("_")[0].removeprefix("beta")), case.split("_")[1]

@@ -50,6 +50,7 @@ def full_layout() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_every_key_maps_both_ways() -> None:
     state = full_layout()
     model, unused = from_original(state, Path("630k-best.pt"))

@@ -96,6 +96,7 @@ def test_numbers_of_recorded_features_are_the_toolkits(protocol: str, folder: st
         assert kernel_inception_distance(own, real) == pytest.approx(expected["kid_mean"], abs=1e-5)
 
 
+@pytest.mark.slow
 @both
 @each
 def test_reconstruction_is_the_toolkits(protocol: str, folder: str) -> None:
@@ -128,6 +129,7 @@ def test_kernel_distances_are_the_recorded_ones() -> None:
         assert found == pytest.approx(numbers[case]["float64_bw_ref"], rel=1e-5), case
 
 
+@pytest.mark.slow
 def test_sigmoid_divergences_and_kernel_inception_distances_are_the_recorded_ones() -> None:
     numbers = json.loads((recorded.FOLDER / "functions.json").read_text())
     arrays = recorded.arrays("functions.npz")

@@ -110,6 +110,7 @@ def kaiser_best(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return (weights * heard).sum(axis=1)
 
 
+@pytest.mark.slow
 def test_examples_of_a_stereo_clip_are_the_recorded_ones(numbers: dict[str, np.ndarray]) -> None:
     recorded.assert_near(stereo(numbers), numbers["stereo441_examples"], 1e-3)
 

@@ -36,6 +36,7 @@ def ask(one, prompt=PROMPT, temporal=True):
     return one.perturb(prompt, 5, temporal=temporal, seed=1)
 
 
+@pytest.mark.slow
 def test_five_captions_for_one_request(tmp_path):
     with chat_server([says(NUMBERED)]) as server:
         assert ask(perturber(server, tmp_path)) == GOOD
@@ -100,6 +101,7 @@ def test_retry_after_as_seconds_date_or_nonsense():
     assert _retry_after({}) is None
 
 
+@pytest.mark.slow
 def test_pauses_grow(tmp_path):
     with chat_server([fails(500)] * 4 + [says(NUMBERED)]) as server:
         one = LlmPerturber(Endpoint("tester", server.url), tmp_path, Asking(timeout=5), pause=0.1)

@@ -48,6 +48,7 @@ def test_five_distinct_close_and_wrong(text, temporal, seed):
     assert all(one[0].isupper() and "  " not in one and " ," not in one for one in made)
 
 
+@pytest.mark.slow
 @given(st.one_of(sentences, st.text(max_size=60)), st.booleans(), st.integers(0, 2**62), st.integers(0, 7))
 def test_any_text_gives_at_most_count_and_never_itself(text, temporal, seed, count):
     made = perturbed(text, count, temporal, seed)

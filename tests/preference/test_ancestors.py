@@ -43,6 +43,7 @@ def test_the_change_of_phase_is_no_counter_that_one_rank_could_keep_to_itself() 
     assert [loss for _, loss, _ in whole] == ["sft"] * 2 + ["dpo"] * 4
 
 
+@pytest.mark.slow
 def test_resuming_begins_neither_epoch_nor_phase_anew_and_what_is_judged_are_preferences(tmp_path: Path) -> None:
     val = tiny.pairs(5, 1, prior=False)
     run(tmp_path, stop=4, val=val)

@@ -25,6 +25,7 @@ def test_clips_come_back_best_first_and_are_those_of_the_seed():
         np.testing.assert_array_equal(row.clip.waveform, own[row.number])
 
 
+@pytest.mark.slow
 def test_nano_needs_no_names_and_a_pipeline_brings_its_sampling():
     pipe = milonga.load("nano")
     by_name = milonga.best_of("a dog barks", n=2, steps=1, guidance=1.0)

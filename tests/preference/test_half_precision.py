@@ -17,6 +17,7 @@ PROMPTS = world_prompts("train", 8)
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_scores_in_bf16_are_those_in_float32_but_for_rounding() -> None:
     """Of real clips with their own words and with the next clip's."""
     clips = [reference(prompt) for prompt in PROMPTS] * 2
@@ -31,6 +32,7 @@ def test_scores_in_bf16_are_those_in_float32_but_for_rounding() -> None:
         assert np.abs(after - before).max() < 0.05 * np.ptp(before)
 
 
+@pytest.mark.slow
 def test_rows_and_posteriors_leave_an_autocast_as_float32() -> None:
     clips = [reference(prompt) for prompt in PROMPTS[:2]]
     clap, hearing = scorer("nano-clap-a"), tagger("nano-tagger")

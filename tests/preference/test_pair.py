@@ -40,6 +40,7 @@ rows = st.lists(st.tuples(score, score, words, served), min_size=1, max_size=8)
 pools = rows.map(lambda found: [candidate(a, b, said, n, names) for n, (a, b, said, names) in enumerate(found)])
 
 
+@pytest.mark.slow
 @given(pools, st.sampled_from(["a", "b", "mean"]))
 def test_the_winner_is_faithful_and_every_other_candidate_is_kept_or_refused(pool, rank_by):
     pairs = pair(pool, PAPER, rank_by)
@@ -70,6 +71,7 @@ def test_what_is_kept_meets_all_conditions_by_both_scorers(pool):
             assert limit.min_margin - 1e-8 <= high - low <= limit.max_margin + 1e-8
 
 
+@pytest.mark.slow
 @given(pools, st.floats(0, 0.3), st.sampled_from(["min_winner_score", "min_loser_score", "min_margin", "max_margin"]))
 def test_a_stricter_threshold_never_keeps_more(pool, by, which):
     limit = PAPER[0]
@@ -80,6 +82,7 @@ def test_a_stricter_threshold_never_keeps_more(pool, by, which):
     assert {made.id for made in kept_pairs(pair(pool, PAPER, "a"))} <= loose
 
 
+@pytest.mark.slow
 @given(pools, st.randoms(use_true_random=False))
 def test_the_order_of_candidates_does_not_matter(pool, random):
     shuffled = random.sample(pool, len(pool))

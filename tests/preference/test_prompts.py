@@ -35,6 +35,7 @@ class Points:
         return np.array([self.places[text] for text in texts])
 
 
+@pytest.mark.slow
 def test_the_nearest_of_each_cluster_are_taken_in_the_order_given():
     places = {"far": (0.3, 1), "dead centre": (0.0, 1), "near": (0.05, 1), "opposite": (-0.3, 1), "b": (0, -9)}
     chosen = select(prompts(places), Points(places), clusters=2, per_cluster=2, seed=0)

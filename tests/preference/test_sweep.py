@@ -31,6 +31,7 @@ def candidates(found) -> list[Candidate]:
     return made
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rows)
 def test_every_trial_counts_what_pairing_with_that_bound_would_keep(found):
@@ -44,6 +45,7 @@ def test_every_trial_counts_what_pairing_with_that_bound_would_keep(found):
         assert trial.strategies.get("2", 0) == sum(one.strategy == "2" for one in good)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rows)
 def test_each_bound_has_its_present_value_once_and_stricter_ones_keep_no_more(found):

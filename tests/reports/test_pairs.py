@@ -157,6 +157,7 @@ def test_what_cannot_be_shown_is_told(run, tmp_path, place):
         pages.serve(run.path, 70000, pytest.fail)
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_stopped(run):
     with serving("pairs", str(run.path), "--no-open") as (process, address):
         assert get(address, "about")["run"] == "run"

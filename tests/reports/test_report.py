@@ -50,6 +50,7 @@ def test_hostile_words_are_text(page: str) -> None:
     assert "&lt;script&gt;document.title" in page
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(run: Path, page: str) -> None:
     assert write_report(run).read_text(encoding="utf-8") == page
 

@@ -9,6 +9,8 @@ from synthetic_run import HOSTILE, make_run
 
 from milonga.reports.html import write_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:

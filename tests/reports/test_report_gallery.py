@@ -11,6 +11,8 @@ from milonga.reports import gallery as report_gallery
 from milonga.reports.gallery import DRAWN, IMPROVED, LOWEST, WORSENED, Card, faults_of, gallery, lanes
 from milonga.reports.material import RunMaterial, read_material, read_rows, read_steps, read_thresholds
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS = ["base", "sft", "aligned", "reference"]
 PROMPT = Prompt.of("a dog, then a bell while it rains", "test", (), (("Dog",), ("Bell", "Rain")))
 

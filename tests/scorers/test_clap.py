@@ -141,6 +141,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_folder_is_told_in_one_line_that_names_it(folder: Path, how: str) -> None:
     BROKEN[how](folder)

@@ -50,6 +50,7 @@ def plain(folders: dict[bool, Path]) -> LaionClap:
     return load_laion(folders[False], "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_file_maps_both_ways_and_the_model_is_the_one_that_wrote_it(fused: bool, tmp_path: Path) -> None:
     path = laion_file.write(tmp_path, fused=fused)
@@ -64,6 +65,7 @@ def test_a_file_maps_both_ways_and_the_model_is_the_one_that_wrote_it(fused: boo
     assert any("mel_conv2d" in key for key in state) == fused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_converted_checkpoint_is_one_of_transformers_and_scores(folders: dict[bool, Path], fused: bool) -> None:
     scorer = load_laion(folders[fused], "mine")
@@ -80,6 +82,7 @@ def test_a_converted_checkpoint_is_one_of_transformers_and_scores(folders: dict[
     torch.testing.assert_close(ours.float(), theirs.float(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_alone_and_beside_others_of_any_length_and_rate(plain: LaionClap) -> None:
     clips = [noise(0), noise(1, 0.2, 16000), noise(2, 11.0), noise(3, 10.0), noise(4, 3.3)]
     together = plain.embed_clips(clips)
@@ -96,6 +99,7 @@ def test_a_long_clip_is_heard_by_its_first_window_or_by_all(folders: dict[bool, 
     np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_random_windows_come_from_seed_and_clip_alone(folders: dict[bool, Path], fused: bool) -> None:
     clips = [noise(0, 14.0), noise(1, 14.0), noise(2, 1.0)]
@@ -198,6 +202,7 @@ def test_a_broken_file_is_told_in_one_line(how: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["preprocessor_config.json", "model.safetensors", "tokenizer.json", "config.json"])
 def test_a_broken_folder_is_told_in_one_line(missing: str, folders: dict[bool, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders[False], tmp_path / "clap"))

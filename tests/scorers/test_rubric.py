@@ -82,6 +82,7 @@ def test_probabilities_come_from_the_first_tokens_and_are_stored(tmp_path: Path)
     assert judge.name == f"rubric:ears@{server.url}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refused", [False, True], ids=["none given", "refused by name"])
 def test_without_log_probabilities_answers_are_sampled(tmp_path: Path, refused: bool):
     options: list[Any] = []
@@ -140,6 +141,7 @@ def test_calibration_clips_of_the_world_have_their_own_captions():
     assert all(questions_of(text) for text in texts)
 
 
+@pytest.mark.slow
 def test_a_tagger_answers_the_same_questions_of_nano():
     assert tagger_of("rubric:nano-tagger") == "nano-tagger"
     assert tagger_of("rubric:ears@http://127.0.0.1:1/v1") == ""

@@ -38,6 +38,7 @@ def config(folder: Path, **changes) -> AlignConfig:
     return AlignConfig(output_dir=folder, **settings | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairs", "folder", "dataset"])
 def test_every_kind_of_data_set_trains_a_model_that_is_loaded_again(
     kind: str, parts: Path, pairs: PairDataset, tmp_path: Path
@@ -73,6 +74,7 @@ def test_a_pipeline_is_trained_in_place(pairs: PairDataset, tmp_path: Path) -> N
     assert torch.equal(milonga.load(str(tmp_path / "tuned")).unet.conv_in.weight, pipe.unet.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_taken_for_another(parts: Path, pairs: PairDataset, tmp_path: Path) -> None:
     model, folder = str(parts / "tango"), tmp_path / "tuned"
     AlignTrainer(model, pairs, config(folder)).train()
@@ -145,6 +147,7 @@ def test_what_is_no_model_and_no_data_is_refused_in_one_line(pairs: PairDataset,
         AlignTrainer(small_networks.pipeline(), str(tmp_path), config(tmp_path)).train()
 
 
+@pytest.mark.slow
 def test_a_run_system_is_a_model_by_name(parts: Path, pairs: PairDataset) -> None:
     run = pairs.run
     assert run is not None

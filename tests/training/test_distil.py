@@ -190,7 +190,10 @@ def test_the_input_for_the_guidance_has_no_effect_at_first(tmp_path: Path) -> No
     assert torch.equal(loaded.time_embedding.cond_proj.weight, denoiser.module.time_embedding.cond_proj.weight)
 
 
-@pytest.mark.parametrize(("losses", "sampler"), [(["distil"], "LCM"), (["distil-guidance"], "UniPCMultistep")])
+@pytest.mark.parametrize(
+    ("losses", "sampler"),
+    [(["distil"], "LCM"), pytest.param(["distil-guidance"], "UniPCMultistep", marks=pytest.mark.slow)],
+)
 def test_a_student_of_nano_passes_once_a_step_and_is_saved_whole(
     losses: list[str], sampler: str, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_reward_of_the_clips_rises_to_its_optimum(tmp_path: Path) -> None:
     trained(tmp_path, steps=60)
     log = rows(tmp_path)
@@ -163,6 +164,7 @@ def test_every_scheduler_of_a_model_can_be_trained_through(tmp_path: Path) -> No
         assert rows(tmp_path / name)[0]["grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_weights_choose_what_the_reward_follows(tmp_path: Path) -> None:
     low, high = Level(-0.3), Level(0.3)
     low.name, high.name = "low", "high"

@@ -228,6 +228,7 @@ def test_it_is_fine_tuned_and_aligned_and_its_output_folder_is_a_whole_model(ran
     assert len(rows) == rows[-1]["step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"reference": "cached", "noise_samples_per_pair": 2}], ids=["copy", "cached"])
 def test_it_is_resumed_bit_for_bit(changes: dict, tmp_path: Path) -> None:
     AlignTrainer(TinyFlow(), examples(), config(tmp_path / "whole", **changes)).train()

@@ -114,6 +114,7 @@ def test_a_training_that_was_cut_off_ends_with_the_same_bits(tmp_path: Path, old
     assert [row["loss"] for row in rows(tmp_path / "cut")] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 
+@pytest.mark.slow
 def test_the_old_policy_matters_once_the_policy_has_moved(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"ema": 0.5, "ratio_clip": 1e-4})
     frozen = run(tmp_path / "frozen", "awm", settings, epochs=2)
@@ -133,6 +134,7 @@ def test_the_trust_region_holds_the_policy_near_its_reference(tmp_path: Path) ->
     assert rows(tmp_path / "held")[-1]["distance"] < rows(tmp_path / "free")[-1]["distance"]
 
 
+@pytest.mark.slow
 def test_the_log_tells_best_and_worst_clips_apart(tmp_path: Path) -> None:
     run(tmp_path / "run", "dgpo", epochs=12)
     last = rows(tmp_path / "run")[-1]

@@ -72,6 +72,7 @@ def test_guarded_by_weights_the_winners_error_does_not_rise_to_first_order() -> 
     assert 0 < loser < lost
 
 
+@pytest.mark.slow
 def test_the_guards_share_of_the_winners_own_descent_is_kept() -> None:
     winner, _, _ = stepped("sdpo", Settings(safeguard="parameters", sdpo_mu=0.5))
     alone, _, _ = stepped("sft", Settings())

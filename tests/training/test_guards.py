@@ -124,6 +124,7 @@ def same() -> PairExamples:
     return tiny.pairs(8, prior=False)
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_early_says_why_and_ships_its_weights(tmp_path: Path, caplog) -> None:
     settings = Settings(batch_size=4, learning_rate=3e-2, schedule="constant", early_stop_winner_error=1e-4)
     with caplog.at_level(logging.WARNING):

@@ -69,6 +69,7 @@ def test_a_pairs_error_is_the_mean_over_its_region() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["copy", "cached"])
 def test_a_region_that_is_the_whole_clip_trains_as_a_plain_pair_does(reference: Any, tmp_path: Path) -> None:
     phases = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=1, beta=200.0))

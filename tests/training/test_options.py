@@ -42,6 +42,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "other"), [(0, "FrozenCopy"), (2, "AdapterDisabled")])
 def test_kept_reference_errors_give_the_losses_of_a_live_reference_bit_for_bit(
     rank: int, other: str, tmp_path: Path, monkeypatch
@@ -78,6 +79,7 @@ def test_fixed_draws_come_again_and_fresh_ones_do_not(tmp_path: Path, monkeypatc
     assert len(set(seen)) == 4
 
 
+@pytest.mark.slow
 def test_a_table_of_errors_that_was_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch) -> None:
     settings, made = but(noise_samples_per_pair=3, reference="cached"), []
     errors = NoisyBatch.errors
@@ -101,6 +103,7 @@ def test_a_table_has_a_draw_for_every_epoch_and_gives_the_numbers_of_a_copy(tmp_
     assert cached == pytest.approx(losses(run(tmp_path / "copy", but(reference="copy"))), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapter_begins_as_the_base_and_only_it_is_trained(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     model = tiny.model()
@@ -125,8 +128,8 @@ def test_an_adapter_begins_as_the_base_and_only_it_is_trained(tmp_path: Path) ->
     [
         {"lora_rank": 2},
         {"reference": "cached", "noise_samples_per_pair": 1},
-        {"precision": "bf16"},
-        {"released_ranks": 2},
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param({"released_ranks": 2}, marks=pytest.mark.slow),
     ],
     ids=["adapter", "table", "bf16", "released ranks"],
 )
@@ -158,6 +161,7 @@ def test_without_peft_an_adapter_is_refused_in_one_line(tmp_path: Path, monkeypa
         run(tmp_path, but(lora_rank=2))
 
 
+@pytest.mark.slow
 def test_bf16_runs_the_network_in_bf16_and_the_loss_in_float32(tmp_path: Path, monkeypatch) -> None:
     kinds: set[torch.dtype] = set()
     conv = torch.nn.functional.conv2d
@@ -179,6 +183,7 @@ def noting(forward, kinds: set[torch.dtype]):
     return noted
 
 
+@pytest.mark.slow
 def test_bf16_answers_leave_as_float32() -> None:
     model = tiny.model()
     batch = tiny.pairs(4).batch([0, 1], 0)
@@ -221,6 +226,7 @@ def test_gradient_checkpointing_computes_again_and_changes_no_number(tmp_path: P
     assert losses(again) == pytest.approx(losses(plain), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_turns_on_gradient_checkpointing_and_changes_no_number(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -274,6 +280,7 @@ def test_an_independent_timestep_is_the_losers_own() -> None:
     assert noisy.timesteps.tolist() == [*apart.timesteps.tolist(), *apart.loser_timesteps.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sdpo", "kto", "mapo", "crpo"])
 def test_every_loss_trains_and_lowers_itself(loss: str, tmp_path: Path) -> None:
     rows = run(tmp_path, but(noise_samples_per_pair=1), (Phase(loss=loss, epochs=10, beta=30.0),))
@@ -282,6 +289,7 @@ def test_every_loss_trains_and_lowers_itself(loss: str, tmp_path: Path) -> None:
         assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_guarded_loss_keeps_winners_where_plain_dpo_lets_them_go(tmp_path: Path) -> None:
     phase = {"epochs": 12, "beta": 200.0}
     plain = run(tmp_path / "dpo", PLAIN, (Phase(loss="dpo", **phase),))
@@ -298,6 +306,7 @@ def labelled(count: int = 8) -> PairExamples:
     return PairExamples(latents, None, Conditioning(states=states, mask=mask), weights=rewards, desirable=rewards > 0.5)
 
 
+@pytest.mark.slow
 def test_kto_learns_from_clips_that_are_labelled_one_by_one(tmp_path: Path) -> None:
     rows = run(tmp_path, but(noise_samples_per_pair=1), (Phase(loss="kto", epochs=12, beta=100.0),), labelled())
     assert rows[-1]["delta_winner"] < 0 < rows[-1]["delta_loser"]
@@ -332,6 +341,7 @@ def weighted(gaps: list[float] | None) -> PairExamples:
     return PairExamples(plain.winners, plain.losers, plain.conditioning, gaps=gaps)
 
 
+@pytest.mark.slow
 def test_pairs_weigh_by_their_gaps_and_need_them(tmp_path: Path) -> None:
     def one(name: str, gaps: list[float] | None, **changes) -> list[dict]:
         return run(tmp_path / name, but(batch_size=8, weight_decay=0.0, **changes), examples=weighted(gaps))
@@ -356,6 +366,7 @@ def test_pairs_weigh_by_their_gaps_and_need_them(tmp_path: Path) -> None:
         one("without", None, pair_weights="gap")
 
 
+@pytest.mark.slow
 def test_crpo_without_its_second_term_is_dpo(tmp_path: Path) -> None:
     crpo = (Phase(loss="crpo", epochs=2, beta=100.0),)
     full = run(tmp_path / "full", phases=crpo)

@@ -119,6 +119,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert rows(tmp_path) == rows(uninterrupted)[:4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kilobytes", [0, *(pytest.param(room, marks=pytest.mark.slow) for room in (4, 8, 16)), 100,
                   *(pytest.param(room, marks=pytest.mark.slow) for room in (300, 700))]
@@ -158,6 +159,7 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
     tmp_path: Path, interrupted: Path, uninterrupted: Path
 ) -> None:
@@ -189,6 +191,7 @@ def test_another_training_in_the_same_folder_is_refused_by_name(uninterrupted: P
         train(tiny.model(1), tiny.pairs(), tiny.PHASES, tiny.SETTINGS, 7, uninterrupted)
 
 
+@pytest.mark.slow
 def test_how_often_checkpoints_are_written_changes_no_number(tmp_path: Path, uninterrupted: Path) -> None:
     often = tiny.SETTINGS.model_copy(update={"checkpoint_every": 1, "save_total_limit": 1})
     train(tiny.model(), tiny.pairs(), tiny.PHASES, often, 7, tmp_path, None, val=tiny.pairs(3, 1, prior=False))

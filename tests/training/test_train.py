@@ -85,6 +85,7 @@ def test_the_reference_is_the_model_as_given_and_not_the_result_of_sft(tmp_path:
     assert first["delta_winner"] < -0.01  # already better than the reference before DPO's first update
 
 
+@pytest.mark.slow
 def test_ldm_pretrains_on_clips_without_losers(tmp_path: Path) -> None:
     settings = PLAIN.model_copy(update={"caption_dropout": 0.5, "ema": 0.9, "snr_gamma": 5.0})
     rows = run(tmp_path, [Phase(loss="ldm", epochs=24)], settings, clips())
