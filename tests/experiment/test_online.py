@@ -6,24 +6,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_parts import LoudScorer
+from small_studio import until
 from tiny_parts import network_bytes, parts_folder
 
 import milonga
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.records import Candidate, Prompt, Request, Round
-from milonga.core.store import Run, read_json
+from milonga.core.store import Run, complete, read_json
 from milonga.data.captions import world_prompts
 from milonga.engines.local import LocalEngine
+from milonga.experiment import online
 from milonga.experiment import run as pipeline
 from milonga.experiment.invalidation import stages_of
 from milonga.experiment.judged import JudgedClips, hacking, loudness, progress_line
 from milonga.experiment.manifest import status
 from milonga.experiment.online import best_of, data_of, over, recipe_of
 from milonga.experiment.recipe import Recipe, parse_recipe
-from milonga.experiment.registry import Registry
+from milonga.experiment.registry import Context, Registry
 from milonga.reports.material import read_rows
 from milonga.scorers.clap import load_clap
 from milonga.scorers.tagger import load_tagger
@@ -109,6 +112,49 @@ def test_all_clips_of_each_caption_train_for_as_many_steps_as_asked_for(run: Run
     assert [row.clips for row in rows(run)] == [0, 9, 9]
     shown = {row.stage: (row.done, row.expected, row.items) for row in status(run.path)}
     assert shown["rounds/aligned"] == (2, 2, 18)
+
+
+def generated(run: Run, number: int) -> bytes:
+    folder = iteration(run, number).path / "generate"
+    return b"".join(file.read_bytes() for file in sorted(folder.glob("*.parquet")))
+
+
+def test_with_overlap_clips_are_made_while_the_iteration_before_trains(folder: Path, run: Run, monkeypatch) -> None:
+    overlap, train, waited = recipe(folder, "online.overlap=true"), online.train_system, []
+
+    def after_the_next_clips(context: Context, *more: Any) -> None:
+        following = Run(context.run.path.parent / "02")
+        if context.run.path.name == "01":
+            until(lambda: complete(following.stage("score")))
+            waited.append(following.path)
+        train(context, *more)
+
+    monkeypatch.setattr(online, "train_system", after_the_next_clips)
+    other = pipeline.run(overlap, folder / "overlap", until="train")
+    assert waited == [iteration(other, 2).path]
+    assert generated(other, 1) == generated(run, 1)
+    assert generated(other, 2) != generated(run, 2)  # they are the base's
+    weights = [read_json(iteration(other, number).path / "manifest.json")["fingerprints"] for number in (1, 2)]
+    assert weights[0]["models"]["model"] == weights[1]["models"]["model"]
+
+
+def test_a_training_that_fails_ends_the_work_beside_it_and_goes_on_to_the_same(folder: Path, monkeypatch) -> None:
+    overlap, train = recipe(folder, "online.overlap=true", "plan.shard_size=1"), online.train_system
+    whole = pipeline.run(overlap, folder / "whole", until="train")
+
+    def fails(context: Context, *more: Any) -> None:
+        if context.run.path.name == "01":
+            until(lambda: iteration(Run(folder / "failed"), 2).stage("generate").names())
+            raise OSError("no room")
+
+    monkeypatch.setattr(online, "train_system", fails)
+    with pytest.raises(OSError, match="no room"):
+        pipeline.run(overlap, folder / "failed", until="train")
+    assert 0 < len(iteration(Run(folder / "failed"), 2).stage("generate").names()) < 9
+    monkeypatch.setattr(online, "train_system", train)
+    again = pipeline.run(overlap, folder / "failed", until="train")
+    assert generated(again, 2) == generated(whole, 2)
+    assert network_bytes(again.path / "checkpoints/aligned") == network_bytes(whole.path / "checkpoints/aligned")
 
 
 def test_rows_have_the_judges_numbers_and_the_signs_of_hacking(run: Run) -> None:

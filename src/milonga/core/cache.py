@@ -58,7 +58,8 @@ class ArrayCache:
 
     def __init__(self, path: Path) -> None:
         self.path, self.usable = Path(path), True
-        self._use(self._create)
+        table = "CREATE TABLE IF NOT EXISTS arrays (key TEXT PRIMARY KEY, tensors BLOB NOT NULL)"
+        self._use(lambda file: file.execute(table))
 
     def get(self, keys: Sequence[str]) -> "dict[str, dict[str, np.ndarray]]":
         """The arrays of the entries that exist, by key and name."""
@@ -85,9 +86,6 @@ class ArrayCache:
             for key, arrays in entries.items()
         ]
         self._use(lambda file: file.executemany("INSERT OR REPLACE INTO arrays VALUES (?, ?)", rows))
-
-    def _create(self, file: sqlite3.Connection) -> None:
-        file.execute("CREATE TABLE IF NOT EXISTS arrays (key TEXT PRIMARY KEY, tensors BLOB NOT NULL)")
 
     def _use(self, action: Callable[[sqlite3.Connection], object]) -> None:
         """Calls `action` with the database, and commits what it does; a failure closes the cache with a warning."""

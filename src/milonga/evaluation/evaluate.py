@@ -230,7 +230,10 @@ class Features:
 
         Raises RecipeError for a metric that is unknown or whose feature is missing.
         """
-        rows = [_from_column(row) for row in _named_metrics(self.config) or all_metrics()]
+        rows = [  # a metric of audio reads the column of its values
+            replace(row, value=read_number, needs=f"audio {row.name}") if row.feature == "audio" else row
+            for row in _named_metrics(self.config) or all_metrics()
+        ]
         if self.config.metrics:
             for row in rows:
                 if row.feature not in self.stamps:
@@ -322,8 +325,3 @@ def _named_metrics(config: EvalConfig) -> list[Metric]:
     return [
         register(replace(one, default=False)) if isinstance(one, Metric) else get_metric(one) for one in config.metrics
     ]
-
-
-def _from_column(row: Metric) -> Metric:
-    """A metric of audio as one that reads the column of its values; others as they are."""
-    return replace(row, value=read_number, needs=f"audio {row.name}") if row.feature == "audio" else row

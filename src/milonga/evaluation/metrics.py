@@ -147,18 +147,6 @@ def _divergence(rule: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callabl
     return lambda logits, reference, prompt: float(rule(reference[None], logits[None])[0])
 
 
-def _frechet_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return bootstrap.frechet_draws(rows.values, real.values, rows.counts(own), real.counts(others))
-
-
-def _infinity_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return distances.frechet_infinity_draws(rows.values, real.values, own, real.counts(others), rows.clip)
-
-
-def _kernel_draws(rows: Rows, real: Rows, own: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return distances.KernelDistance(rows.values, real.values).of_draws(rows.counts(own), real.counts(others))
-
-
 def _inception_draws(rows: Rows, real: Any, own: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Of each caption drawn as many rows as the poorest caption has, so that all draws have one size."""
     sizes = np.bincount(rows.clip)
@@ -203,15 +191,21 @@ def _set(name: str, title: str, needs: str, meaning: str, **more: Any) -> Metric
 
 _FRECHET: dict[str, Any] = {
     "value": lambda rows, real: metrics.frechet_distance(rows.values, real.values),
-    "draws": _frechet_draws, "caution": _small_frechet, "floor": 0.0,
+    "draws": lambda rows, real, own, others: bootstrap.frechet_draws(
+        rows.values, real.values, rows.counts(own), real.counts(others)),
+    "caution": _small_frechet, "floor": 0.0,
 }  # fmt: skip
 _KERNEL: dict[str, Any] = {
     "value": lambda rows, real: distances.KernelDistance(rows.values, real.values).value,
-    "draws": _kernel_draws, "stamp": "Gaussian, median of the reference, ×100",
+    "draws": lambda rows, real, own, others: distances.KernelDistance(rows.values, real.values).of_draws(
+        rows.counts(own), real.counts(others)),
+    "stamp": "Gaussian, median of the reference, ×100",
 }  # fmt: skip
 _INFINITY: dict[str, Any] = {
     "value": lambda rows, real: distances.frechet_infinity(rows.values, real.values, rows.clip, rows.seed),
-    "draws": _infinity_draws, "caution": _small_infinity, "least": 10, "most": 100,
+    "draws": lambda rows, real, own, others: distances.frechet_infinity_draws(
+        rows.values, real.values, own, real.counts(others), rows.clip),
+    "caution": _small_infinity, "least": 10, "most": 100,
 }  # fmt: skip
 _VGGISH = "rows of 0.96 s, drawn by clip"
 BUILT_IN = (

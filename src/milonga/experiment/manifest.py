@@ -131,13 +131,8 @@ def _progress(run: Run, stage: str, recipe: dict[str, Any]) -> tuple[int, int | 
         done = int((run.path / "report.html").exists())
         return done, 1, done
     shards = run.stage(stage)
-    return len(shards.names()), _due(run, stage), _items(shards)
-
-
-def _due(run: Run, stage: str) -> int | None:
-    if stage in AS_PLANNED:
-        return expected(run.stage("plan").names()) or None
-    return 1
+    due = (expected(run.stage("plan").names()) or None) if stage in AS_PLANNED else 1
+    return len(shards.names()), due, _items(shards)
 
 
 def _evaluated(run: Run, systems: list[str]) -> tuple[int, int | None, int]:

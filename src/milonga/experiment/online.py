@@ -7,18 +7,22 @@ twice. It generates K clips of each caption, scores them, and trains on all of t
 for that, from the same noise every time, decides whether to go on and which policy becomes the system. Beside it stand
 the signs of reward hacking: the scorers' own gain, diversity, silence, clipping, loudness.
 
-Training waits for the clips, whatever engine makes them, so a clip is never older than its policy. All of it resumes
-where it was stopped, and results depend on recipe and seed alone. Departures from TangoFlux's rounds: the captions of
-an iteration are drawn anew, pairs pass the recipe's thresholds, and the judge ends them.
+Training waits for the clips, so a clip is never older than its policy; with `overlap` those of the next iteration are
+made while one trains, by the policy before it. All of it resumes where it was stopped, and results depend on recipe and
+seed alone. Departures from TangoFlux's rounds: the captions of an iteration are drawn anew, pairs pass the recipe's
+thresholds, and the judge ends them.
 """
 
 import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -26,7 +30,7 @@ import numpy as np
 from milonga.core.config import Strategy
 from milonga.core.errors import DataError, RecipeError
 from milonga.core.ids import content_id, derive_seed, file_hash
-from milonga.core.protocols import Model
+from milonga.core.protocols import Engine, Model
 from milonga.core.records import Pair, Prompt, Round
 from milonga.core.store import Run, atomic_dir, complete, shard_name, write_json, write_text
 from milonga.experiment.judged import JudgedClips, hacking, progress_line, store_scores
@@ -63,6 +67,24 @@ class PolicyRegistry(Registry):
         return content_id(self._parts.fingerprint(name), [file_hash(one) for one in sorted(self._trained.iterdir())])
 
 
+class CancellableEngine:
+    """An engine that raises CancelledError after the shards under way, once `stop` is set."""
+
+    def __init__(self, engine: Engine, stop: Event) -> None:
+        self.engine, self.name, self.stop = engine, engine.name, stop
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Work may refer to its engine; an event does not travel to workers."""
+        return {"engine": self.engine, "name": self.name}
+
+    def run(self, work: Callable[[str], int], shards: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """As the engine's own."""
+        for done in self.engine.run(work, shards):
+            yield done
+            if self.stop.is_set():
+                raise CancelledError
+
+
 @dataclass(frozen=True)
 class OnlineTrainer:
     """Trains one system of a run with clips of its latest policy."""
@@ -84,7 +106,9 @@ class OnlineTrainer:
             raise RecipeError(f"{name} is trained online, which one process does: use `milonga run`")
         data_of(self.system)
         prompts = self._judged_prompts()
-        if engine != "local":
+        if recipe.online.overlap:
+            print(f"{name}: clips are made while the iteration before trains: staleness 1", file=sys.stderr)
+        elif engine != "local":
             print(f"{name}: engine {engine} makes the clips, and training waits for them: staleness 0", file=sys.stderr)
         self._describe(self._judging(0))
         rows = [self._judge(0, prompts, [])]
@@ -110,9 +134,9 @@ class OnlineTrainer:
         """The network that an iteration left."""
         return self.path(number) / "checkpoints" / POLICY / "model"
 
-    def _at(self, number: int) -> Context:
-        """What an iteration's stages are given."""
-        parts = self.context.parts if number == 1 else PolicyRegistry(self.context.parts, self.trained(number - 1))
+    def _at(self, number: int, policy: int) -> Context:
+        """What an iteration's stages are given, with the policy that the iteration `policy` left (0: the base)."""
+        parts = PolicyRegistry(self.context.parts, self.trained(policy)) if policy > 0 else self.context.parts
         recipe = recipe_of(self.context.recipe, self.system, number)
         return replace(self.context, recipe=recipe, run=Run(self.path(number)), parts=parts)
 
@@ -141,27 +165,52 @@ class OnlineTrainer:
 
     def _iterate(self, number: int) -> bool:
         """Makes, scores and trains on an iteration's clips; False where a later one keeps no pair."""
-        context = self._at(number)
         if self.trained(number).exists():
             return True
-        self._describe(context)
-        self._draw_prompts(context)
-        builder = context.pair_builder()
+        context = self._at(number, number - 1)
+        self._make_clips(number)
         (policy,) = context.recipe.train.systems
-        builder.plan()
-        # Pairs are listened to (`milonga pairs`), so they need the vocoder; groups may do without.
-        mels = context.recipe.online.score_mels and policy.data != "pairs"
-        if not (mels and builder.generate_scored()):
-            builder.generate()
-            builder.score()
         if policy.data == "pairs":
-            builder.pair()
+            context.pair_builder().pair()
             if number > 1 and not context.run.stage("pair").read_records(Pair):
                 print(f"{self.system.name}: iteration {number} keeps no pair, so it is the end", file=sys.stderr)
                 return False
-        base = self.context.recipe.online.reference == "base" and number > 1
-        train_system(context, policy, self.context.parts.load_denoiser(context.recipe.models.model) if base else None)
+        base, load = self.context.recipe.online.reference == "base" and number > 1, self.context.parts.load_denoiser
+        with self._next_clips(number + 1):
+            train_system(context, policy, load(context.recipe.models.model) if base else None)
         return True
+
+    def _make_clips(self, number: int, stop: Event | None = None) -> None:
+        """Generates and scores an iteration's clips by the policy before it; with `overlap`, by the one before that."""
+        context = self._at(number, number - 1 - self.context.recipe.online.overlap)
+        if stop is not None:
+            context = replace(context, engine=CancellableEngine(context.engine, stop))
+        self._describe(context)
+        self._draw_prompts(context)
+        builder = context.pair_builder()
+        builder.plan()
+        # Pairs are listened to (`milonga pairs`), so they need the vocoder; groups may do without.
+        mels = context.recipe.online.score_mels and data_of(self.system) != "pairs"
+        if not (mels and builder.generate_scored()):
+            builder.generate()
+            builder.score()
+
+    @contextmanager
+    def _next_clips(self, number: int) -> Iterator[None]:
+        """With `overlap`, makes an iteration's clips beside what is done within, which is the training before it."""
+        online = self.context.recipe.online
+        if not online.overlap or number > online.iterations:
+            yield
+            return
+        stop = Event()
+        with ThreadPoolExecutor(1, thread_name_prefix="clips") as beside:
+            clips = beside.submit(self._make_clips, number, stop)
+            try:
+                yield
+            except BaseException:
+                stop.set()
+                raise
+            clips.result()
 
     def _describe(self, context: Context) -> None:
         """An iteration's recipe.toml and manifest.json, by which it is a run: workers anywhere know its folder."""

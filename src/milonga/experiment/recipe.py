@@ -174,10 +174,11 @@ class Online(Record):
 
     An iteration draws captions anew: of `sources`, or `captions` of the run's own (0: all). Of each it generates
     `clips` clips by the latest policy (`steps`, `guidance`, `scheduler`); with 0 clips, those of `strategies` or of
-    `[plan]`. With `score_mels` groups are scored without a vocoder. Losses of groups train on all of them, losses of
-    pairs on what `pair` keeps. The `reference` is the policy of the iteration before or the base. Every `every`
-    iterations the judge scores the policy on `prompts`, `noises` clips each; it stops after `patience` judgements in a
-    row that gain no more than `min_gain` over the best.
+    `[plan]`. With `score_mels` groups are scored without a vocoder. With `overlap` the next iteration's clips are made
+    while one trains, by the policy that it began with. Losses of groups train on all of them, losses of pairs on what
+    `pair` keeps. The `reference` is the policy of the iteration before or the base. Every `every` iterations the judge
+    scores the policy on `prompts`, `noises` clips each; it stops after `patience` judgements in a row that gain no more
+    than `min_gain` over the best.
     """
 
     iterations: Count = 4
@@ -188,6 +189,7 @@ class Online(Record):
     guidance: float = Field(default=3.0, ge=0.0, allow_inf_nan=False)
     scheduler: Scheduler | None = None
     score_mels: bool = False
+    overlap: bool = False
     strategies: tuple[Strategy, ...] = ()
     pair: Pairing | None = None
     reference: Literal["previous", "base"] = "previous"

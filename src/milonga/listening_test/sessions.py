@@ -16,7 +16,7 @@ from milonga.listening_test.database import FILE
 from milonga.listening_test.design import choose_prompts, plan_session
 from milonga.listening_test.material import clip_file, read_test
 from milonga.listening_test.page import COMMENT, read_page
-from milonga.listening_test.ratings import PromptProgress, Ratings, rater_name
+from milonga.listening_test.ratings import Ratings, rater_name
 from milonga.listening_test.records import BROKEN, RaterRow
 from milonga.listening_test.screening import TONE_ITEMS, TONES_NEEDED, Verdict, verdicts
 
@@ -263,8 +263,8 @@ class Sessions:
         excluded |= self.ratings.revoked()
         counts: dict[str, int] = {}
         for prompt in self.ratings.prompts():
-            counts_now = prompt.judged == prompt.trials or (not finished and _is_active(prompt))
-            if counts_now and rater_name(prompt.number) not in excluded:
+            active = not finished and datetime.now(UTC) - datetime.fromisoformat(prompt.seen) < IDLE
+            if (active or prompt.judged == prompt.trials) and rater_name(prompt.number) not in excluded:
                 counts[prompt.prompt_id] = counts.get(prompt.prompt_id, 0) + 1
         return counts
 
@@ -331,7 +331,3 @@ class Sessions:
 def _next(total: int, judged: dict[int, Any]) -> int | None:
     """The first trial that is not judged yet; None at the end."""
     return next((place for place in range(total) if place not in judged), None)
-
-
-def _is_active(prompt: PromptProgress) -> bool:
-    return datetime.now(UTC) - datetime.fromisoformat(prompt.seen) < IDLE

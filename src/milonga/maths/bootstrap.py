@@ -99,7 +99,7 @@ def _by_covariances(a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray, np.nd
         except np.linalg.LinAlgError:  # the draw holds too few different clips to fill the space
             return float(np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum())
         half = root_a @ lower
-        return _root_trace(half.T @ half)
+        return float(np.sqrt(np.linalg.eigvalsh(half.T @ half).clip(min=0)).sum())  # negative by rounding alone
 
     return overlap
 
@@ -126,11 +126,6 @@ def _weighted(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     centred -= times @ centred / times.sum()
     centred *= np.sqrt(times / (times.sum() - 1))[:, None]
     return centred
-
-
-def _root_trace(square: np.ndarray) -> float:
-    """The sum of the square roots of a symmetric matrix's eigenvalues, none of which is negative but by rounding."""
-    return float(np.sqrt(np.linalg.eigvalsh(square).clip(min=0)).sum())
 
 
 def _in_threads(one: Callable[[int], float], total: int, advance: Advance) -> np.ndarray:

@@ -319,7 +319,11 @@ class TangoPipeline(DiffusionPipeline):
         parts = [] if timeline is None else parse_timeline(timeline)
         prompt = (timeline or "") if prompt is None else prompt
         words = repeated(prompt, num_waveforms_per_prompt)
-        _check_call(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        if output_type not in ("np", "pt", "latent"):
+            raise RecipeError(f"output_type must be 'np', 'pt' or 'latent', not {output_type!r}")
+        for name in callback_on_step_end_tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                raise RecipeError(f"a callback can be given {', '.join(self._callback_tensor_inputs)}, not {name!r}")
         against = _against(negative_prompt, prompt, num_waveforms_per_prompt)
         if parts and audio_length_in_s is not None:
             raise RecipeError("a timeline has its own length: leave audio_length_in_s out")
@@ -412,11 +416,3 @@ def clip_seeds(words: Sequence[str], seeds: int | Sequence[int] | None, count: i
     if seeds is not None and len(seeds) != len(words):
         raise RecipeError(f"{len(words)} clips need as many seeds, not {len(seeds)}")
     return seeds
-
-
-def _check_call(output: str, watched: Sequence[str], known: Sequence[str]) -> None:
-    if output not in ("np", "pt", "latent"):
-        raise RecipeError(f"output_type must be 'np', 'pt' or 'latent', not {output!r}")
-    for name in watched:
-        if name not in known:
-            raise RecipeError(f"a callback can be given {', '.join(known)}, not {name!r}")

@@ -87,8 +87,10 @@ class PairBuilder:
         """A clip for each request; clips that cannot be written (NaN) are refused by id in refused/generate."""
         planned = needed(self.run, "plan")
         sizes = {shard: planned.rows(shard) for shard in planned.names()}
-        read = partial(_read_requests, planned)
-        work = partial(generate_shard, self.run, "generate", self.load_model, read, self.generate_batch_size)
+        work = partial(
+            generate_shard, self.run, "generate", self.load_model,
+            lambda shard: planned.read_records(Request, [shard]), self.generate_batch_size,
+        )  # fmt: skip
         with shards_left(self.run, "generate", sizes) as (left, advance):
             for shard, _ in self.engine.run(work, left):
                 advance(sizes[shard])
@@ -153,10 +155,6 @@ def shards_left(run: Run, stage: str, sizes: Mapping[str, int]) -> Iterator[tupl
     done = sum(size for name, size in sizes.items() if name in finished)
     with tracked(stage, sum(sizes.values()), done) as advance:
         yield left, advance
-
-
-def _read_requests(planned: Shards, shard: str) -> list[Request]:
-    return planned.read_records(Request, [shard])
 
 
 def _score_shard(

@@ -3,11 +3,10 @@
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
-from milonga.core.records import Summary
 from milonga.evaluation.formatting import NOT_SIGNIFICANT, by_system_and_metric, format_p, in_table_order
 from milonga.evaluation.metrics import MINUS, metrics_named
 from milonga.reports.material import EvaluationView
@@ -76,7 +75,8 @@ def csv_table(view: EvaluationView, split: str) -> str:
     metrics = metrics_named([metric for _, metric in values], view.sources)
     names = [f"{metric.name}{suffix}" for metric in metrics for suffix in ("", "_low", "_high")]
     lines = [["system", "mean_rank", *names]]
-    for system in _by_rank(values, ranks):
+    systems = in_table_order([system for system, _ in values])
+    for system in sorted(systems, key=lambda name: ranks.get(name, math.inf)):
         rows = [values.get((system, metric.name)) for metric in metrics]
         numbers = [number for row in rows for number in ((row.value, row.low, row.high) if row else (math.nan,) * 3)]
         cells = [repr(number) if math.isfinite(number) else "" for number in numbers]
@@ -101,10 +101,6 @@ def latex_table(view: EvaluationView, split: str) -> str:
         ]
         lines.append(" & ".join([_latex(system), *texts]) + r" \\")
     return "\n".join([*lines, "\\hline", "\\end{tabular}", ""])
-
-
-def _by_rank(values: Mapping[tuple[str, str], Summary], ranks: Mapping[str, float]) -> list[str]:
-    return sorted(in_table_order([system for system, _ in values]), key=lambda name: ranks.get(name, math.inf))
 
 
 def _latex(text: str) -> str:

@@ -226,7 +226,9 @@ def load_laion(
         mel, seconds = front_end(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no usable CLAP: {brief(error)}") from None
-    _restore_epsilon(model)
+    for module in model.text_model.modules():  # as they were trained, where a conversion lost it
+        if isinstance(module, torch.nn.LayerNorm) and module.eps == STRAY_EPSILON:
+            module.eps = EPSILON
     return LaionClap(name, placed(model, device), tokenizer, mel, seconds, windows, cache, identity)
 
 
@@ -241,10 +243,3 @@ def front_end(folder: Path) -> tuple[MelSettings, float]:
     sizes = config["fft_window_size"], config["hop_length"], config["feature_size"]
     mel = MelSettings(rate, *sizes, low, high, power=2.0, floor=1e-10, decibels=True, tango=False, htk=htk)
     return mel, float(config["max_length_s"])
-
-
-def _restore_epsilon(model: ClapModel) -> None:
-    """Gives LayerNorms of the text tower the ε that they were trained with, where a conversion lost it."""
-    for module in model.text_model.modules():
-        if isinstance(module, torch.nn.LayerNorm) and module.eps == STRAY_EPSILON:
-            module.eps = EPSILON

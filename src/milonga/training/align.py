@@ -153,7 +153,8 @@ class AlignTrainer:
         config, ranks, folder = self.config, Ranks(), self.folder
         name = label or config.output_dir.name
         if not resume_from_checkpoint and ranks.is_main:
-            self._delete_training()
+            for path in (config.output_dir / "finished.json", *(self.folder / name for name in TRAINING_FILES)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         ranks.wait()
         if self._trained and self.finished:
             return config.output_dir
@@ -279,13 +280,6 @@ class AlignTrainer:
             file.replace(target)
         (self.folder / "whole").rmdir()
         write_json(folder / "finished.json", self.config.model_dump(mode="json", exclude={"output_dir", "device"}))
-
-    def _delete_training(self) -> None:
-        for path in (self.config.output_dir / "finished.json", *(self.folder / name for name in TRAINING_FILES)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def _as_file(pairs: "PairDataset", folder: Path) -> Path:

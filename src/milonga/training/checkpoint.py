@@ -159,6 +159,8 @@ class Checkpoints:
 
         All ranks call this. The main process writes; of a sharded network each rank writes its own part.
         """
+        from safetensors.torch import save_file
+
         path, tensors = self.folder / f"step-{state.step:08d}", state.tensors()
         with atomic_dir(path) if ranks.is_main else nullcontext() as target:
             part = ranks.from_main(target)
@@ -166,7 +168,9 @@ class Checkpoints:
             if any(is_sharded(value) for values in tensors.values() for value in values.values()):
                 _write_shards(part / SHARDS, tensors)
             elif ranks.is_main:
-                _write_files(part, tensors)
+                for name, values in tensors.items():
+                    plain = {key: value.detach().contiguous() for key, value in values.items()}
+                    save_file(plain, part / f"{name}.safetensors")
             if ranks.is_main:
                 files = [*part.glob("*.safetensors"), *part.glob(f"{SHARDS}/*")]
                 hashes = {file.relative_to(part).as_posix(): file_hash(file) for file in sorted(files)}
@@ -205,14 +209,6 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"step-{'[0-9]' * 8}"))
-
-
-def _write_files(folder: Path, tensors: dict[str, Tensors]) -> None:
-    from safetensors.torch import save_file
-
-    for name, values in tensors.items():
-        plain = {key: value.detach().contiguous() for key, value in values.items()}
-        save_file(plain, folder / f"{name}.safetensors")
 
 
 def _read_file(path: Path, name: str, like: Mapping[str, Tensor] | None = None) -> Tensors:
