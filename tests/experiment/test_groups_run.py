@@ -13,8 +13,6 @@ from milonga.experiment import run as pipeline
 from milonga.experiment.invalidation import stages_of
 from milonga.experiment.recipe import Recipe, parse_recipe
 
-pytestmark = pytest.mark.slow
-
 RECIPE = """
 name = "groups"
 seed = 5
@@ -58,6 +56,7 @@ def run(folder: Path) -> Run:
     return pipeline.run(recipe(folder), folder / "run")
 
 
+@pytest.mark.slow
 def test_nothing_is_paired_and_all_faithful_clips_train(run: Run) -> None:
     assert "pair" not in stages_of(recipe(run.path.parent))
     assert not (run.path / "pair").exists()
@@ -69,6 +68,7 @@ def test_nothing_is_paired_and_all_faithful_clips_train(run: Run) -> None:
     assert (run.path / "checkpoints" / "aligned" / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_the_report_and_the_metrics_know_the_system(run: Run) -> None:
     systems = {row["system"] for row in json.loads((run.path / "metrics" / "summary.json").read_text())}
     assert {"base", "aligned"} <= systems
@@ -83,6 +83,7 @@ def test_strategies_choose_among_groups_too(folder: Path) -> None:
         pipeline.run(recipe(folder, chosen), folder / "other", until="train")
 
 
+@pytest.mark.slow
 def test_a_loss_of_pairs_does_not_fit_groups(folder: Path) -> None:
     wrong = 'train.systems=[{ name = "x", data = "groups", phases = [{ loss = "dpo", epochs = 1, beta = 1.0 }] }]'
     with pytest.raises((DataError, RecipeError), match="pairs"):

@@ -31,8 +31,6 @@ from milonga.reports.material import read_rows
 from milonga.scorers.clap import load_clap
 from milonga.scorers.tagger import load_tagger
 
-pytestmark = pytest.mark.slow
-
 RECIPE = """
 name = "online"
 seed = 5
@@ -87,6 +85,7 @@ def iteration(run: Run, number: int) -> Run:
     return Run(run.path / "rounds" / "aligned" / f"{number:02d}")
 
 
+@pytest.mark.slow
 def test_every_iteration_draws_other_captions_of_several_sounds(run: Run) -> None:
     drawn = [iteration(run, number).stage("prompts").read_records(Prompt) for number in (1, 2)]
     usual = {one.id for one in world_prompts("train", 3, multi=True)}
@@ -98,6 +97,7 @@ def test_every_iteration_draws_other_captions_of_several_sounds(run: Run) -> Non
     assert set(stages_of(recipe(run.path.parent))) == {"train", "evaluate", "report"}
 
 
+@pytest.mark.slow
 def test_all_clips_of_each_caption_train_for_as_many_steps_as_asked_for(run: Run) -> None:
     for number in (1, 2):
         candidates = iteration(run, number).stage("score").read_records(Candidate)
@@ -119,6 +119,7 @@ def generated(run: Run, number: int) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.glob("*.parquet")))
 
 
+@pytest.mark.slow
 def test_with_overlap_clips_are_made_while_the_iteration_before_trains(folder: Path, run: Run, monkeypatch) -> None:
     overlap, train, waited = recipe(folder, "online.overlap=true"), online.train_system, []
 
@@ -138,6 +139,7 @@ def test_with_overlap_clips_are_made_while_the_iteration_before_trains(folder: P
     assert weights[0]["models"]["model"] == weights[1]["models"]["model"]
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_ends_the_work_beside_it_and_goes_on_to_the_same(folder: Path, monkeypatch) -> None:
     overlap, train = recipe(folder, "online.overlap=true", "plan.shard_size=1"), online.train_system
     whole = pipeline.run(overlap, folder / "whole", until="train")
@@ -157,6 +159,7 @@ def test_a_training_that_fails_ends_the_work_beside_it_and_goes_on_to_the_same(f
     assert network_bytes(again.path / "checkpoints/aligned") == network_bytes(whole.path / "checkpoints/aligned")
 
 
+@pytest.mark.slow
 def test_rows_have_the_judges_numbers_and_the_signs_of_hacking(run: Run) -> None:
     base, *others = rows(run)
     prompts = world_prompts("tune", 4)
@@ -177,6 +180,7 @@ def test_rows_have_the_judges_numbers_and_the_signs_of_hacking(run: Run) -> None
     assert "Diversity" in page
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_policy_before_or_the_base(run: Run, folder: Path, tmp_path: Path) -> None:
     other = pipeline.run(recipe(folder, 'online.reference="base"'), tmp_path / "base", until="train")
     plans = [read_json(iteration(one, 2).path / "checkpoints/policy/plan.json") for one in (run, other)]
@@ -189,6 +193,7 @@ def test_the_reference_is_the_policy_before_or_the_base(run: Run, folder: Path, 
     assert second != network_bytes(iteration(run, 2).path / "checkpoints/policy")
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_engine_batches_or_shards(run: Run, folder: Path, tmp_path: Path) -> None:
     changed = recipe(folder, "generate.batch_size=5", "score.batch_size=2", "plan.shard_size=2")
     other = pipeline.run(changed, tmp_path / "other", until="train", engine=LocalEngine(1))
@@ -203,6 +208,7 @@ def test_results_do_not_depend_on_the_engine_batches_or_shards(run: Run, folder:
         assert theirs.judge == pytest.approx(mine.judge, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_judge_may_score_every_second_policy_and_always_the_last(run: Run, folder: Path, tmp_path: Path) -> None:
     other = pipeline.run(recipe(folder, "online.every=2", "online.iterations=3"), tmp_path / "other", until="train")
     judged = [math.isfinite(row.judge) for row in rows(other)]
@@ -248,6 +254,7 @@ def test_loudness_is_of_the_whole_clip_and_silence_has_a_number() -> None:
     assert loudness(np.zeros(100, dtype=np.float32)) == -100.0
 
 
+@pytest.mark.slow
 def test_captions_of_the_judge_and_of_the_evaluation_are_never_drawn(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "captions.csv"
     texts = [one.text for one in world_prompts("train", 9, multi=True)]
@@ -290,6 +297,7 @@ def test_an_iteration_samples_as_online_says(folder: Path) -> None:
     assert recipe_of(pairs, pairs.train.systems[0], 1).train.systems[0].data == "pairs"
 
 
+@pytest.mark.slow
 def test_groups_are_scored_from_mel_pictures_without_a_vocoder(folder: Path, tmp_path: Path) -> None:
     """Where a scorer reads other pictures, all clips pass the vocoder: their latents are the same."""
     settings = ("online.iterations=1", "online.score_mels=true")
@@ -310,6 +318,7 @@ def test_groups_are_scored_from_mel_pictures_without_a_vocoder(folder: Path, tmp
             assert latents[clip] == packed
 
 
+@pytest.mark.slow
 def test_python_aligns_as_a_recipe_does(run: Run, folder: Path, tmp_path: Path) -> None:
     config = milonga.AlignConfig(
         output_dir=tmp_path / "python", phases=[{"loss": "dgpo", "steps": 3, "beta": 10.0}], seed=5, batch_size=2,
@@ -324,6 +333,7 @@ def test_python_aligns_as_a_recipe_does(run: Run, folder: Path, tmp_path: Path) 
     assert milonga.load(str(made)).unet is not None
 
 
+@pytest.mark.slow
 def test_tangos_recipe_walks_through_every_stage(folder: Path, tmp_path: Path) -> None:
     """With networks of the real classes, untrained and tiny, under the recipe's names."""
     texts = [one.text for one in world_prompts("train", 6, multi=True)]

@@ -18,8 +18,6 @@ from milonga.experiment.run import engine_named
 from milonga.listening_test.export import ONE
 from milonga.preference.reward import Reward, RewardReport
 
-pytestmark = pytest.mark.slow
-
 RECIPE = """
 name = "reward"
 seed = 5
@@ -78,6 +76,7 @@ def run(folder: Path) -> Run:
     return pipeline.run(recipe(folder), folder / "run")
 
 
+@pytest.mark.slow
 def test_a_reward_for_every_clip_and_a_report_on_held_out_labels(run: Run) -> None:
     rows = {one.id: one.reward for one in run.stage("reward").read_records(Reward)}
     assert rows.keys() == {one.id for one in run.stage("plan").read_records(Request)}
@@ -88,6 +87,7 @@ def test_a_reward_for_every_clip_and_a_report_on_held_out_labels(run: Run) -> No
     assert "The reward model on" in (run.path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_rewards_are_the_weights_that_are_trained_with(run: Run, folder: Path) -> None:
     rows = {one.id: one.reward for one in run.stage("reward").read_records(Reward)}
     context = Context(recipe(folder), run, registry, engine_named("local"))  # type: ignore[arg-type]
@@ -100,6 +100,7 @@ def test_the_rewards_are_the_weights_that_are_trained_with(run: Run, folder: Pat
     np.testing.assert_allclose(batch.weights.numpy(), [rows[one] for one in order], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_other_rewards_make_another_model(run: Run, folder: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -110,6 +111,7 @@ def test_other_rewards_make_another_model(run: Run, folder: Path, tmp_path: Path
     assert not list((tmp_path / "copy" / "evaluate").glob("baton/*"))
 
 
+@pytest.mark.slow
 def test_pairs_of_some_strategies_alone_and_settings_of_a_systems_own(folder: Path, tmp_path: Path) -> None:
     both = """plan.strategies=[{name="1", steps=[2, 2], guidance=3.0},
         {name="2", negatives="perturbed", num_negatives=1, steps=[2], guidance=3.0}]"""
@@ -125,6 +127,7 @@ def test_pairs_of_some_strategies_alone_and_settings_of_a_systems_own(folder: Pa
     assert [len(rows) for rows in steps] == [-(-len(kept) // 4), -(-kept.count("2") // 4), kept.count("2")]
 
 
+@pytest.mark.slow
 def test_labels_one_by_one_train_kto(run: Run, folder: Path) -> None:
     """What people liked and disliked, as a recipe of its own that makes no clips to learn from."""
     text = RECIPE.format(folder=folder)
@@ -137,6 +140,7 @@ def test_labels_one_by_one_train_kto(run: Run, folder: Path) -> None:
     assert (found.path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_taggers_labels_and_peoples_together(folder: Path, tmp_path: Path, run: Run) -> None:
     import shutil
 

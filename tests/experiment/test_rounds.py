@@ -15,8 +15,6 @@ from milonga.experiment.online import best_of, over, recipe_of
 from milonga.experiment.recipe import Recipe, parse_recipe
 from milonga.reports.material import read_rows
 
-pytestmark = pytest.mark.slow
-
 RECIPE = """
 name = "rounds"
 seed = 5
@@ -70,6 +68,7 @@ def round_at(run: Run, number: int) -> Run:
     return Run(run.path / "rounds" / "online" / f"{number:02d}")
 
 
+@pytest.mark.slow
 def test_every_round_makes_pairs_of_its_own_with_other_noise(run: Run) -> None:
     first, second = (round_at(run, number).stage("plan").read_records(Request) for number in (1, 2))
     assert len(first) == len(second) == 4 * 3
@@ -84,6 +83,7 @@ def test_every_round_makes_pairs_of_its_own_with_other_noise(run: Run) -> None:
         assert {one.refused.partition(":")[0] for one in refused} == {"worst"}
 
 
+@pytest.mark.slow
 def test_a_round_starts_from_the_policy_of_the_round_before(run: Run) -> None:
     plans = [read_json(round_at(run, n).path / "checkpoints" / "policy" / "plan.json") for n in (1, 2)]
     assert plans[0] != plans[1]
@@ -94,6 +94,7 @@ def test_a_round_starts_from_the_policy_of_the_round_before(run: Run) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_system_is_the_round_that_the_judge_likes_best(run: Run) -> None:
     found = rows(run)
     assert [one.number for one in found] == [0, 1, 2]
@@ -110,6 +111,7 @@ def test_the_system_is_the_round_that_the_judge_likes_best(run: Run) -> None:
     assert f"{found[2].judge:.3f}" in text
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice_and_more_rounds_go_on(run: Run, folder: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -163,6 +165,7 @@ class Cut(Exception):
     """The end of a process, at one of its writes."""
 
 
+@pytest.mark.slow
 def test_rounds_that_are_cut_short_anywhere_go_on_to_the_same(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,6 @@ from milonga.experiment.recipe import parse_recipe
 from milonga.maths.statistics import mean_z_scores
 from milonga.reports.material import read_rows
 
-pytestmark = pytest.mark.slow
-
 TWO = ("base", "tuned")
 KINDS = ("clips", "features", "seconds", "scores")
 RECIPE = """
@@ -65,6 +63,7 @@ def clips(run: Run, stage: str) -> dict[str, np.ndarray]:
     return {name: clip.waveform for table in tables for name, clip in clips_of(table).items()}
 
 
+@pytest.mark.slow
 def test_another_model_is_a_row_like_the_base(run: Run) -> None:
     base, again = (clips(run, f"evaluate/{name}") for name in ("base", "again"))
     assert base.keys() == again.keys()
@@ -74,11 +73,13 @@ def test_another_model_is_a_row_like_the_base(run: Run) -> None:
     assert values["again"] == values["base"]
 
 
+@pytest.mark.slow
 def test_nothing_is_generated_to_learn_from(run: Run) -> None:
     assert [row.stage for row in status(run.path)] == ["train", "evaluate", "report"]
     assert all(row.done == row.expected for row in status(run.path) if row.stage != "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "n", "scorers"), [("best-of-3", 3, ("one", "two")), ("best-of-2", 2, ("two",))])
 def test_a_search_answers_each_request_by_the_best_of_its_own_clips(run, folder, name, n, scorers):
     pool, picked, base = (clips(run, stage) for stage in ("search/clips/base", f"evaluate/{name}", "evaluate/base"))
@@ -100,6 +101,7 @@ def test_a_search_answers_each_request_by_the_best_of_its_own_clips(run, folder,
             assert own[place].number == slot
 
 
+@pytest.mark.slow
 def test_the_curve_begins_at_the_pools_mean_and_its_rows_are_in_the_tables(run: Run) -> None:
     points = read_rows(run.path / "metrics" / "search.json", SearchPoint)
     features = run.stage("search/features/base").read_records(ClipFeatures)
@@ -118,6 +120,7 @@ def test_the_curve_begins_at_the_pools_mean_and_its_rows_are_in_the_tables(run: 
     assert "best-of-2" in (run_outcome(run.path) or "")
 
 
+@pytest.mark.slow
 def test_running_again_changes_nothing_and_another_search_keeps_the_pool(run: Run, folder: Path) -> None:
     copy = Run(folder / "copy")
     shutil.copytree(run.path, copy.path)
@@ -170,6 +173,7 @@ def test_a_change_clears_what_depends_on_it_and_no_more(keys, gone, tmp_path):
     assert not (tmp_path / "metrics" / "search.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["clips", *(pytest.param(one, marks=pytest.mark.slow) for one in ("features", "scores"))]
 )
@@ -212,6 +216,7 @@ def test_the_judges_weights_under_another_name_are_refused(folder):
         pipeline.run(recipe, folder / "cheat")
 
 
+@pytest.mark.slow
 def test_the_report_draws_the_curves_and_says_what_a_clip_costs(run: Run, folder: Path) -> None:
     page = (run.path / "report.html").read_text(encoding="utf-8")
     section = page.partition('<section id="search">')[2].partition("</section>")[0]

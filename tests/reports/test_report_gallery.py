@@ -11,8 +11,6 @@ from milonga.reports import gallery as report_gallery
 from milonga.reports.gallery import DRAWN, IMPROVED, LOWEST, WORSENED, Card, faults_of, gallery, lanes
 from milonga.reports.material import RunMaterial, read_material, read_rows, read_steps, read_thresholds
 
-pytestmark = pytest.mark.slow
-
 SYSTEMS = ["base", "sft", "aligned", "reference"]
 PROMPT = Prompt.of("a dog, then a bell while it rains", "test", (), (("Dog",), ("Bell", "Rain")))
 
@@ -31,6 +29,7 @@ def cards(material: RunMaterial) -> list[Card]:
     return gallery(material.evaluation, SYSTEMS, "aligned")
 
 
+@pytest.mark.slow
 def test_half_of_the_prompts_are_drawn_at_random_and_the_extremes_say_so(cards: list[Card]) -> None:
     reasons = [card.reason for card in cards]
     assert [reasons.count(name) for name in (DRAWN, IMPROVED, WORSENED, LOWEST)] == [12, 4, 4, 4]
@@ -39,11 +38,13 @@ def test_half_of_the_prompts_are_drawn_at_random_and_the_extremes_say_so(cards: 
     assert all(card.gain < 0 for card in cards if card.reason == WORSENED)
 
 
+@pytest.mark.slow
 def test_every_card_has_every_system_base_first_and_from_one_seed(cards: list[Card]) -> None:
     assert {tuple(player.system for player in card.players) for card in cards} == {tuple(SYSTEMS)}
     assert all(card.same_seed for card in cards)
 
 
+@pytest.mark.slow
 def test_long_clips_mean_fewer_prompts(
     material: RunMaterial, cards: list[Card], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_report_that_lacks_a_number_is_refused_and_not_half_told(tmp_path: Pat
         read_rows(path, RewardReport)
 
 
+@pytest.mark.slow
 def test_thresholds_come_from_the_recipe_and_a_broken_recipe_is_an_error(material: RunMaterial) -> None:
     assert [(one.scorer, one.min_winner_score) for one in material.thresholds] == [
         ("ranker-a", 0.45),
