@@ -156,6 +156,7 @@ def test_captions_that_cannot_be_used(tmp_path, text):
         read_captions(path)
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_systems_clips_with_latents_and_seeds(run):
     prompts, found = load_sources(run.path, None, ())
     assert set(found) == {*SYSTEMS, "reference"}

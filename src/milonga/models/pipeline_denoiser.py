@@ -52,6 +52,11 @@ class PipelineDenoiser:
         return self._pipe
 
     @property
+    def sampling_rate(self) -> int:
+        """Of the waveforms, in Hz; here that of a VAE which makes them."""
+        return self.pipe.vae.config.sampling_rate
+
+    @property
     def others(self) -> Sequence[nn.Module]:
         """All networks of the pipeline but the one that is trained."""
         parts = () if self._pipe is None else self._pipe.components.values()

@@ -41,11 +41,6 @@ class StableAudioDenoiser(PipelineDenoiser):
         return self.module.config.in_channels, self.module.config.sample_size
 
     @property
-    def sampling_rate(self) -> int:
-        """Of the waveforms, in Hz."""
-        return self.pipe.vae.config.sampling_rate
-
-    @property
     def fsdp_blocks(self) -> Sequence[nn.Module]:
         """The transformer's blocks."""
         return list(self.module.transformer_blocks)

@@ -128,11 +128,6 @@ class TangoFluxDenoiser(PipelineDenoiser):
         return self.module.config.audio_seq_len, self.module.config.in_channels
 
     @property
-    def sampling_rate(self) -> int:
-        """Of the waveforms, in Hz."""
-        return self.pipe.vae.config.sampling_rate
-
-    @property
     def fsdp_blocks(self) -> Sequence[nn.Module]:
         """The transformer's blocks of two streams and of one."""
         return [*self.module.transformer.transformer_blocks, *self.module.transformer.single_transformer_blocks]

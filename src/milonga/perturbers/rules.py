@@ -8,7 +8,7 @@ differ by at most four or by half of the original's, whichever is more.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import permutations, zip_longest
+from itertools import chain, permutations, zip_longest
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class RulePerturber:
         changes = (_reordered, _moved, _reordered, _added_in_time) if temporal else _CHANGES
         fitting = [(text for text in change(phrases, rng) if similar_length(text, prompt.text)) for change in changes]
         distinct: dict[str, str] = {}
-        for text in _in_turns(fitting):
+        for text in filter(None, chain.from_iterable(zip_longest(*fitting))):  # one of each kind of change in turns
             if len(distinct) == count:
                 break
             if wording(text) != wording(prompt.text):
@@ -85,12 +85,6 @@ def most_difference(original: str) -> int:
 def wording(text: str) -> str:
     """A caption's words alone: two captions of the same wording differ in capitals and stops at most."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
-
-
-def _in_turns(changes: Iterable[Iterable[str]]) -> Iterator[str]:
-    """One caption of each kind of change, then a second of each, and so on."""
-    for row in zip_longest(*changes):
-        yield from (text for text in row if text)
 
 
 def _another_speaker(phrases: list[Phrase], rng: np.random.Generator) -> Iterable[str]:

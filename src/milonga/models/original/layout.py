@@ -121,7 +121,11 @@ def read_layout(folder: Path) -> Layout:
         raise CheckpointError(f"{source}: scheduler_name {schedule!r} is not {SCHEDULES[0]}, the one these models have")
     if settings.get("unet_model_name"):
         raise CheckpointError(f"{source}: unet_model_name must be null: U-Nets of pictures cannot be loaded")
-    _check_front_end(folder / "stft_config.json")
+    front_end = folder / "stft_config.json"  # the vocoder is made for one
+    config = _read(front_end) if front_end.exists() else {}
+    for key, must in FRONT_END_MUST.items():
+        if config.get(key, must) != must:
+            raise CheckpointError(f"{front_end}: {key} must be {must}, not {json.dumps(config[key])}")
     layout = Layout(
         folder,
         _first(folder, TRAINED_MAIN if trained else (MAIN,)),
@@ -244,14 +248,6 @@ def _autoencoder_config(config: Config, path: Path) -> Config:
         "norm_num_groups": 32,
         "scaling_factor": factor,
     }
-
-
-def _check_front_end(path: Path) -> None:
-    """The vocoder is made for one front end; a config that says another belongs to another model."""
-    config = _read(path) if path.exists() else {}
-    for key, must in FRONT_END_MUST.items():
-        if config.get(key, must) != must:
-            raise CheckpointError(f"{path}: {key} must be {must}, not {json.dumps(config[key])}")
 
 
 def _check_fit(layout: Layout, source: Path) -> None:
