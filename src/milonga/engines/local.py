@@ -59,9 +59,7 @@ class LocalEngine:
         import torch
 
         threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(
-            self.workers, thread_name_prefix="milonga", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        pool = ThreadPoolExecutor(self.workers, "milonga", torch.set_num_threads, (1,))
         try:
             pending = {pool.submit(work, shard): shard for shard in shards}
             while pending:

@@ -61,9 +61,9 @@ def check_searches(context: Context) -> None:
 
 def store_first_clips(context: Context, system: str) -> None:
     """The clips that a system is evaluated by, and their features, in its pool: they are the first of each caption."""
-    for stage in ("clips", "features"):
-        pool = context.run.stage(f"search/{stage}/{system}")
-        evaluated = context.run.stage(f"{stage.replace('clips', 'evaluate')}/{system}")
+    for source, target in (("evaluate", "clips"), ("features", "features")):
+        evaluated = context.run.stage(f"{source}/{system}")
+        pool = context.run.stage(f"search/{target}/{system}")
         for shard in evaluated.names():
             if not pool.has(f"first-{shard}"):
                 pool.write_table(f"first-{shard}", evaluated.read_table(shard))

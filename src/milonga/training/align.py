@@ -153,8 +153,11 @@ class AlignTrainer:
         config, ranks, folder = self.config, Ranks(), self.folder
         name = label or config.output_dir.name
         if not resume_from_checkpoint and ranks.is_main:
-            for path in (config.output_dir / "finished.json", *(self.folder / name for name in TRAINING_FILES)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for path in (config.output_dir / "finished.json", *(folder / file for file in TRAINING_FILES)):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
         ranks.wait()
         if self._trained and self.finished:
             return config.output_dir
