@@ -1,5 +1,6 @@
 """What a run will take is known before it: from its plan, and from a rehearsal of every stage."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from milonga.cli.main import app
 from milonga.core.config import Phase
-from milonga.core.records import Pair, Prompt, Request
+from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.core.store import Run, read_json
 from milonga.experiment.recipe import load_recipe
 from milonga.experiment.rehearsal import rehearse as rehearsal
@@ -21,6 +22,7 @@ from milonga.experiment.rehearsal.cost import sampling_passes, training_passes
 from milonga.experiment.rehearsal.rehearse import CAPTIONS, as_table, rehearse
 from milonga.models.generator import TangoModel
 from milonga.models.original import layout
+from milonga.scorers import panns
 
 TEXTS = ("a dog barks then a bell rings", "rain falls", "a cat meows", "a man speaks after a horn", "an engine runs")
 
@@ -73,11 +75,13 @@ def _toml(value: Any) -> str:
     return str(value) if isinstance(value, int) else f'"{value}"'
 
 
-@pytest.mark.parametrize("name", ["audio-alpaca", "tango2", pytest.param("tango2-online", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["audio-alpaca", "tango2", "tango2-draft", pytest.param("tango2-online", marks=pytest.mark.slow)]
+)
 def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stand_ins, "random_tango", lambda texts: small_networks.pipeline())
-    monkeypatch.setattr(rehearsal, "random_clap", lambda name, texts, device: small_networks.scorer(0, name))
+    monkeypatch.setattr(rehearsal, "random_scorer", lambda name, texts, device: small_networks.scorer(0, name))
     if name == "audio-alpaca":
         (tmp_path / "audiocaps-train.csv").write_text("caption\n" + "".join(f'"{text}"\n' for text in TEXTS))
     recipe = load_recipe(name)
@@ -86,6 +90,7 @@ def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: P
     stages = {
         "audio-alpaca": ["prompts", "plan", "generate", "score", "pair"],
         "tango2": ["train", "report"],
+        "tango2-draft": ["train", "report"],
         "tango2-online": ["train", "report"],
     }[name]
     assert list(rows) == stages
@@ -99,6 +104,16 @@ def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: P
         assert load_recipe(folder / "recipe.toml").train.precision == "fp32"  # tango2-online has bf16, for a GPU
         assert (folder / "report.html").exists()
         assert (folder / "checkpoints" / recipe.train.systems[0].name / "model").is_dir()
+
+
+def test_a_stand_in_for_events_has_scores_and_gradients(monkeypatch: Any) -> None:
+    monkeypatch.setattr(panns, "Cnn14", partial(panns.Cnn14, width=1))
+    scorer = stand_ins.random_scorer("events:Cnn14_16k_mAP=0.438.pth", CAPTIONS, "cpu")
+    wave = torch.rand(1, 48000).requires_grad_()
+    assert 0 < scorer.score([Clip(wave[0].detach().numpy(), 16000)], [CAPTIONS[0]])[0] < 1
+    scorer.wave_rewards(wave, 16000, [CAPTIONS[0]]).sum().backward()
+    assert wave.grad is not None
+    assert wave.grad.abs().max() > 0
 
 
 def test_a_stand_in_of_the_published_layout_generates_sound(monkeypatch: Any) -> None:
@@ -119,7 +134,7 @@ def test_a_stand_in_of_the_published_layout_generates_sound(monkeypatch: Any) ->
 
 @pytest.mark.slow  # minutes and some 20 GB of disk: the published sizes, with random weights
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("name", ["audio-alpaca", "tango2", "tango2-online"])
+@pytest.mark.parametrize("name", ["audio-alpaca", "tango2", "tango2-draft", "tango2-online"])
 def test_the_rehearsal_at_full_size(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(2)
     rows = rehearse(load_recipe(name), tmp_path / name)

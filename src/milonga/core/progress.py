@@ -58,9 +58,7 @@ class _Lines:
         now = time.monotonic()
         if now - self.printed >= EVERY or self.done >= self.total:
             self.printed = now
-            print(self._line(now - self.start), file=sys.stderr, flush=True)
-
-    def _line(self, seconds: float) -> str:
-        speed = (self.done - self.begun) / max(seconds, 1e-9)
-        left = (self.total - self.done) / max(speed, 1e-9)
-        return f"{self.stage}: {self.done}/{self.total}, {speed:.1f}/s, {left:.0f} s left"
+            speed = (self.done - self.begun) / max(now - self.start, 1e-9)
+            left = (self.total - self.done) / max(speed, 1e-9)
+            line = f"{self.stage}: {self.done}/{self.total}, {speed:.1f}/s, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)

@@ -152,9 +152,10 @@ def methods(results: Results) -> str:
         "Satterthwaite degrees of freedom).",
     ]
     for row in results.tests:
+        p = "p " + "= " * (row.p >= SMALLEST_P) + format_p(row.p)
         text.append(
             f"{SCALES[row.scale]} differs between systems with F({number(row.between, '.1f')}, "
-            f"{number(row.within, '.1f')}) = {number(row.f)}, p {_equals(row.p)} (ANOVA-type test)."
+            f"{number(row.within, '.1f')}) = {number(row.f)}, {p} (ANOVA-type test)."
         )
     if results.comparisons or results.preferences:
         text.append("Pairs of systems were compared on the same rater and prompt with Holm's correction.")
@@ -211,10 +212,6 @@ def plan_text(folder: Path | None, width: float, per_rater: int) -> str:
 def number(value: float, form: str = ".2f") -> str:
     """A number, or "-" for NaN."""
     return "-" if math.isnan(value) else format(value, form)
-
-
-def _equals(p: float) -> str:
-    return format_p(p) if p < SMALLEST_P else f"= {format_p(p)}"
 
 
 def _mean_rows(rows: Sequence[Opinion], scales: Sequence[str]) -> list[tuple[str, ...]]:

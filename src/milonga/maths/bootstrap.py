@@ -46,7 +46,8 @@ def frechet_draws(
     a, b = (np.asarray(rows, dtype=np.float64) for rows in (a, b))
     middle = b.mean(axis=0)
     a, b = a - middle, b - middle  # so that weighted moments lose no digits to a common offset
-    span = _span(b)
+    _, sizes, directions = np.linalg.svd(b, full_matrices=False)
+    span = directions[sizes > NARROW * max(sizes[0], 1e-300)].T  # (D, r): the directions in which `b` spreads at all
     overlap = (
         _by_products(a @ b.T)
         if span.shape[1] >= min(len(a), len(b)) - 1
@@ -81,12 +82,6 @@ def inception_draws(logits: np.ndarray, indices: np.ndarray, splits: int = 10, s
         spread = np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1.0)), 0.0).sum(axis=1)
         total += np.exp(part @ sureness - spread)
     return total / splits
-
-
-def _span(rows: np.ndarray) -> np.ndarray:
-    """An orthonormal basis (D, r) of the directions in which centred rows (N, D) spread at all."""
-    _, sizes, directions = np.linalg.svd(rows, full_matrices=False)
-    return directions[sizes > NARROW * max(sizes[0], 1e-300)].T
 
 
 def _by_covariances(a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float]:

@@ -13,7 +13,7 @@ from milonga.evaluation import EvalConfig
 from milonga.evaluation.evaluate import evaluate as run_evaluation
 from milonga.evaluation.features import SystemFeatures
 from milonga.evaluation.formatting import OVERALL, Evaluation, agreement_tables, plain_rows
-from milonga.evaluation.inputs import REFERENCE, AudioRef
+from milonga.evaluation.inputs import REFERENCE
 from milonga.reports.exports import table_files
 from milonga.reports.html import page
 from milonga.reports.material import ClipView, EvaluationView
@@ -87,7 +87,8 @@ def view_of(evaluation: Evaluation) -> EvaluationView:
 
     def read_clips(system: str, names: set[str]) -> dict[str, bytes]:
         side = inputs.reference if system == REFERENCE else inputs.systems[system]
-        return {key: _flac(side[key]) for key in names}
+        audio = ((key, *side[key].samples()) for key in names)
+        return {key: flac_bytes(Clip(samples.mean(axis=1), rate)) for key, samples, rate in audio}
 
     def clips(system: SystemFeatures) -> dict[str, ClipView]:
         side = inputs.reference if system.name == REFERENCE else inputs.systems[system.name]
@@ -109,8 +110,3 @@ def view_of(evaluation: Evaluation) -> EvaluationView:
         agreement=agreement_tables(evaluation),
         ratings=evaluation.ratings,
     )
-
-
-def _flac(audio: AudioRef) -> bytes:
-    samples, rate = audio.samples()
-    return flac_bytes(Clip(samples.mean(axis=1), rate))

@@ -22,7 +22,7 @@ from milonga.engines.local import LocalEngine
 from milonga.experiment.recipe import OWN, Pairing, Recipe, System
 from milonga.experiment.registry import Registry
 from milonga.experiment.rehearsal.cost import num_pairs, sampling_passes, training_passes
-from milonga.experiment.rehearsal.stand_ins import noise_clips, noise_pairs, random_clap, stand_in_model
+from milonga.experiment.rehearsal.stand_ins import noise_clips, noise_pairs, random_scorer, stand_in_model
 from milonga.experiment.run import run
 from milonga.maths.devices import device_of
 from milonga.preference.plan import plan
@@ -85,13 +85,14 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
     """The recipe with two captions and few steps, and the objects that stand for what is not on this machine."""
     models, place = recipe.models, folder / "stand-ins"
     objects: dict[str, Any] = {SOURCE: list(CAPTIONS), EVAL_SOURCE: list(HELD_OUT)}
-    names = {*models.scorers, models.judge, *(name for search in recipe.evaluate.search for name in search.scorers)}
+    names = {*models.scorers, models.judge}
+    names |= {name for own in (*recipe.evaluate.search, *recipe.train.systems) for name in own.scorers}
     for name in sorted(names):
         try:
             parts.fingerprint(name)
         except MilongaError:
-            print(f"rehearsal: {name} is not here, a random CLAP of its size stands for it", file=sys.stderr)
-            objects[name] = random_clap(name, CAPTIONS, parts.device)
+            print(f"rehearsal: {name} is not here, random weights of its size stand for it", file=sys.stderr)
+            objects[name] = random_scorer(name, CAPTIONS, parts.device)
     model = models.model if models.model in parts.objects else stand_in_model(models.model, place / "model", CAPTIONS)
     if model != models.model:
         print(f"rehearsal: {models.model} is not here, a random Tango of its size stands for it", file=sys.stderr)
@@ -102,9 +103,10 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
     )
     clips = None if train.clips is None else noise_clips(place / "clips", CAPTIONS, max(STEPS, batch))
     precision: dict[str, Any] = {"precision": "fp32"} if on_cpu else {}
+    drafts = {"draft_steps": STEPS, "draft_last": min(STEPS, train.draft_last)} if on_cpu else {}
     changes = {
         "batch_size": batch, "gradient_accumulation_steps": 1, "checkpoint_every": STEPS, "save_total_limit": 1,
-        "patience": 0, "sample_every": 0, **precision,
+        "patience": 0, "sample_every": 0, **precision, **drafts,
     }  # fmt: skip
     systems = tuple(_brief(system, changes) for system in train.systems)
     strategies = recipe.plan.strategies
@@ -159,7 +161,8 @@ def _brief(system: System, changes: dict[str, Any]) -> System:
     )
     own = {name: value for name, value in changes.items() if name in system.settings.model_fields_set}
     settings = system.settings.model_copy(update=own)
-    return system.model_copy(update={"phases": phases, "settings": settings})
+    sources = (SOURCE,) if system.sources else ()
+    return system.model_copy(update={"phases": phases, "settings": settings, "sources": sources})
 
 
 def _scales(recipe: Recipe, small: Recipe, walked: Run, parts: Registry) -> dict[str, float]:

@@ -47,18 +47,27 @@ def random_tango(texts: Sequence[str], seed: int = 0) -> Any:
     return TangoPipeline(words, scheduler=scheduler_named("ddpm", layout.SCHEDULE), **networks)
 
 
-def random_clap(name: str, texts: Sequence[str], device: Any) -> Any:
-    """A LAION-CLAP of the published size (HTSAT-tiny, RoBERTa-base) with random weights, on a device."""
+def random_scorer(name: str, texts: Sequence[str], device: Any) -> Any:
+    """A scorer of the published size with random weights, on a device: LAION's CLAP (HTSAT-tiny, RoBERTa-base), or for
+    `events:FILE` events by PANNs' Cnn14.
+    """
     import torch
     from transformers import ClapConfig, ClapModel
 
     from milonga.maths.devices import placed
     from milonga.maths.mel import MelSettings
     from milonga.nano.build.text import fit_tokenizer
+    from milonga.scorers.audioset import KIN, AudioSetTagger, read_sounds
+    from milonga.scorers.events import EventScorer
     from milonga.scorers.laion_clap import LaionClap
+    from milonga.scorers.load import EVENTS
+    from milonga.scorers.panns import FRONT_ENDS, Cnn14, PannsEmbedder
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        if name.startswith(EVENTS):
+            panns = PannsEmbedder("random", placed(Cnn14(FRONT_ENDS[RATE]), device))
+            return EventScorer(name, AudioSetTagger(panns), read_sounds, KIN)
         model = placed(ClapModel(ClapConfig()), device)
     words = fit_tokenizer(iter(texts), "<pad>", "<unk>", "<s>", "</s>")
     mel = MelSettings(48000, 1024, 480, 64, 50.0, 14000.0, power=2.0, floor=1e-10, decibels=True, tango=False)
