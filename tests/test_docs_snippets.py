@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted((ROOT / "docs" / "tutorials").glob("*.md")), ROOT / "docs" / "editing.md", ROOT / "README.md"]
+MORE = ("docs/alignment.md", "docs/editing.md", "README.md")
+PAGES = [*sorted((ROOT / "docs" / "tutorials").glob("*.md")), *(ROOT / page for page in MORE)]
 QUICK = ("generate", "README")
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from milonga.core.errors import StoreError
 from milonga.core.records import Candidate, Event, Pair, Prompt, Request, Summary
@@ -187,6 +188,19 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
         (part / "y").write_text("two")
     assert [file.name for file in target.iterdir()] == ["y"]
     assert [file.name for file in target.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_a_folder_may_read_its_weights(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_dir(tmp_path / "model") as part:
+            save_file({"weight": np.zeros(3, np.float32)}, part / "model.safetensors")
+            write_json(part / "config.json", {})
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()} == {mode}
 
 
 def test_a_folder_that_another_process_made_meanwhile_stays(tmp_path):

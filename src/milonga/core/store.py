@@ -71,6 +71,8 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         for file in [*part.rglob("*"), part]:
+            if file.is_file():  # safetensors' own are for nobody but their owner
+                file.chmod(part.stat().st_mode & 0o666)
             _sync(file)
         if replace:
             shutil.rmtree(path, ignore_errors=True)
