@@ -166,6 +166,36 @@ def test_a_changed_system_is_done_again_alone(tmp_path):
     assert left == {one.format("kept") for one in outputs} | {"rounds/base/x", "evaluate/base/x"}
 
 
+def test_a_model_beside_the_systems_is_evaluated_alone(tmp_path):
+    run, names = Run(tmp_path), ("base", "kept", "new", "gone", "reference")
+    files = [tmp_path / f"{kind}/{name}/x" for name in names for kind in ("checkpoints", "evaluate", "features")]
+    files.append(tmp_path / "metrics/summary.json")
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    kept, gone, new = (
+        f'{{name="{name}", model="{model}", note="{model}"}}'
+        for name, model in (("kept", "nano"), ("gone", "nano"), ("new", "a.b/c"))
+    )
+    before, after = (
+        parse_recipe(RECIPE, "x", [f"evaluate.models=[{one}]"]).model_dump(mode="json")
+        for one in (f"{kept}, {gone}", f"{kept}, {new}")
+    )
+    keys = changed_keys(before, after)
+    assert keys == ["evaluate.models.gone", "evaluate.models.new"]
+    assert check_change(run, keys) == "evaluate"
+    clear_changed(run, keys)
+    left = {str(file.relative_to(tmp_path)) for file in files if file.exists()}
+    others = {f"{kind}/{name}/x" for name in ("base", "kept", "reference") for kind in ("evaluate", "features")}
+    assert left == others | {f"checkpoints/{name}/x" for name in names}
+
+
+def test_a_note_changes_no_result():
+    models = [[f'evaluate.models=[{{name="other", model="nano", note="{note}"}}]'] for note in ("", "so")]
+    before, after = (parse_recipe(RECIPE, "x", one).model_dump(mode="json") for one in models)
+    assert changed_keys(before, after) == []
+
+
 def test_tables_that_no_system_needs_change_nothing():
     rules = rules_of(parse_recipe(RECIPE, "x"))
     assert first_stage(["label.sources", "reward.steps", "online.iterations"], rules) is None

@@ -116,6 +116,16 @@ def test_only_what_is_fine_tuned_alone_is_a_control(page: str) -> None:
     assert controls(other) == set()
 
 
+def test_a_note_of_a_model_stands_beside_the_comparison(tmp_path: Path, page: str) -> None:
+    path = make_run(tmp_path)
+    note = "<b>what made it</b>, in 23 minutes"
+    models = f'[[evaluate.models]]\nname = "shipped"\nmodel = "nano-2"\nnote = "{note}"\n'
+    (path / "recipe.toml").write_text((path / "recipe.toml").read_text() + models)
+    shown = write_report(path).read_text(encoding="utf-8")
+    assert "shipped</span>: &lt;b&gt;what made it&lt;/b&gt;, in 23 minutes</p>" in shown
+    assert "</span>: " not in page  # no model, no note
+
+
 @pytest.mark.slow
 def test_other_systems_are_compared_with_out_of_the_way(tmp_path: Path) -> None:
     path = make_run(tmp_path)

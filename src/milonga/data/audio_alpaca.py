@@ -90,19 +90,16 @@ def _schema(scorers: Sequence[str], rate: int, localised: bool) -> "pyarrow.Sche
     """Columns in order, and the same in the metadata of `datasets`, by which it knows the audio columns."""
     import pyarrow as pa
 
-    kinds = _kinds(scorers) | dict.fromkeys(REGION if localised else (), "float64")
-    features = {name: _feature(kind, rate) for name, kind in kinds.items()}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema([(name, _column(kind)) for name, kind in kinds.items()], metadata=metadata)
-
-
-def _kinds(scorers: Sequence[str]) -> dict[str, Any]:
-    """Every column with its kind: a type's name, a dict of them for one value each scorer, None for audio."""
+    # Every column with its kind: a type's name, a dict of them for one value each scorer, None for audio.
     kinds: dict[str, Any] = {"prompt": "string", "chosen": None, "rejected": None}
     kinds |= dict.fromkeys(TEXTS, "string") | dict.fromkeys(NUMBERS, "int64")
     kinds |= dict.fromkeys(("chosen_guidance", "rejected_guidance"), "float64")
     kinds |= {name: dict.fromkeys(scorers, "float64") for name in SCORES}
-    return kinds | {"model": "string", "model_hash": "string", "scorer_hashes": dict.fromkeys(scorers, "string")}
+    kinds |= {"model": "string", "model_hash": "string", "scorer_hashes": dict.fromkeys(scorers, "string")}
+    kinds |= dict.fromkeys(REGION if localised else (), "float64")
+    features = {name: _feature(kind, rate) for name, kind in kinds.items()}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([(name, _column(kind)) for name, kind in kinds.items()], metadata=metadata)
 
 
 def _column(kind: Any) -> "pyarrow.DataType":

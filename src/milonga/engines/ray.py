@@ -110,7 +110,9 @@ class _Pool:
         self.losses[shard] += 1
         if self.losses[shard] >= LOSSES:
             doing = f"shard {shard}" if shard else "starting"
-            raise EngineError(f"{LOSSES} workers died while {doing}: {_why(error)}") from error
+            # Of a failed Python process the last line says more than the first.
+            why = ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"])[-1]
+            raise EngineError(f"{LOSSES} workers died while {doing}: {type(error).__name__}: {why}") from error
         remedy = f"shard {shard} is done again" if shard else "another one is started"
         print(f"milonga: a worker was lost ({type(error).__name__}); {remedy}", file=sys.stderr)
         with suppress(Exception):  # it may be gone already
@@ -127,12 +129,6 @@ class _Pool:
     def _actor(self) -> Any:
         kind = self.ray.remote(num_cpus=self.workers.cpus, num_gpus=self.workers.gpus, max_restarts=0)(_Worker)
         return kind.remote(os.getcwd(), self.prepare)
-
-
-def _why(error: Exception) -> str:
-    """Why a worker died; of a failed Python process the last line says more than the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
 
 
 class _Worker:

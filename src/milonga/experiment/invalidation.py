@@ -70,7 +70,7 @@ OUTPUTS = {
 }
 # Clips of systems that no training made: they stay when it is only the training that changed.
 UNTRAINED = ("base", "reference", "prompts")
-SYSTEMS = "train.systems."
+SYSTEMS, MODELS = "train.systems.", "evaluate.models."  # before a name
 # What systems are measured by, and the pools that searches choose from: which search chooses how changes none of them.
 CLIPS = ("evaluate", "refused/evaluate", "features")
 POOLS = ("search/clips", "refused/search/clips", "search/features", "search/seconds")
@@ -183,8 +183,8 @@ def clear_changed(
 
 def _spared(run: Run, changed: list[str], stages: set[str], searches: Collection[str]) -> Callable[[str, str], bool]:
     """Whether a file or folder `name` inside `output` stays, although its stage is done again."""
-    systems = {key.removeprefix(SYSTEMS).partition(".")[0] for key in changed}
-    some, untrained = all(key.startswith(SYSTEMS) for key in changed), stages <= set(STAGES[3:8])
+    systems = {key.removeprefix(SYSTEMS).removeprefix(MODELS).partition(".")[0] for key in changed}
+    some, untrained = all(key.startswith((SYSTEMS, MODELS)) for key in changed), stages <= set(STAGES[3:8])
     if set(changed) <= ENDS:
         systems, some = {path.name for path in (run.path / "rounds").glob("*/")}, True
     of_systems = (*CLIPS, *POOLS)
@@ -215,14 +215,14 @@ def _remove(run: Run, output: str, stays: Callable[[str, str], bool]) -> None:
 
 
 def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's table whose list of systems is a table by their names."""
-    train = recipe.get("train", {})
-    if not isinstance(train.get("systems"), list):
-        return recipe
-    named = {
-        system["name"]: {key: value for key, value in system.items() if key != "name"} for system in train["systems"]
-    }
-    return recipe | {"train": train | {"systems": named}}
+    """A recipe's table whose lists of systems and other models are tables by their names; their notes do not count."""
+    train, evaluate = recipe.get("train", {}), recipe.get("evaluate", {})
+    if isinstance(train.get("systems"), list):
+        named = {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in train["systems"]}
+        recipe = recipe | {"train": train | {"systems": named}}
+    if isinstance(evaluate.get("models"), list):
+        recipe = recipe | {"evaluate": evaluate | {"models": {one["name"]: one["model"] for one in evaluate["models"]}}}
+    return recipe
 
 
 def _stage_of(key: str, rules: Mapping[str, str]) -> str:

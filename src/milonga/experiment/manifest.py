@@ -27,12 +27,11 @@ def fingerprints(recipe: Recipe, parts: Any) -> dict[str, Any]:
     scorers = {name: fingerprint(name) for name in dict.fromkeys((*models.scorers, *own))}
     single = {role: fingerprint(getattr(models, role)) for role in ("model", "judge", "tagger")}
     selecting = {name for search in recipe.evaluate.search for name in search.scorers}
-    others = {model.model for model in recipe.evaluate.models}
     evaluated = {
-        kind: {name: fingerprint(name) for name in sorted(names)}
-        for kind, names in (("search", selecting), ("models", others))
-        if names
+        "search": {name: fingerprint(name) for name in sorted(selecting)},
+        "models": {model.name: fingerprint(model.model) for model in recipe.evaluate.models},
     }
+    evaluated = {kind: own for kind, own in evaluated.items() if own}
     return {"models": {**single, "scorers": scorers}, **({"evaluate": evaluated} if evaluated else {})}
 
 

@@ -217,6 +217,7 @@ class EvaluatedModel(Record):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     model: Name
+    note: str = ""
 
 
 class Evaluate(Record):

@@ -94,6 +94,7 @@ def run_content(run: RunMaterial, systems: list[str]) -> dict[str, Any]:
     curves = [(name, tables.training_curves(run.training[name])) for name in systems if name in run.training]
     return {
         "controls": controls(run.recipe),
+        "notes": {one["name"]: one.get("note") for one in _table(run.recipe, "evaluate").get("models", ())},
         "pair_rows": tables.pair_rows(run),
         "refusals": tables.refused_by(run),
         "figure2": tables.figure2(run),
@@ -116,11 +117,16 @@ def subject_of(systems: list[str], baseline: str = "base") -> str:
 
 def controls(recipe: str) -> set[str]:
     """The systems of a recipe's text that are fine-tuned and aligned to nothing: all of their phases are SFT."""
-    try:
-        systems = tomllib.loads(recipe).get("train", {}).get("systems", [])
-    except tomllib.TOMLDecodeError:
-        return set()
+    systems = _table(recipe, "train").get("systems", [])
     return {system["name"] for system in systems if all(phase["loss"] == "sft" for phase in system["phases"])}
+
+
+def _table(recipe: str, name: str) -> dict[str, Any]:
+    """A table of a recipe's text; empty where there is none."""
+    try:
+        return tomllib.loads(recipe).get(name, {})
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 def facts(manifest: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

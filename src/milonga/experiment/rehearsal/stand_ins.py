@@ -48,9 +48,7 @@ def random_tango(texts: Sequence[str], seed: int = 0) -> Any:
 
 
 def random_scorer(name: str, texts: Sequence[str], device: Any) -> Any:
-    """A scorer of the published size with random weights, on a device: LAION's CLAP (HTSAT-tiny, RoBERTa-base), or for
-    `events:FILE` events by PANNs' Cnn14.
-    """
+    """A random scorer of the published size: LAION's CLAP (HTSAT-tiny, RoBERTa-base), or events by PANNs' Cnn14."""
     import torch
     from transformers import ClapConfig, ClapModel
 
