@@ -84,7 +84,7 @@ def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: P
     monkeypatch.setattr(rehearsal, "random_scorer", lambda name, texts, device: small_networks.scorer(0, name))
     if name == "audio-alpaca":
         (tmp_path / "audiocaps-train.csv").write_text("caption\n" + "".join(f'"{text}"\n' for text in TEXTS))
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, ["train.draft_steps=2"] if name == "tango2-draft" else ())
     rows = {row["stage"]: row for row in rehearse(recipe)}
     folder = tmp_path / "runs" / f"{name}-rehearsal"
     stages = {
@@ -97,6 +97,8 @@ def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: P
     assert all(row["seconds"] > 0 and row["memory"] > 0 for row in rows.values())
     assert [row["stage"] for row in read_json(folder / "rehearsal.json")] == list(rows)
     assert as_table(list(rows.values())).splitlines()[1].startswith(next(iter(rows)))
+    if name == "tango2-draft":  # 200 steps of 32 clips, of which two with a clip each were rehearsed
+        assert rows["train"]["real_seconds"] == pytest.approx(rows["train"]["seconds"] * 200 * 32 / 2)
     if name == "audio-alpaca":
         assert rows["generate"]["real_seconds"] > rows["generate"]["seconds"]
         assert Run(folder).stage("pair").read_records(Pair)

@@ -185,10 +185,12 @@ def _scales(recipe: Recipe, small: Recipe, walked: Run, parts: Registry) -> dict
         scales["generate"] = passes / sampling_passes(rehearsed)
         scales["score"] = (len(shared) * diverse + len(alone) * ordered) / len(rehearsed)
     for system, brief in zip(recipe.train.systems, small.train.systems, strict=True):
+        settings, own = recipe.train.settings(system), small.train.settings(brief)
+        batch, steps = settings.batch_size * settings.gradient_accumulation_steps, [one.steps for one in system.phases]
+        if system.data == "captions" and all(steps) and own.draft_steps == settings.draft_steps:
+            scales["train"] = batch * sum(filter(None, steps)) / (own.batch_size * STEPS * len(steps))
         if system.data != "pairs":
             continue
-        settings, own = recipe.train.settings(system), small.train.settings(brief)
-        batch = settings.batch_size * settings.gradient_accumulation_steps
         pairs = num_pairs(recipe, Run(Path("runs") / recipe.name))
         if pairs is not None:
             real = training_passes(system.phases, pairs, batch)
