@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from milonga.core.config import Phase, Settings
-from milonga.core.errors import DataError
 from milonga.data.examples import Batch, Examples
 from milonga.maths.devices import autocast
 from milonga.maths.group_losses import GroupErrors, implicit_policies
@@ -92,17 +91,21 @@ class TrainStep:
         micro_batches, priors = list[MicroBatch](), list[Tensor]()
         rows = list[tuple[Errors, Tensor, Tensor | None]]()
         for micro in self._passes(step, priors):
-            batch, noisy, keys = self._noisy_micro_batch(step, micro)
+            spec = loss_spec(micro.phase.loss)
+            batch, noisy, keys = self._noisy_micro_batch(step, micro, spec)
             old = self._old_predictions(noisy, micro)
             with autocast(noisy.latents.device, self._settings.precision):
                 predictions = self._denoiser.predict(noisy.latents, noisy.timesteps, noisy.conditioning, self._network)
             predictions = noisy.guided(predictions.float(), self._network, self._settings.precision)
             if batch.advantages is not None:
-                row = self._group_backward(step, micro, batch, noisy, predictions, old, keys, beta)
+                errors, losses, distances = self._group_losses(spec, batch, noisy, predictions, old, keys, beta)
             else:
-                row = self._loss_backward(step, micro, batch, noisy, predictions, keys, beta, baseline, loser_scale)
+                errors, losses, distances = self._losses(
+                    spec, batch, noisy, predictions, keys, beta, baseline, loser_scale
+                )
+            self._backward((losses * micro.counts).sum(), step)
             micro_batches.append(micro)
-            rows.append(row)
+            rows.append((errors, losses.detach(), distances))
         return self._gather_output(micro_batches, rows, priors, step.phase)
 
     def _passes(self, step: Step, priors: list[Tensor]) -> Iterator[MicroBatch]:
@@ -154,10 +157,9 @@ class TrainStep:
                 micro_batches.append(MicroBatch(phase, mine, torch.tensor(counts, device=self._device)))
         return micro_batches
 
-    def _noisy_micro_batch(self, step: Step, micro: MicroBatch) -> tuple[Batch, NoisyBatch, list[Key]]:
+    def _noisy_micro_batch(self, step: Step, micro: MicroBatch, spec: LossSpec) -> tuple[Batch, NoisyBatch, list[Key]]:
         """A micro-batch's examples, their noisy latents with losers where the loss needs them, and the draws' names."""
-        spec, rows = loss_spec(micro.phase.loss), [step.indices[place] for place in micro.places]
-        number = self._pass(step.epoch)
+        rows, number = [step.indices[place] for place in micro.places], self._pass(step.epoch)
         batch = self._examples.batch(rows, number).to(self._device)
         keys = [("group" if spec.groups else "pair", number, row) for row in rows]
         losers = spec.needs_loser and not (spec.labels and batch.desirable is not None)
@@ -170,10 +172,9 @@ class TrainStep:
         with torch.no_grad(), self.averaged_weights():
             return noisy.predict(self._network, self._settings.precision)
 
-    def _loss_backward(
+    def _losses(
         self,
-        step: Step,
-        micro: MicroBatch,
+        spec: LossSpec,
         batch: Batch,
         noisy: NoisyBatch,
         predictions: Tensor,
@@ -182,8 +183,8 @@ class TrainStep:
         baseline: float,
         loser_scale: float | None,
     ) -> tuple[Errors, Tensor, Tensor | None]:
-        """Errors, losses (B,) and distances (B,) of a micro-batch, whose gradient is added."""
-        spec, losers = loss_spec(micro.phase.loss), len(predictions) > len(keys)
+        """Errors without gradients, losses (B,), and distances from the reference (B,), of a micro-batch."""
+        losers = len(predictions) > len(keys)
         errors, distances = split_errors(noisy.mse(predictions), losers), None
         if spec.needs_reference and self._reference is not None:
             reference_errors, theirs = self._reference.reference_errors(noisy, keys)
@@ -207,13 +208,11 @@ class TrainStep:
             losses = losses * batch.gaps
         if self._settings.trust_region and distances is not None:
             losses = losses + self._settings.trust_region * distances
-        self._backward((losses * micro.counts).sum(), step)
-        return replace(errors, desirable=desirable, safeguard=safeguard), losses.detach(), distances
+        return replace(errors, desirable=desirable, safeguard=safeguard), losses, distances
 
-    def _group_backward(
+    def _group_losses(
         self,
-        step: Step,
-        micro: MicroBatch,
+        spec: LossSpec,
         batch: Batch,
         noisy: NoisyBatch,
         predictions: Tensor,
@@ -221,14 +220,14 @@ class TrainStep:
         keys: list[Key],
         beta: float,
     ) -> tuple[Errors, Tensor, Tensor | None]:
-        """Errors, losses (B,) and distances (B,) of a micro-batch of groups, whose gradient is added.
+        """Errors, losses (B,) and distances (B,) of a micro-batch of groups.
 
         Without an `old` policy the reference is it. The errors that are logged are those of each group's best clip, as
         winner, and of its worst, as loser.
         """
-        spec, signs = loss_spec(micro.phase.loss), batch.advantages
-        if signs is None or self._reference is None:
-            raise DataError(f"{micro.phase.loss!r} needs groups of clips with rewards, and a reference")
+        signs = batch.advantages
+        assert signs is not None
+        assert self._reference is not None
         reference_errors, reference = self._reference.reference_errors(noisy, keys)
         known = reference_errors.reshape(signs.shape)
         errors = GroupErrors(
@@ -244,11 +243,10 @@ class TrainStep:
         if reference is not None:
             distances = (predictions - reference).pow(2).flatten(1).mean(1).reshape(signs.shape).mean(1)
             losses = losses + self._settings.trust_region * distances
-        self._backward((losses * micro.counts).sum(), step)
         rows, best, worst = torch.arange(len(signs), device=signs.device), signs.argmax(1), signs.argmin(1)
         policy = errors.policy.detach()
         logged = Errors(policy[rows, best], policy[rows, worst], known[rows, best], known[rows, worst])
-        return logged, losses.detach(), distances
+        return logged, losses, distances
 
     def _safeguard(
         self, noisy: NoisyBatch, predictions: Tensor, spec: LossSpec, loser_scale: float | None
