@@ -187,6 +187,7 @@ def _scales(recipe: Recipe, small: Recipe, walked: Run, parts: Registry) -> dict
     for system, brief in zip(recipe.train.systems, small.train.systems, strict=True):
         settings, own = recipe.train.settings(system), small.train.settings(brief)
         batch, steps = settings.batch_size * settings.gradient_accumulation_steps, [one.steps for one in system.phases]
+        # Not known where the rehearsal samples in fewer steps, as on a CPU.
         if system.data == "captions" and all(steps) and own.draft_steps == settings.draft_steps:
             scales["train"] = batch * sum(filter(None, steps)) / (own.batch_size * STEPS * len(steps))
         if system.data != "pairs":
