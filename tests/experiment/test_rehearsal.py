@@ -76,7 +76,12 @@ def _toml(value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["audio-alpaca", "tango2", "tango2-draft", pytest.param("tango2-online", marks=pytest.mark.slow)]
+    "name",
+    [
+        "audio-alpaca",
+        "tango2-draft",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tango2", "tango2-online")),
+    ],
 )
 def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)

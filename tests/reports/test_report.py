@@ -117,11 +117,13 @@ def test_only_what_is_fine_tuned_alone_is_a_control(page: str) -> None:
 
 
 def test_a_note_of_a_model_stands_beside_the_comparison(tmp_path: Path, page: str) -> None:
-    path = make_run(tmp_path)
-    note = "<b>what made it</b>, in 23 minutes"
-    models = f'[[evaluate.models]]\nname = "shipped"\nmodel = "nano-2"\nnote = "{note}"\n'
-    (path / "recipe.toml").write_text((path / "recipe.toml").read_text() + models)
-    shown = write_report(path).read_text(encoding="utf-8")
+    row = {"split": "overall", "metric": "clap", "a": "shipped", "b": "base", "difference": 0.02, "low": 0.01}
+    write_json(
+        tmp_path / "metrics" / "comparisons.json", [row | {"high": 0.05, "p": 0.01, "n": 60, "better": "shipped"}]
+    )
+    model = '[[evaluate.models]]\nname = "shipped"\nmodel = "nano-2"\nnote = "<b>what made it</b>, in 23 minutes"\n'
+    (tmp_path / "recipe.toml").write_text(model)
+    shown = write_report(tmp_path).read_text(encoding="utf-8")
     assert "shipped</span>: &lt;b&gt;what made it&lt;/b&gt;, in 23 minutes</p>" in shown
     assert "</span>: " not in page  # no model, no note
 
