@@ -28,7 +28,10 @@ def adapter(folder: Path, prefix: str = "", base: str = "nano", scale: float = 1
     return {"expected": weight + 2 * up @ down, "plain": weight}
 
 
-@pytest.mark.parametrize("prefix", ["", "unet.", "transformer.", "base_model.model."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "transformer.", *(pytest.param(one, marks=pytest.mark.slow) for one in ("unet.", "base_model.model."))],
+)
 def test_an_adapter_is_added_to_the_weights_of_its_base(tmp_path: Path, prefix: str) -> None:
     weights = adapter(tmp_path / "one", prefix)
     unet = pipeline(str(tmp_path / "one")).unet
