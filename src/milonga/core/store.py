@@ -70,9 +70,10 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        access = part.stat().st_mode & 0o666
         for file in [*part.rglob("*"), part]:
-            if file.is_file():  # safetensors' own are for nobody but their owner
-                file.chmod(part.stat().st_mode & 0o666)
+            if file.is_file() and access & ~file.stat().st_mode:  # safetensors' own are for nobody but their owner
+                file.chmod(access)
             _sync(file)
         if replace:
             shutil.rmtree(path, ignore_errors=True)

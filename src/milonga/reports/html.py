@@ -83,6 +83,7 @@ def evaluation_content(view: EvaluationView, systems: list[str], ranked: bool = 
         "agreement": view.agreement,
         "ratings": view.ratings,
         "controls": set(),
+        "notes": {},
         "searches": [],
         "recipe": "",
         "facts": [],

@@ -93,7 +93,7 @@ class TrainStep:
         for micro in self._passes(step, priors):
             spec = loss_spec(micro.phase.loss)
             batch, noisy, keys = self._noisy_micro_batch(step, micro, spec)
-            old = self._old_predictions(noisy, micro)
+            old = self._old_predictions(noisy, spec)
             with autocast(noisy.latents.device, self._settings.precision):
                 predictions = self._denoiser.predict(noisy.latents, noisy.timesteps, noisy.conditioning, self._network)
             predictions = noisy.guided(predictions.float(), self._network, self._settings.precision)
@@ -165,9 +165,9 @@ class TrainStep:
         losers = spec.needs_loser and not (spec.labels and batch.desirable is not None)
         return batch, self._noised(batch, keys, losers, spec), keys
 
-    def _old_predictions(self, noisy: NoisyBatch, micro: MicroBatch) -> Tensor | None:
+    def _old_predictions(self, noisy: NoisyBatch, spec: LossSpec) -> Tensor | None:
         """The averaged weights' predictions, before the policy's own: its weights take their place in memory again."""
-        if not (loss_spec(micro.phase.loss).groups and self._settings.old_policy == "ema"):
+        if not (spec.groups and self._settings.old_policy == "ema"):
             return None
         with torch.no_grad(), self.averaged_weights():
             return noisy.predict(self._network, self._settings.precision)
@@ -183,7 +183,7 @@ class TrainStep:
         baseline: float,
         loser_scale: float | None,
     ) -> tuple[Errors, Tensor, Tensor | None]:
-        """Errors without gradients, losses (B,), and distances from the reference (B,), of a micro-batch."""
+        """Errors, losses (B,), and distances from the reference (B,), of a micro-batch."""
         losers = len(predictions) > len(keys)
         errors, distances = split_errors(noisy.mse(predictions), losers), None
         if spec.needs_reference and self._reference is not None:
