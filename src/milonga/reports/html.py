@@ -93,9 +93,10 @@ def evaluation_content(view: EvaluationView, systems: list[str], ranked: bool = 
 def run_content(run: RunMaterial, systems: list[str]) -> dict[str, Any]:
     """What the report of a run shows beside its evaluation."""
     curves = [(name, tables.training_curves(run.training[name])) for name in systems if name in run.training]
+    recipe = parsed(run.recipe)
     return {
-        "controls": controls(run.recipe),
-        "notes": {one["name"]: one.get("note") for one in _table(run.recipe, "evaluate").get("models", ())},
+        "controls": controls(recipe),
+        "notes": {one["name"]: one.get("note") for one in recipe.get("evaluate", {}).get("models", ())},
         "pair_rows": tables.pair_rows(run),
         "refusals": tables.refused_by(run),
         "figure2": tables.figure2(run),
@@ -116,16 +117,16 @@ def subject_of(systems: list[str], baseline: str = "base") -> str:
     return "aligned" if "aligned" in trained else [baseline, *trained][-1]
 
 
-def controls(recipe: str) -> set[str]:
-    """The systems of a recipe's text that are fine-tuned and aligned to nothing: all of their phases are SFT."""
-    systems = _table(recipe, "train").get("systems", [])
-    return {system["name"] for system in systems if all(phase["loss"] == "sft" for phase in system["phases"])}
+def controls(recipe: dict[str, Any]) -> set[str]:
+    """The systems of a recipe that are trained further and aligned to nothing: all of their phases only denoise."""
+    systems = recipe.get("train", {}).get("systems", [])
+    return {one["name"] for one in systems if {phase["loss"] for phase in one["phases"]} <= {"sft", "ldm"}}
 
 
-def _table(recipe: str, name: str) -> dict[str, Any]:
-    """A table of a recipe's text; empty where there is none."""
+def parsed(recipe: str) -> dict[str, Any]:
+    """A recipe's text as tables; none where it is not TOML: a report is made of an edited recipe too."""
     try:
-        return tomllib.loads(recipe).get(name, {})
+        return tomllib.loads(recipe)
     except tomllib.TOMLDecodeError:
         return {}
 
