@@ -18,10 +18,11 @@ from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.records import Refusal
 from milonga.core.store import Run
 from milonga.data import encode
+from milonga.data.captions import prompt_source, reference
 from milonga.data.encode import encode_clips
 from milonga.data.examples import CaptionedClips
 from milonga.data.examples import fingerprint as contents
-from milonga.data.recordings import clip_entries, count_entries, fingerprint
+from milonga.data.recordings import clip_entries, count_entries, decoded, fingerprint
 from milonga.maths.mixing import mixes
 from milonga.models.load import load_denoiser
 from milonga.training.trainer import train
@@ -189,10 +190,23 @@ def test_a_source_of_which_nothing_can_be_used_is_told(model: str, source: str, 
         encode_clips(load_denoiser(model), source, tmp_path / "work")
 
 
-@pytest.mark.parametrize("source", ["", "clips", "clips:", "world:train:5", "dataset:"])
+@pytest.mark.parametrize("source", ["", "clips", "clips:", "worlds:train:5", "dataset:"])
 def test_a_source_of_another_form_is_told_how_to_write_one(source: str) -> None:
     with pytest.raises(RecipeError, match=r"is no source of clips: write clips:FILE\.csv"):
         clip_entries(source)
+
+
+def test_clips_of_the_small_world_are_rendered_from_its_captions(model: str, tmp_path: Path) -> None:
+    source = "world:train:3:multi"
+    prompts = prompt_source(source)
+    recordings = list(decoded(clip_entries(source)))
+    assert [one.captions for one in recordings] == [(prompt.text,) for prompt in prompts]
+    for one, prompt in zip(recordings, prompts, strict=True):
+        assert np.array_equal(one.clip.waveform, reference(prompt).waveform)
+    assert count_entries(source) == len(encode_clips(load_denoiser(model), source, tmp_path)) == 3
+    assert fingerprint(source) == fingerprint(source) != fingerprint("world:train:4:multi")
+    with pytest.raises(RecipeError, match="world:dev:3"):
+        clip_entries("world:dev:3")
 
 
 def test_data_sets_with_an_audio_column_are_read_undecoded(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ class Echo:
 
     name, rate = "echo", 8000
 
-    def __init__(self, latents: bool = True) -> None:
-        self.latents, self.batches = latents, []
+    def __init__(self) -> None:
+        self.batches = []
 
     def generate(self, requests: Sequence[Request]) -> list[Clip]:
         self.batches.append(list(requests))
         return [self._one(request) for request in requests]
 
     def _one(self, request: Request) -> Clip:
-        kept = np.full((2, 3, 4), request.number / 8, dtype=np.float32) if self.latents else None
+        kept = np.full((2, 3, 4), request.number / 8, dtype=np.float32)
         return Clip(np.array([request.seed % 1000, request.steps], dtype=np.float32), self.rate, kept)
 
 
@@ -44,22 +44,26 @@ def requests() -> list[Request]:
     return [Request.of(1, p, p.text, steps, g, n) for p in prompts for n, (steps, g) in enumerate(settings * 2)]
 
 
+def waveforms(asked: Sequence[Request], model: Echo, batch: int) -> list[tuple[str, list[float]]]:
+    """The id of each request and the samples of its clip, in the order in which they come."""
+    return [(request.id, clip.waveform.tolist()) for request, clip in generate_clips(asked, model.generate, batch)]
+
+
 @pytest.mark.parametrize("batch", [1, 3, 4, 100])
 def test_each_request_comes_back_once_with_its_own_clip_and_latents(batch: int) -> None:
     asked = requests()
-    found = list(generate_clips(asked, Echo(), batch))
-    assert sorted(request.id for request, *_ in found) == sorted(request.id for request in asked)
-    for request, clip, packed in found:
+    found = list(generate_clips(asked, Echo().generate, batch))
+    assert sorted(request.id for request, _ in found) == sorted(request.id for request in asked)
+    for request, clip in found:
         assert clip.waveform.tolist() == [request.seed % 1000, request.steps]
-        assert packed is not None
-        latents = np.frombuffer(packed, dtype=np.float16).reshape(2, 3, 4)
-        assert (latents == request.number / 8).all()
+        assert clip.latents is not None
+        assert (clip.latents == request.number / 8).all()
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 100])
 def test_a_batch_is_no_larger_than_asked_and_shares_steps_and_guidance(batch: int) -> None:
     model = Echo()
-    list(generate_clips(requests(), model, batch))
+    list(generate_clips(requests(), model.generate, batch))
     assert max(map(len, model.batches)) == min(batch, 10)
     assert sum(map(len, model.batches)) == 30
     assert all(len({(one.steps, one.guidance) for one in part}) == 1 for part in model.batches)
@@ -68,21 +72,16 @@ def test_a_batch_is_no_larger_than_asked_and_shares_steps_and_guidance(batch: in
 
 def test_neither_batch_nor_order_changes_what_comes_out() -> None:
     asked = requests()
-    first = [(request.id, packed) for request, _, packed in generate_clips(asked, Echo(), 4)]
-    assert [(request.id, packed) for request, _, packed in generate_clips(asked[::-1], Echo(), 7)] == first
-
-
-def test_a_model_without_latents_has_none_packed() -> None:
-    assert {packed for *_, packed in generate_clips(requests(), Echo(latents=False), 8)} == {None}
+    assert waveforms(asked[::-1], Echo(), 7) == waveforms(asked, Echo(), 4)
 
 
 def test_nothing_asked_is_nothing_made() -> None:
-    assert list(generate_clips([], Echo(), 4)) == []
+    assert list(generate_clips([], Echo().generate, 4)) == []
 
 
 def test_clips_come_as_they_are_made_so_that_a_stop_loses_one_batch() -> None:
     model = Echo()
-    stream = generate_clips(requests(), model, 4)
+    stream = generate_clips(requests(), model.generate, 4)
     next(stream)
     assert len(model.batches) == 1
 
@@ -97,9 +96,8 @@ def test_batches_are_halved_until_memory_suffices(room: int) -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().generate(requests)
 
-    model, plain = Small(), generate_clips(requests(), Echo(), 8)
-    found = generate_clips(requests(), model, 8)
-    assert [(one.id, packed) for one, _, packed in found] == [(one.id, packed) for one, _, packed in plain]
+    model = Small()
+    assert waveforms(requests(), model, 8) == waveforms(requests(), Echo(), 8)
     assert max(map(len, model.batches)) == {1: 1, 3: 2, 6: 4}[room]
 
 
@@ -118,7 +116,7 @@ def test_one_clip_that_memory_does_not_hold_is_an_error_and_so_is_any_other() ->
     for error, batches in ((torch.OutOfMemoryError("CUDA out of memory"), 3), (RuntimeError("a shape"), 1)):
         model = Broken(error)
         with pytest.raises(type(error), match=str(error)):
-            list(generate_clips(requests(), model, 4))
+            list(generate_clips(requests(), model.generate, 4))
         assert len(model.batches) == batches
 
 
@@ -131,13 +129,13 @@ def test_clips_of_a_real_pipeline_do_not_depend_on_batch_and_order() -> None:
     prompts = [Prompt.of(text, "test") for text in small_networks.WORDS]
     asked = [Request.of(1, p, p.text, steps, 3.0, n) for p in prompts[:3] for n, steps in enumerate((2, 2, 3))]
     alone, together = (
-        {request.id: (clip.waveform, packed) for request, clip, packed in generate_clips(part, model, batch)}
+        {request.id: clip for request, clip in generate_clips(part, model.generate, batch)}
         for part, batch in ((asked, 1), (asked[::-1], 4))
     )
-    for name, (wave, packed) in alone.items():
-        np.testing.assert_allclose(together[name][0], wave, atol=1e-4)
-        first, second = (np.frombuffer(data or b"", dtype=np.float16) for data in (packed, together[name][1]))
-        np.testing.assert_allclose(first.astype(np.float32), second.astype(np.float32), atol=5e-3)
+    for name, clip in alone.items():
+        assert clip.latents is not None
+        np.testing.assert_allclose(together[name].waveform, clip.waveform, atol=1e-4)
+        np.testing.assert_allclose(together[name].latents, clip.latents, atol=5e-3)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 100])

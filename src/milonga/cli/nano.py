@@ -1,7 +1,8 @@
 """The commands `milonga nano ...`: train and measure the weights that ship with Milonga."""
 
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,13 +56,8 @@ def nano_benchmark(
 
 
 @nano.command("exam", hidden=True)
-def nano_exam(
-    clips: Annotated[int, typer.Option(min=2)] = 1000,
-    captions: Annotated[int, typer.Option(min=2)] = 400,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    ranked: Annotated[int, typer.Option(min=0)] = 160,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
-) -> None:
+@wraps(nano_benchmark)
+def nano_exam(**options: Any) -> None:
     """The old name of `benchmark`, accepted for one version."""
     typer.echo("milonga: `nano exam` is deprecated: use `nano benchmark`", err=True)
-    nano_benchmark(clips, captions, seed, ranked, as_json)
+    nano_benchmark(**options)

@@ -38,12 +38,7 @@ SECONDS = "clip_seconds"  # of `Conditioning`: the length of a clip, for models 
 
 
 def encode_pairs(
-    denoiser: "Denoiser",
-    data: Path,
-    work: Path,
-    split: str | None = None,
-    seed: int = 0,
-    allow_missing: bool = False,
+    denoiser: "Denoiser", data: Path, work: Path, split: str | None = None, seed: int = 0, allow_missing: bool = False
 ) -> "tuple[list[Pair], PairExamples]":
     """The pairs of a data set in Audio-alpaca's layout and, in the same order, the training examples of them.
 

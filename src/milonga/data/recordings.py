@@ -23,7 +23,7 @@ from milonga.core.audio import Mono, from_flac, read_audio
 from milonga.core.cache import feature_cache
 from milonga.core.errors import AudioError, DataError, MilongaWarning, RecipeError, brief
 from milonga.core.ids import content_id, file_hash
-from milonga.core.records import Clip, Refusal
+from milonga.core.records import Clip, Prompt, Refusal
 from milonga.core.store import read_json, write_json
 from milonga.data.audio_alpaca import SHORTEST, alpaca_files, count_pairs, embedded_audio
 from milonga.data.captions import (
@@ -34,6 +34,8 @@ from milonga.data.captions import (
     clip_names,
     loaded,
     metadata_of,
+    prompt_source,
+    reference,
     utf8_name,
 )
 from milonga.data.tables import PATH_COLUMNS, TABLE_SUFFIXES, Row, read_rows
@@ -41,7 +43,6 @@ from milonga.data.tables import PATH_COLUMNS, TABLE_SUFFIXES, Row, read_rows
 AUDIO_COLUMNS = ("audio", "chosen")  # where a clip's bytes are inside: the first that is there
 LISTED = 10  # reasons that are printed
 LEFT_OUT = "left-out.json"
-FORMS = "clips:FILE.csv[@FOLDER] (or .tsv, .json, .jsonl, .parquet), clips:FOLDER or dataset:NAME[:SPLIT[:COLUMN]]"
 
 Refused = Callable[[Refusal], None]
 
@@ -57,28 +58,33 @@ class Recording:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a data set before its clip is decoded: where it stands, its captions, a file or the bytes of one."""
+    """A row of a data set before its clip is decoded: where it stands, its captions, and a file, bytes or a prompt."""
 
     where: str
     captions: tuple[str, ...]
-    source: Path | bytes | Clip
+    source: Path | bytes | Clip | Prompt
 
 
 def clip_entries(source: str) -> Iterator[Entry]:
     """The rows of a source, their clips not yet decoded (`decoded` does that).
 
-    `clips:PATH[@FOLDER]` is read as `entries` reads it, FOLDER holding the clips of a table;
-    `dataset:NAME[:SPLIT[:COLUMN]]` is a data set on the Hub or in a folder with an Audio column. Raises RecipeError for
-    a source of another form, DataError for one that cannot be used.
+    `clips:PATH[@FOLDER]` is read as `entries` reads it, FOLDER holding the clips of a table. `dataset:NAME[:SPLIT
+    [:COLUMN]]` has an Audio column, on the Hub or in a folder. `world:SPLIT:COUNT[:multi]` are captions that the small
+    world renders. Raises RecipeError for a source of another form, DataError for one that cannot be used.
     """
     kind, _, rest = source.partition(":")
+    if kind == "world":
+        return (Entry(prompt.text, (prompt.text,), prompt) for prompt in prompt_source(source))
     if kind == "clips" and rest:
         return entries(*_paths(rest))
     if kind == "dataset" and rest:
         folder = Path(rest.removesuffix(":train"))
         # An AudioFolder on this machine: `datasets` would decode its sounds, and needs more libraries for that.
         return entries(folder) if metadata_of(folder) else _dataset_entries(rest)
-    raise RecipeError(f"{source!r} is no source of clips: write {FORMS}")
+    raise RecipeError(
+        f"{source!r} is no source of clips: write clips:FILE.csv[@FOLDER] (or .tsv, .json, .jsonl, .parquet), "
+        "clips:FOLDER, dataset:NAME[:SPLIT[:COLUMN]] or world:train:COUNT[:multi]"
+    )
 
 
 def entries(path: Path, audio: Path | None = None) -> Iterator[Entry]:
@@ -95,12 +101,11 @@ def entries(path: Path, audio: Path | None = None) -> Iterator[Entry]:
         rows = _embedded([path])
     else:
         rows = _listed(path, audio or path.parent)
-    empty = True
-    for entry in rows:
-        empty = False
-        yield entry
-    if empty:
+    first = next(rows, None)
+    if first is None:
         raise DataError(f"{path} holds no clips with captions")
+    yield first
+    yield from rows
 
 
 def decoded(
@@ -118,6 +123,8 @@ def decoded(
                 clip = read_audio(clip, mono=mono, seconds=seconds)
             elif isinstance(clip, bytes):
                 clip = from_flac(clip, mono, seconds)
+            elif isinstance(clip, Prompt):
+                clip = reference(clip)
             if clip.seconds < SHORTEST:
                 raise AudioError(f"the clip has only {len(clip.waveform)} samples at {clip.rate} Hz: it is too short")
         except AudioError as error:
@@ -191,6 +198,8 @@ def fingerprint(source: str) -> str:
     only where size or time has changed; for a data set the library's own fingerprint of its rows."""
     kind, _, rest = source.partition(":")
     folder = Path(rest.removesuffix(":train"))
+    if kind == "world":  # rendering is part of what it holds
+        return content_id(source, next(decoded(clip_entries(source))).id)
     if kind == "dataset" and rest and not metadata_of(folder):
         name, split = (*rest.split(":"), "")[:2]
         return content_id(source, loaded(name, split or "train")._fingerprint)

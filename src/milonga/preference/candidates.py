@@ -26,7 +26,7 @@ from milonga.maths.statistics import mean_z_scores
 log = logging.getLogger(__name__)
 
 
-def generate_in_batches(
+def generate_clips(
     requests: Sequence[Request], generate: Callable[[Sequence[Request]], list[Clip]], batch_size: int
 ) -> Iterator[tuple[Request, Clip]]:
     """Each request with its clip, sorted by steps, guidance and id; those that share steps and guidance are generated
@@ -49,14 +49,6 @@ def generate_in_batches(
                 left = left[len(batch) :]
 
 
-def generate_clips(
-    requests: Sequence[Request], model: Model, batch_size: int
-) -> Iterator[tuple[Request, Clip, bytes | None]]:
-    """Each request with its clip and its latents as raw float16 bytes (None: the model has none), batch by batch."""
-    for request, clip in generate_in_batches(requests, model.generate, batch_size):
-        yield request, clip, pack_latents(clip.latents)
-
-
 def generate_shard(
     run: Run,
     stage: str,
@@ -74,10 +66,10 @@ def generate_shard(
     requests, model = read_requests(shard), load_model()
     rows: list[tuple[str, Clip, bytes | None]] = []
     refusals: list[Refusal] = []
-    for request, clip, latents in generate_clips(requests, model, batch_size):
+    for request, clip in generate_clips(requests, model.generate, batch_size):
         try:
             to_int16(clip.waveform)
-            rows.append((request.id, clip, latents))
+            rows.append((request.id, clip, pack_latents(clip.latents)))
         except AudioError as error:
             refusals.append(Refusal(stage=stage, id=request.id, reason=str(error)))
     if refusals:
@@ -106,7 +98,7 @@ def generate_scored_shard(
     requests, model = run.stage("plan").read_records(Request, [shard]), load_model()
     finite: list[tuple[Request, Clip]] = []
     refusals: list[Refusal] = []
-    for request, clip in generate_in_batches(requests, model.generate_mels, batch_size):  # type: ignore[attr-defined]
+    for request, clip in generate_clips(requests, model.generate_mels, batch_size):  # type: ignore[attr-defined]
         if clip.mel is not None and np.isfinite(clip.mel).all():
             finite.append((request, clip))
         else:

@@ -176,7 +176,7 @@ def _generated(wanted: Sequence[tuple[Prompt, int]], seed: int) -> list[Clip]:
     requests = [Request.of(seed, prompt, prompt.text, steps, guidance, number) for prompt, number in wanted]
     generated = {}
     with tracked("base", len(requests)) as advance:
-        for request, clip, _ in generate_clips(requests, model, BATCH):
+        for request, clip in generate_clips(requests, model.generate, BATCH):
             generated[request.id] = clip
             advance(1)
     return [generated[request.id] for request in requests]

@@ -49,8 +49,6 @@ STEPS, GUIDANCE = 8, 3.0  # the pipeline's default sampling
 CHANNELS_LAST = torch.channels_last  # up to twice as fast for narrow convolutions on a CPU
 FIELDS = ("mean", "logvar")  # of the VAE's posteriors
 THRESHOLD = 0.5  # the tagger's, on a clip's highest frame posterior
-
-
 NETWORKS = ("tango", *(spec.name for spec in (*train_scorers.TAGGERS, *train_scorers.CLAPS)))
 
 
