@@ -277,7 +277,7 @@ def encode(tiny: bool, count: int) -> dict[str, Any]:
 
 def score(tiny: bool, name: str, count: int) -> dict[str, Any]:
     """Clips a second by one network, from waveforms to rows."""
-    from milonga.experiment.rehearsal.stand_ins import random_clap
+    from milonga.experiment.rehearsal.stand_ins import random_scorer
     from milonga.maths.devices import device_of, placed
     from milonga.scorers.load import scorer
     from milonga.scorers.panns import FRONT_ENDS, Cnn14, PannsEmbedder
@@ -285,7 +285,7 @@ def score(tiny: bool, name: str, count: int) -> dict[str, Any]:
 
     clips, width, device = noise(count), 1 if tiny else 64, device_of()
     if name == "LAION-CLAP":
-        clap = scorer("nano-clap-a") if tiny else random_clap(name, WORDS, device)
+        clap = scorer("nano-clap-a") if tiny else random_scorer(name, WORDS, device)
         return with_share(lambda: clap.embed_clips(clips), clap.model, "get_audio_features", count)
     if name == "PANNs":
         panns = PannsEmbedder(name, placed(Cnn14(FRONT_ENDS[16000], width), device))

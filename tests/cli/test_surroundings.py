@@ -43,7 +43,7 @@ COMMANDS = {
     "convert": ["convert", "original", "OUT/converted"],
     "evaluate": ["evaluate", *FOLDERS, "--clap", "judge", "--resamples", "100", "--out", "OUT/leaderboard"],
     "listen make": ["listen", "make", "systems", "--captions", "clips/metadata.csv", "--out", "OUT/made"],
-    "listen links": ["listen", "links", "TEST"],
+    "listen links": ["listen", "links", "TEST", "--url", "http://localhost:8000"],
     "listen serve": ["listen", "serve", "TEST", "--port", "0"],
     "listen texts": ["listen", "texts"],
     "listen results": ["listen", "results", "TEST"],

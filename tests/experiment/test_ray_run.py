@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import fake_parts
@@ -22,6 +23,7 @@ from milonga.engines.local import LocalEngine
 from milonga.engines.ray import RayEngine
 from milonga.experiment import run as pipeline
 from milonga.experiment.recipe import load_recipe, parse_recipe
+from milonga.preference.candidates import generate_shard
 
 pytest.importorskip("ray", reason="the engine ray needs the extra `ray`")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -71,7 +73,7 @@ def test_a_worker_that_does_not_see_the_run_folder_says_so(tmp_path, cluster):
     here = pipeline.Context(FAKE, run, FakeParts(), RayEngine())
     (run.path / "manifest.json").unlink()  # what a worker elsewhere sees
     with pytest.raises(StoreError, match="put the run where all machines see it"):
-        here.over_shards("generate", {"a": 1}, lambda shard: 1)
+        here.over_shards("generate", {"a": 1}, partial(generate_shard, run, "generate", list, list, 1))
 
 
 DRIVER = """
