@@ -20,7 +20,7 @@ T = TypeVar("T")
 MAGIC = b"SQLite format 3\0"
 KEYS_PER_QUERY = 500  # below SQLite's limit
 _LOADED: list[Callable[[], None]] = []  # empties the cache of each loader
-_TOLD = set[str]()  # warnings that were given: a command opens the cache several times
+_WARNINGS = set[str]()  # warnings that were given: a command opens the cache several times
 
 
 def once(loader: Callable[P, T]) -> Callable[P, T]:
@@ -107,8 +107,8 @@ class ArrayCache:
             self.usable = False
             advice = "delete it, or set MILONGA_CACHE to another folder"
             text = f"{self.path} cannot be used ({error}), so features are computed each time: {advice}"
-            if text not in _TOLD:
-                _TOLD.add(text)
+            if text not in _WARNINGS:
+                _WARNINGS.add(text)
                 warnings.warn(text, MilongaWarning, stacklevel=2)
 
 
