@@ -207,6 +207,8 @@ def test_clips_of_the_small_world_are_rendered_from_its_captions(model: str, tmp
     assert fingerprint(source) == fingerprint(source) != fingerprint("world:train:4:multi")
     with pytest.raises(RecipeError, match="world:dev:3"):
         clip_entries("world:dev:3")
+    with pytest.raises(DataError, match="world:train:0 holds no clips"):
+        encode_clips(load_denoiser(model), "world:train:0", tmp_path)
 
 
 def test_data_sets_with_an_audio_column_are_read_undecoded(tmp_path: Path) -> None:

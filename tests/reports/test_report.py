@@ -8,7 +8,7 @@ from synthetic_run import FACTS, HOSTILE, RECIPE, make_run
 
 from milonga.core.errors import StoreError
 from milonga.core.store import write_json
-from milonga.reports.html import controls, facts, parsed, subject_of, write_report
+from milonga.reports.html import controls, facts, subject_of, toml_tables, write_report
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +110,11 @@ def test_the_subject_is_aligned_or_the_last_trained(systems: list[str], subject:
 
 def test_only_what_is_fine_tuned_alone_is_a_control(page: str) -> None:
     assert "aligned against sft, the control" in page
-    assert controls(parsed(RECIPE)) == {"sft"}
-    assert controls(parsed("")) == controls(parsed("no = toml = at all")) == set()
+    assert controls(toml_tables(RECIPE)) == {"sft"}
+    assert controls(toml_tables("")) == controls(toml_tables("no = toml = at all")) == set()
     for loss, expected in {"ldm": {"sft"}, "ipo": set()}.items():
         other = RECIPE.replace('loss = "sft", epochs = 2', f'loss = "{loss}", epochs = 2')
-        assert controls(parsed(other)) == expected
+        assert controls(toml_tables(other)) == expected
 
 
 def test_a_note_of_a_model_stands_beside_the_comparison(tmp_path: Path, page: str) -> None:

@@ -188,6 +188,8 @@ def encode_clips(
             names.append(name)
             total += len(part)
             advance(len(part))
+    if not total:
+        raise DataError(f"{source} holds no clips with captions")
     report_left_out(_refused(run), total, run.path / "refused", allow_missing, source=source)
     return _read_clips(denoiser, run, names, stages, seed)
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def fingerprint(source: str) -> str:
     kind, _, rest = source.partition(":")
     folder = Path(rest.removesuffix(":train"))
     if kind == "world":  # rendering is part of what it holds
-        return content_id(source, next(decoded(clip_entries(source))).id)
+        return content_id(source, [recording.id for recording in decoded(islice(clip_entries(source), 1))])
     if kind == "dataset" and rest and not metadata_of(folder):
         name, split = (*rest.split(":"), "")[:2]
         return content_id(source, loaded(name, split or "train")._fingerprint)

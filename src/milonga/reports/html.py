@@ -93,7 +93,7 @@ def evaluation_content(view: EvaluationView, systems: list[str], ranked: bool = 
 def run_content(run: RunMaterial, systems: list[str]) -> dict[str, Any]:
     """What the report of a run shows beside its evaluation."""
     curves = [(name, tables.training_curves(run.training[name])) for name in systems if name in run.training]
-    recipe = parsed(run.recipe)
+    recipe = toml_tables(run.recipe)
     return {
         "controls": controls(recipe),
         "notes": {one["name"]: one.get("note") for one in recipe.get("evaluate", {}).get("models", ())},
@@ -123,7 +123,7 @@ def controls(recipe: dict[str, Any]) -> set[str]:
     return {one["name"] for one in systems if {phase["loss"] for phase in one["phases"]} <= {"sft", "ldm"}}
 
 
-def parsed(recipe: str) -> dict[str, Any]:
+def toml_tables(recipe: str) -> dict[str, Any]:
     """A recipe's text as tables; none where it is not TOML: a report is made of an edited recipe too."""
     try:
         return tomllib.loads(recipe)
