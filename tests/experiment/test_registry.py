@@ -17,9 +17,8 @@ from milonga.core.errors import CheckpointError, DataError, RecipeError
 from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.core.store import Run
 from milonga.core.weights import SHIPPED, folder_of
-from milonga.data.encode import pair_examples
+from milonga.data.encode import encode_clips, pair_examples
 from milonga.data.examples import with_prior_data
-from milonga.experiment.examples import prior_clips
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.experiment.registry import Registry
 from milonga.models.generator import TangoModel
@@ -255,7 +254,8 @@ def test_examples_are_the_pairs_latents_with_their_captions(saved: Path, tmp_pat
 def test_prior_clips_are_real_clips_through_the_models_own_vae(saved: Path, tmp_path: Path) -> None:
     pairs, _ = stored(Run(tmp_path))
     denoiser = registry.load_denoiser(str(saved / "tango"))
-    found = with_prior_data(pair_examples(denoiser, Run(tmp_path), pairs, tmp_path), prior_clips(denoiser, 3))
+    clips = encode_clips(denoiser, "world:train:3", tmp_path)
+    found = with_prior_data(pair_examples(denoiser, Run(tmp_path), pairs, tmp_path), clips)
     assert found.num_prior == 3
     batch = found.prior_batch([2, 0], epoch=0)
     assert batch.loser is None

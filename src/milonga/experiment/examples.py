@@ -57,10 +57,7 @@ def examples_of(context: Context, system: System, prior: int = 0) -> "Examples":
         examples = filter_by_strategy(examples, system.strategies)
     if not prior or examples.num_prior or system.data == "clips":
         return examples
-    if context.recipe.train.clips is not None:
-        return with_prior_data(examples, *_real_clips(context, prior))
-    with encoder(context) as denoiser:
-        return with_prior_data(examples, prior_clips(denoiser, prior))
+    return with_prior_data(examples, *_real_clips(context, prior))
 
 
 @contextmanager
@@ -181,20 +178,6 @@ def _captions(system: System, context: Context, _: int) -> "list[Examples]":
     return [CaptionExamples(texts, conditioning, denoiser.latent_shape, context.recipe.seed)]
 
 
-def prior_clips(denoiser: "Denoiser", count: int) -> "PairExamples":
-    """Real clips of the world's training captions, through the autoencoder, with their encoded captions."""
-    import torch
-
-    from milonga.data.captions import reference, world_prompts
-    from milonga.data.examples import PairExamples
-
-    prompts = world_prompts("train", count)
-    clips = [reference(prompt) for prompt in prompts]
-    posterior = denoiser.encode_audio([denoiser.prepare_waveform(clip) for clip in clips])
-    conditioning = denoiser.encode_text([prompt.text for prompt in prompts]).to(torch.device("cpu"))
-    return PairExamples(posterior, None, conditioning.with_seconds([clip.seconds for clip in clips]))
-
-
 def _data_set(context: Context, path: Path) -> "PairExamples":
     """A data set's pairs, encoded once and kept in the run's encoded/."""
     from milonga.data.encode import encode_pairs
@@ -204,17 +187,17 @@ def _data_set(context: Context, path: Path) -> "PairExamples":
         return encode_pairs(denoiser, path, work, train.split, recipe.seed, train.allow_missing)[1]
 
 
-def _real_clips(context: Context, _: int) -> "list[Examples]":
-    """The clips of train.clips with their captions, encoded once and stored in the run's encoded/."""
+def _real_clips(context: Context, prior: int) -> "list[Examples]":
+    """The clips of train.clips (without: `prior` of the small world) with captions, stored in the run's encoded/."""
     from milonga.data.encode import encode_clips
 
     recipe, train = context.recipe, context.recipe.train
-    assert train.clips is not None
+    source = train.clips or f"world:train:{prior}"
     phases = [system.phases for system in train.systems]
     epochs = [train.mix_epochs if any(p.steps for p in some) else sum(p.epochs for p in some) for some in phases]
     settings = (train.mix_ratio, train.legacy, recipe.seed, train.allow_missing, min(train.mix_epochs, max(epochs)))
     with encoder(context) as denoiser:
-        return [encode_clips(denoiser, train.clips, context.run.path / "encoded", *settings)]
+        return [encode_clips(denoiser, source, context.run.path / "encoded", *settings)]
 
 
 def _rewards(context: Context, _: int) -> "list[Examples]":

@@ -149,7 +149,7 @@ def export_system(path: Path, folder: Path, system: str, rank: int | None = None
         else:
             root, _ = resolved(base)  # what is cut is all that was trained, also by runs before
             extract_adapter(load_denoiser(root).module, denoiser.module, rank, part, root)
-        if adapter.is_dir() and rank is None:
+        if adapter.is_dir() and rank is None and not tables[system]["start"]:  # else it is no change of the base
             shutil.copytree(adapter, part / "adapter")
             name_base(part / "adapter", base)
         shutil.copy(path / "recipe.toml", part)

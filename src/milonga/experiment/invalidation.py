@@ -215,10 +215,16 @@ def _remove(run: Run, output: str, stays: Callable[[str, str], bool]) -> None:
 
 
 def _by_name(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's table whose lists of systems and other models are tables by their names; their notes do not count."""
+    """A recipe's table whose lists of systems and other models are tables by their names; their notes do not count.
+
+    A system holds the table of the one that it starts from: what changes that one changes it.
+    """
     train, evaluate = recipe.get("train", {}), recipe.get("evaluate", {})
     if isinstance(train.get("systems"), list):
-        named = {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in train["systems"]}
+        named = dict[str, dict[str, Any]]()
+        for one in train["systems"]:
+            start = {"start": named.get(one.get("start"))}
+            named[one["name"]] = {key: value for key, value in one.items() if key != "name"} | start
         recipe = recipe | {"train": train | {"systems": named}}
     if isinstance(evaluate.get("models"), list):
         recipe = recipe | {"evaluate": evaluate | {"models": {one["name"]: one["model"] for one in evaluate["models"]}}}

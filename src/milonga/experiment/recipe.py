@@ -100,7 +100,7 @@ class Labels(Record):
 
 
 class System(Record):
-    """`[[train.systems]]`: a model trained from the base by phases, and its data.
+    """`[[train.systems]]`: a model trained by phases, from the base or from the system `start` before it, and its data.
 
     `pairs` and `groups` (all clips of a caption, for group-wise losses), of `strategies` where some are named;
     `clips`: real clips with captions; `rewards`: the run's own clips, each with its reward; `labels`: labelled clips;
@@ -112,6 +112,7 @@ class System(Record):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     data: Literal["pairs", "groups", "clips", "rewards", "labels", "online", "captions"] = "pairs"
     strategies: tuple[Name, ...] = ()
+    start: Name | None = None
     sources: tuple[Name, ...] = ()
     scorers: tuple[Name, ...] = ()
     phases: tuple[Phase, ...] = Field(min_length=1)
@@ -129,6 +130,8 @@ class System(Record):
             raise ValueError(f'strategies choose among pairs or groups, and {self.name} is trained on "{self.data}"')
         if (self.sources or self.scorers) and self.data != "captions":
             raise ValueError(f'sources and scorers are for captions, and {self.name} is trained on "{self.data}"')
+        if self.start and self.data == "online":
+            raise ValueError(f"{self.name} is trained online, from models.model: name the model to start from there")
         return self
 
 
@@ -160,7 +163,9 @@ class Train(Settings):
 
     @model_validator(mode="after")
     def _fits_every_system(self) -> Self:
-        for system in self.systems:
+        for place, system in enumerate(self.systems):
+            if system.start is not None:
+                _one_of(f"{system.name}: start", system.start, {one.name for one in self.systems[:place]})
             try:
                 self.settings(system)
             except ValidationError as error:

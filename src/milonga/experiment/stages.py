@@ -72,7 +72,8 @@ def diverse(context: Context, captions: Sequence[Prompt]) -> list[Prompt]:
 
 
 def train_system(context: Context, system: System, reference: "Denoiser | None" = None) -> None:
-    """One system from the run's model, by its phases; a begun one is resumed. The reference is that model or another.
+    """One system by its phases, from the run's model or the system it starts from; a begun one is resumed. The
+    reference is the model it starts from or another.
 
     Under torchrun every rank comes here; the first one encodes the data, and the others read what it stored.
     """
@@ -89,7 +90,8 @@ def train_system(context: Context, system: System, reference: "Denoiser | None" 
     examples = Ranks().main_process_first(partial(examples_of, context, system, prior))
     release()
     sampled = recipe.train.settings(system).sample_every > 0 or system.data == "captions"  # clips while it trains
-    denoiser = context.parts.load_denoiser(recipe.models.model, parts=NETWORKS if sampled else DENOISING)
+    start = path / "checkpoints" / system.start / "model" if system.start else None
+    denoiser = context.parts.load_denoiser(recipe.models.model, start, NETWORKS if sampled else DENOISING)
     config = AlignConfig(
         output_dir=folder, phases=system.phases, seed=recipe.seed, val_fraction=fraction,
         device=str(context.parts.device), trackers=recipe.train.trackers, save_whole_model=False,

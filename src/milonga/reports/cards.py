@@ -161,8 +161,9 @@ def model_card(
         _model_head(f"{run.name}: {name}", system["phases"]),
         f"# {run.name}: {name}",
         f"A text-to-audio latent diffusion model: {code(base)}, whose {PARTS.get(trained, trained)} was aligned to "
-        f"preferences by Milonga. It was trained on {DATA[system['data']]}.",
-        _load(base, index, trained) + (f"\n\n{ADAPTER}" if settings.get("lora_rank") else ""),
+        f"preferences by Milonga. It was trained on {DATA[system['data']]}"
+        f"{', from the system ' + code(system['start']) + ' of its recipe' if system['start'] else ''}.",
+        _load(base, index, trained) + (f"\n\n{ADAPTER}" if settings.get("lora_rank") and not system["start"] else ""),
         f"## Results\n\n{_results(run, name)}",
         f"## Training\n\n{_phases(system)}\n\n{_settings(settings)}",
         f"## Data\n\n{_data(run, system, recipe)}",

@@ -1,0 +1,102 @@
+"""A system that starts from another system of its recipe: the same as training that one's model further."""
+
+from pathlib import Path
+
+import pytest
+from tiny_parts import parts_folder
+
+from milonga.core.errors import RecipeError
+from milonga.core.store import Run
+from milonga.core.weights import adapted
+from milonga.experiment import run as pipeline
+from milonga.experiment.export import export_system
+from milonga.experiment.recipe import parse_recipe
+from milonga.models.denoiser import module_hash
+from milonga.models.load import load_denoiser
+
+RECIPE = """
+name = "tiny"
+seed = 5
+[models]
+model = "{model}"
+scorers = ["{folder}/one"]
+judge = "{folder}/judge"
+tagger = "{folder}/tagger"
+[train]
+clips = "world:train:4"
+batch_size = 2
+learning_rate = 1e-2
+systems = [{systems}]
+"""
+SYSTEM = '{{ name = "{}", {}data = "clips", phases = [{{ loss = "ldm", steps = {} }}] }}'
+FIRST, SECOND, THIRD = (
+    SYSTEM.format(*one) for one in (("first", "", 2), ("second", 'start = "first", ', 3), ("third", "", 1))
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("start")
+    parts_folder(place)
+    return place
+
+
+def trained(folder: Path, out: str, *systems: str, model: str | None = None, settings: str = "") -> Run:
+    text = RECIPE.format(folder=folder, model=model or folder / "tango", systems=", ".join(systems))
+    return pipeline.run(parse_recipe(text + settings, "tiny.toml"), folder / out, until="train")
+
+
+def network(run: Run, system: str) -> str:
+    return module_hash(load_denoiser(f"{run.path}/{system}").module)
+
+
+def written(run: Run, system: str) -> int:
+    return (run.path / "checkpoints" / system / "model" / "config.json").stat().st_mtime_ns
+
+
+def test_it_is_the_training_of_that_systems_model_and_not_of_the_base(folder: Path) -> None:
+    run = trained(folder, "both", FIRST, SECOND)
+    apart = trained(folder, "apart", SECOND.replace('start = "first", ', ""), model=f"{run.path}/first")
+    alone = trained(folder, "alone", SECOND.replace('start = "first", ', ""))
+    assert network(run, "second") == network(apart, "second") != network(alone, "second")
+
+
+def test_a_change_of_the_first_trains_both_again_and_no_other(folder: Path) -> None:
+    run = trained(folder, "changed", FIRST, SECOND, THIRD)
+    before = {name: written(run, name) for name in ("first", "second", "third")}
+    trained(folder, "changed", FIRST, SECOND.replace("steps = 3", "steps = 2"), THIRD)
+    after = {name: written(run, name) for name in before}
+    assert [name for name in before if after[name] != before[name]] == ["second"]
+    trained(folder, "changed", FIRST.replace("steps = 2", "steps = 1"), SECOND.replace("steps = 3", "steps = 2"), THIRD)
+    assert [name for name in before if written(run, name) != after[name]] == ["first", "second"]
+
+
+def test_an_export_holds_both_trainings(folder: Path, tmp_path: Path) -> None:
+    lora = SECOND.replace("}] }", "}], settings = { lora_rank = 2 } }")
+    run = trained(folder, "lora", FIRST, lora)
+    whole = export_system(run.path, tmp_path / "whole", "second")
+    assert module_hash(load_denoiser(str(whole)).module) == network(run, "second")
+    assert not (whole / "adapter").exists()  # it would be a change of the first system's model, not of the base
+    assert "from the system `first` of its recipe" in (whole / "README.md").read_text(encoding="utf-8")
+    widest = export_system(run.path, tmp_path / "adapter", "second", 64)
+    assert adapted(widest) == str(folder / "tango")
+    base, cut, both = (load_denoiser(str(place)).module for place in (folder / "tango", widest, whole))
+    for name, weight in both.named_parameters():
+        change = weight - base.get_parameter(name)
+        if weight.dim() > 1:  # an adapter has no biases
+            lost = (weight - cut.get_parameter(name)).abs().max()
+            assert lost <= 0.02 * change.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("systems", "told"),
+    [
+        ((SECOND, FIRST), 'second: start = "first": must be one of'),
+        ((FIRST, SECOND.replace('"first"', '"second"')), 'second: start = "second": must be one of first'),
+        ((FIRST, SECOND.replace('"clips"', '"online"')), "second is trained online, from models.model"),
+    ],
+)
+def test_what_it_cannot_start_from_is_told(systems: tuple[str, ...], told: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(RECIPE.format(folder="f", model="m", systems=", ".join(systems)), "tiny.toml")
+    assert told in str(error.value)
