@@ -113,6 +113,17 @@ def test_every_stage_is_rehearsed_without_weights_or_data(name: str, tmp_path: P
         assert (folder / "checkpoints" / recipe.train.systems[0].name / "model").is_dir()
 
 
+@pytest.mark.parametrize(
+    "name", ["nano", *(pytest.param(name, marks=pytest.mark.slow) for name in ("demo", "nano-online", "nano-controls"))]
+)
+def test_a_rehearsal_of_the_small_world_evaluates_every_system(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    rows = rehearse(recipe, tmp_path / name)
+    assert [row["stage"] for row in rows][-3:] == ["train", "evaluate", "report"]
+    summaries = read_json(tmp_path / name / "metrics" / "summary.json")
+    assert {row["system"] for row in summaries} == {*recipe.sampled_systems, "reference"}
+
+
 def test_a_stand_in_for_events_has_scores_and_gradients(monkeypatch: Any) -> None:
     monkeypatch.setattr(panns, "Cnn14", partial(panns.Cnn14, width=1))
     scorer = stand_ins.random_scorer("events:Cnn14_16k_mAP=0.438.pth", CAPTIONS, "cpu")

@@ -29,10 +29,10 @@ from milonga.preference.plan import plan
 
 # Captions of two sounds in an order that strategy 3 can perturb.
 CAPTIONS = ("a dog barks then a bell rings", "rain falls after a man speaks")
-HELD_OUT = ("a cat meows then an engine starts", "a woman talks while water pours")
+EVALUATED, JUDGED = "world:test:2", "world:tune:2"  # evaluation needs real clips, which the small world renders
 STEPS = 2  # of each phase, and of sampling on a CPU
 GROUP = 2  # clips of a caption in a group on a CPU
-SOURCE, EVAL_SOURCE = "rehearsal", "rehearsal held out"
+SOURCE = "rehearsal"
 
 
 def rehearse(recipe: Recipe, out: Path | None = None, parts: Registry | None = None) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with two captions and few steps, and the objects that stand for what is not on this machine."""
     models, place = recipe.models, folder / "stand-ins"
-    objects: dict[str, Any] = {SOURCE: list(CAPTIONS), EVAL_SOURCE: list(HELD_OUT)}
+    objects: dict[str, Any] = {SOURCE: list(CAPTIONS)}
     names = {*models.scorers, models.judge}
     names |= {name for own in (*recipe.evaluate.search, *recipe.train.systems) for name in own.scorers}
     for name in sorted(names):
@@ -140,12 +140,12 @@ def _shrunk(recipe: Recipe, folder: Path, parts: Registry, on_cpu: bool) -> tupl
             "online": online.model_copy(
                 update={
                     **few, "iterations": min(STEPS, online.iterations), "sources": (SOURCE,) if online.sources else (),
-                    "prompts": (EVAL_SOURCE,), "pair": online.pair and Pairing(), "noises": 1, "every": 1,
+                    "prompts": (JUDGED,), "pair": online.pair and Pairing(), "noises": 1, "every": 1,
                 }
             ),
             "evaluate": evaluate.model_copy(
                 update={
-                    "prompts": (EVAL_SOURCE,) if evaluate.prompts else (), "noises": 1, "search": (),
+                    "prompts": (EVALUATED,) if evaluate.prompts else (), "noises": 1, "search": (),
                     **({"steps": STEPS} if on_cpu else {}),
                 }
             ),
