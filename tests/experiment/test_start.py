@@ -88,6 +88,18 @@ def test_an_export_holds_both_trainings(folder: Path, tmp_path: Path) -> None:
             assert lost <= 0.02 * change.abs().max()
 
 
+@pytest.mark.slow
+def test_a_student_is_refined_by_rewards_in_the_recipe_that_made_it(folder: Path) -> None:
+    student = FIRST.replace('loss = "ldm"', 'loss = "distil-guidance"')
+    rewards = 'data = "captions", sources = ["world:train:4"], phases = [{ loss = "draft", steps = 1 }]'
+    settings = "settings = { train_guidance = 3.0, draft_steps = 2 }"
+    refined = f'{{ name = "refined", start = "first", {rewards}, {settings} }}'
+    run = trained(folder, "student", student, refined)
+    first, second = (load_denoiser(f"{run.path}/{name}").module for name in ("first", "refined"))
+    assert second.config["time_cond_proj_dim"] == first.config["time_cond_proj_dim"] is not None
+    assert network(run, "refined") != network(run, "first")
+
+
 @pytest.mark.parametrize(
     ("systems", "told"),
     [
