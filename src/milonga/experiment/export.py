@@ -158,7 +158,8 @@ def export_system(path: Path, folder: Path, system: str, rank: int | None = None
             shutil.copy(file, part / "metrics")
         index = read_json(part / "model_index.json") if (part / "model_index.json").is_file() else {}
         lines, network = provenance(manifest), getattr(denoiser, "network", "network")
-        card = model_card(read_material(path), tables[system], recipe, lines, index, network)
+        beside = (part / "adapter").is_dir()
+        card = model_card(read_material(path), tables[system], recipe, lines, index, network, beside)
         write_text(part / "README.md", card)
         write_json(part / NOTE, {"content": content})
     return folder

@@ -149,11 +149,13 @@ def model_card(
     provenance: Sequence[tuple[str, str]],
     index: Mapping[str, Any],
     trained: str,
+    adapter: bool,
 ) -> str:
     """The card of a run's trained system as Markdown with its YAML head.
 
     `system` is its table of the recipe, `recipe` the whole recipe's, `provenance` (what, value) lines of the manifest,
-    `index` the model's model_index.json (empty for one without), of which the part `trained` was trained.
+    `index` the model's model_index.json (empty for one without), of which the part `trained` was trained; `adapter`
+    says whether an adapter lies beside the model.
     """
     name, settings = system["name"], recipe["train"] | system["settings"]
     base = recipe["models"]["model"]
@@ -163,7 +165,7 @@ def model_card(
         f"A text-to-audio latent diffusion model: {code(base)}, whose {PARTS.get(trained, trained)} was aligned to "
         f"preferences by Milonga. It was trained on {DATA[system['data']]}"
         f"{', from the system ' + code(system['start']) + ' of its recipe' if system['start'] else ''}.",
-        _load(base, index, trained) + (f"\n\n{ADAPTER}" if settings.get("lora_rank") and not system["start"] else ""),
+        _load(base, index, trained) + (f"\n\n{ADAPTER}" if adapter else ""),
         f"## Results\n\n{_results(run, name)}",
         f"## Training\n\n{_phases(system)}\n\n{_settings(settings)}",
         f"## Data\n\n{_data(run, system, recipe)}",
