@@ -5,6 +5,7 @@ captions stand for all, a phase has two steps and nothing is filtered. On a CPU 
 two clips of a caption, a batch is one example and all is float32 (few CPUs have bf16), so memory is not the real run's.
 """
 
+import json
 import resource
 import sys
 import threading
@@ -21,7 +22,7 @@ from milonga.core.store import Run, complete, write_json
 from milonga.engines.local import LocalEngine
 from milonga.experiment.recipe import OWN, Pairing, Recipe, System
 from milonga.experiment.registry import Registry
-from milonga.experiment.rehearsal.cost import num_pairs, sampling_passes, training_passes
+from milonga.experiment.rehearsal.cost import num_pairs, sampling_passes
 from milonga.experiment.rehearsal.stand_ins import noise_clips, noise_pairs, random_scorer, stand_in_model
 from milonga.experiment.run import run
 from milonga.maths.devices import device_of
@@ -59,11 +60,13 @@ def rehearse(recipe: Recipe, out: Path | None = None, parts: Registry | None = N
 
     until = None if recipe.train.systems or recipe.evaluate.prompts else "pair"  # a recipe for data alone ends there
     walked = run(small, folder, until, engine=LocalEngine(1), parts=registry, around=measured)
-    scales = _scales(recipe, small, walked, parts)
+    scales = _scales(recipe, walked, parts)
     for row in rows:
         scale = scales.get(row["stage"])
         row["real_seconds"] = None if scale is None else row["seconds"] * scale
-        row["real_bytes"] = None if scale is None or row["stage"] == "train" else row["bytes"] * scale
+        row["real_bytes"] = None if scale is None else row["bytes"] * scale
+        if row["stage"] == "train":
+            row["real_seconds"] = _training_seconds(recipe, small, walked)
     write_json(folder / "rehearsal.json", rows)
     return rows
 
@@ -165,38 +168,51 @@ def _brief(system: System, changes: dict[str, Any]) -> System:
     return system.model_copy(update={"phases": phases, "settings": settings, "sources": sources})
 
 
-def _scales(recipe: Recipe, small: Recipe, walked: Run, parts: Registry) -> dict[str, float]:
-    """How many times a stage's work in the rehearsal the real run's is; stages that are not known are left out.
+def _scales(recipe: Recipe, walked: Run, parts: Registry) -> dict[str, float]:
+    """How many times the rehearsal's clips and passes the real run has, for the stages of which that is known.
 
     Both captions of the rehearsal belong to τ1 and, counted so, to τ2.
     """
-    scales: dict[str, float] = {}
-    captions = _num_captions(recipe, parts)
-    planned = walked.stage("plan")
-    if complete(planned) and captions is not None:
-        rehearsed = planned.read_records(Request)
-        prompts = walked.stage("prompts").read_records(Prompt)
-        real, _ = plan(prompts, recipe.plan.strategies, parts.perturber("rules"), recipe.seed, lambda count: None)
-        temporal = {strategy.name for strategy in recipe.plan.strategies if strategy.negatives == "temporal"}
-        alone = [request for request in real if set(request.strategies) <= temporal]  # those of strategy 3 only
-        shared = [request for request in real if not set(request.strategies) <= temporal]
-        diverse, ordered = (count / len(CAPTIONS) for count in captions)
-        passes = sampling_passes(shared) * diverse + sampling_passes(alone) * ordered
-        scales["generate"] = passes / sampling_passes(rehearsed)
-        scales["score"] = (len(shared) * diverse + len(alone) * ordered) / len(rehearsed)
+    captions, planned = _num_captions(recipe, parts), walked.stage("plan")
+    if captions is None or not complete(planned):
+        return {}
+    rehearsed = planned.read_records(Request)
+    prompts = walked.stage("prompts").read_records(Prompt)
+    real, _ = plan(prompts, recipe.plan.strategies, parts.perturber("rules"), recipe.seed, lambda count: None)
+    temporal = {strategy.name for strategy in recipe.plan.strategies if strategy.negatives == "temporal"}
+    alone = [request for request in real if set(request.strategies) <= temporal]  # those of strategy 3 only
+    shared = [request for request in real if not set(request.strategies) <= temporal]
+    diverse, ordered = (count / len(CAPTIONS) for count in captions)
+    passes = sampling_passes(shared) * diverse + sampling_passes(alone) * ordered
+    return {
+        "generate": passes / sampling_passes(rehearsed),
+        "score": (len(shared) * diverse + len(alone) * ordered) / len(rehearsed),
+    }
+
+
+def _training_seconds(recipe: Recipe, small: Recipe, walked: Run) -> float | None:
+    """The seconds of all the run's training steps, at the pace of the last step that each phase rehearsed.
+
+    None where one system's are not known: it is trained online, on groups, whose clips may be fewer here, for epochs of
+    clips that are not counted yet, or on captions that are sampled in fewer steps here, as on a CPU.
+    """
+    seconds, pairs = 0.0, num_pairs(recipe, Run(Path("runs") / recipe.name))
     for system, brief in zip(recipe.train.systems, small.train.systems, strict=True):
         settings, own = recipe.train.settings(system), small.train.settings(brief)
-        batch, steps = settings.batch_size * settings.gradient_accumulation_steps, [one.steps for one in system.phases]
-        # Not known where the rehearsal samples in fewer steps, as on a CPU.
-        if system.data == "captions" and all(steps) and own.draft_steps == settings.draft_steps:
-            scales["train"] = batch * sum(filter(None, steps)) / (own.batch_size * STEPS * len(steps))
-        if system.data != "pairs":
-            continue
-        pairs = num_pairs(recipe, Run(Path("runs") / recipe.name))
-        if pairs is not None:
-            real = training_passes(system.phases, pairs, batch)
-            scales["train"] = real / training_passes(brief.phases, len(CAPTIONS), own.batch_size)
-    return scales
+        fewer = system.data == "captions" and own.draft_steps < settings.draft_steps
+        if fewer or system.data in ("online", "groups"):
+            return None
+        log = walked.path / "metrics" / "training" / f"{system.name}.jsonl"
+        paces = [json.loads(line)["samples_per_second"] for line in log.read_text().splitlines()]
+        batch = settings.batch_size * settings.gradient_accumulation_steps
+        for phase, pace in zip(system.phases, paces[STEPS - 1 :: STEPS], strict=True):
+            if phase.steps:
+                seconds += phase.steps * batch / pace
+            elif system.data == "pairs" and pairs is not None:
+                seconds += phase.epochs * pairs / pace
+            else:
+                return None
+    return seconds
 
 
 def _num_captions(recipe: Recipe, parts: Registry) -> tuple[int, int] | None:
