@@ -106,7 +106,9 @@ def test_results_do_not_depend_on_how_a_step_is_cut_into_batches(tmp_path: Path)
         )
 
 
-def test_a_training_that_was_cut_off_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_training_that_was_cut_off_ends_with_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = SETTINGS.model_copy(
         update={"checkpoint_every": 2, "trust_region": 0.1, "grad_clip_quantile": 0.5, "ema": 0.9}
     )
@@ -122,7 +124,9 @@ def test_a_training_that_was_cut_off_ends_with_the_same_bits(tmp_path: Path) -> 
     with pytest.raises(Stop):
         trained(tmp_path / "cut", settings, 6, on_step=stops)
     (scales,) = {path.read_bytes() for path in tmp_path.glob("*/rewards.json")}
+    assert capsys.readouterr().err.count("rewards: 5/5") == 2  # their scales, measured once in each training
     resumed = trained(tmp_path / "cut", settings, 6)
+    assert "rewards:" not in capsys.readouterr().err
     assert json.loads(scales)["level"][1] > 0
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 

@@ -11,6 +11,7 @@ These scales are measured once, before the first step, and stored in `rewards.js
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import DataError, RecipeError
+from milonga.core.progress import tracked
 from milonga.core.protocols import DifferentiableScorer
 from milonga.core.store import read_json, write_json
 from milonga.data.examples import Batch
@@ -141,11 +143,15 @@ class DraftStep(TrainStep):
         """
         if not path.exists():  # all ranks agree on this: none can write before all have scores to gather
             count, scores, counts = min(MEASURED, len(self._examples)), list[Tensor](), list[bool]()
-            for rows, real in self._ranks.shard(range(count), self._settings.batch_size):
-                batch = self._examples.batch(rows, 0).to(self._device)
-                latents, _ = self._sampled(batch, [("measured", 0, row) for row in rows], trained=False)
-                scores.append(self._scores(latents, batch).T)
-                counts += real
+            shares = self._ranks.shard(range(count), self._settings.batch_size)
+            total = sum(len(rows) for rows, _ in shares)
+            with tracked("rewards", total) if self._ranks.is_main else nullcontext(lambda done: None) as advance:
+                for rows, real in shares:
+                    batch = self._examples.batch(rows, 0).to(self._device)
+                    latents, _ = self._sampled(batch, [("measured", 0, row) for row in rows], trained=False)
+                    scores.append(self._scores(latents, batch).T)
+                    counts += real
+                    advance(len(rows))
             gathered = self._gather(scores, self._ranks.all_gather(torch.tensor(counts, device=self._device)))
             scales = {}
             for scorer, row in zip(self._scorers, gathered.T.double(), strict=True):
