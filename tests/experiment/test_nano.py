@@ -1,6 +1,5 @@
 """`milonga nano train` in seconds: every task at full width for two steps, stopped, begun again, and loaded."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,15 +96,8 @@ def stopping(loss: Callable, at: int) -> Callable:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Hashes of all files but the tokenizers', which also hold how they were last asked to pad."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "tokenizer.json")
-    return {str(path.relative_to(folder)): file_hash(path) for path in found}
-
-
-def words(folder: Path) -> list[dict[str, int]]:
-    paths = sorted(folder.rglob("tokenizer.json"))
-    assert len(paths) == 4
-    return [json.loads(path.read_text())["model"] for path in paths]
+    """Hashes of all files."""
+    return {str(path.relative_to(folder)): file_hash(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +159,14 @@ def test_latents_are_brought_to_unit_variance_by_the_factor_that_ships(work: Pat
 
 
 @pytest.mark.usefixtures("_short")
-def test_what_is_learnt_is_not_learnt_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_learnt_is_not_learnt_again(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     for module, name in LOSSES:
         monkeypatch.setattr(module, name, stopping(getattr(module, name), 0))
     nano.make(work / "work", work / "again")
     assert files(work / "again") == files(work / "out")
-    assert words(work / "again") == words(work / "out")
+    assert not capfd.readouterr().out  # where results go, and the tokenizers' own progress went
 
 
 @pytest.mark.usefixtures("_short")
@@ -200,4 +194,3 @@ def test_stopped_in_every_task_and_begun_again_it_makes_the_same_weights(
                 nano.make(tmp_path / "work", tmp_path / "out")
     nano.make(tmp_path / "work", tmp_path / "out")
     assert files(tmp_path / "out") == files(work / "out")
-    assert words(tmp_path / "out") == words(work / "out")

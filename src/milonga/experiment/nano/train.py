@@ -144,7 +144,14 @@ def assembled(
 ) -> TangoPipeline:
     """The five networks and nano's schedule as one pipeline."""
     schedule = DDIMScheduler(**train_unet.SCHEDULE)
-    return TangoPipeline(tokenizer, reader.encoder, unet, vae, vocoder, schedule, SECONDS, STEPS, GUIDANCE)
+    return TangoPipeline(_as_fitted(tokenizer), reader.encoder, unet, vae, vocoder, schedule, SECONDS, STEPS, GUIDANCE)
+
+
+def _as_fitted(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer without the padding and the truncation of its last call, which its file would hold."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
 
 
 def _reader(context: BuildContext) -> tuple[PreTrainedTokenizerFast, train_text.EncoderWithHead]:
@@ -260,4 +267,4 @@ def _clap(context: BuildContext, spec: train_scorers.ClapSpec, codec: TangoPipel
     if spec.ranks:
         matrix, bias = ((train_text.SHARPNESS * part).detach().numpy() for part in network.head.parameters())
         head = ReadingHead(matrix, bias, train_scorers.AGREEMENT)
-    save_clap(out, clap, tokenizer, corpus.MEL, corpus.FRAMES, head)
+    save_clap(out, clap, _as_fitted(tokenizer), corpus.MEL, corpus.FRAMES, head)

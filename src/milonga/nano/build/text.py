@@ -57,10 +57,11 @@ def fit_tokenizer(texts: Iterator[str], pad: str, unknown: str, start: str, end:
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet)
-    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    inner.train_from_iterator(texts, trainer)
     template = f"{start} $A {end}".strip()
     inner.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(token, inner.token_to_id(token)) for token in (start, end) if token]
