@@ -28,7 +28,7 @@ def panel(path: Path, place: int) -> str:
     """One task's curve, moved to its place in the grid."""
     read = [(row["step"], row["loss"]) for row in rows(path)]
     steps, losses = np.array(read, dtype=np.float64).T
-    name = "unet" if path.parent.name == "unet" else path.stem
+    name = path.parent.name
     drawn = curves([Line(name, "c1", steps, np.log10(losses))], [], int(steps[-1]), f"loss of {name}")
     x, y = WIDTH * (place % COLUMNS), (HEIGHT + TITLE) * (place // COLUMNS)
     size = f'width="{WIDTH}" height="{HEIGHT}" y="{TITLE}"'
@@ -38,8 +38,7 @@ def panel(path: Path, place: int) -> str:
 
 def main(work: Path, out: Path) -> None:
     """Draws every task's log that WORK holds."""
-    logs = [*sorted(work.glob("*.jsonl")), work / "unet" / "curves.jsonl"]
-    panels = [panel(path, place) for place, path in enumerate(logs)]
+    panels = [panel(path, place) for place, path in enumerate(sorted(work.glob("*/curves.jsonl")))]
     height = (HEIGHT + TITLE) * -(-len(panels) // COLUMNS)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * COLUMNS} {height}">'
     back = '<rect width="100%" height="100%" fill="#fff"/>'

@@ -1,6 +1,8 @@
 """`milonga nano train` in seconds: every task at full width for two steps, stopped, begun again, and loaded."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +150,15 @@ def test_what_ships_loads_and_works_together(work: Path) -> None:
         assert tagger.features([clip])[1].shape == (1, len(CLASSES))
     events = registry.scorer(f"events:{work / 'out' / 'tagger-b'}")
     assert 0 < events.score([clip], [prompt.text])[0] < 1
+
+
+def test_the_curves_of_all_tasks_are_drawn(work: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "curves.py"
+    subprocess.run([sys.executable, script, work / "work", tmp_path / "curves.svg"], check=True)
+    drawn = (tmp_path / "curves.svg").read_text()
+    tasks = [folder.name for folder in (work / "work").iterdir() if (folder / "curves.jsonl").exists()]
+    assert len(tasks) == 17
+    assert all(f">{task}: log10 of the loss by step<" in drawn for task in tasks)
 
 
 def test_latents_are_brought_to_unit_variance_by_the_factor_that_ships(work: Path) -> None:
