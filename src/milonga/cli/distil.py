@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from milonga.cli.errors import handle_errors
+from milonga.cli.common import handle_errors
 from milonga.core.errors import RecipeError
 
 

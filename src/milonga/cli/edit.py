@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from milonga.cli.errors import handle_errors
+from milonga.cli.common import Device, Guidance, ModelName, Steps, handle_errors
 from milonga.core.errors import DataError, MilongaWarning, RecipeError
 from milonga.core.ids import clip_seed, content_id, file_hash, slug
 from milonga.core.progress import tracked
@@ -59,22 +59,16 @@ def edit(
         ),
     ] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What it should not sound like.")] = "",
-    model: Annotated[
-        str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the Hub.")
-    ] = "nano",
-    steps: Annotated[
-        int | None, typer.Option(help="Number of denoising steps.", show_default="the model's own")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale.", show_default="the model's own")
-    ] = None,
+    model: ModelName = "nano",
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same edit.", min=0)] = 0,
     number: Annotated[int, typer.Option("-n", help="Edits per file.")] = 1,
     scheduler: Annotated[
         str | None, typer.Option(help="A sampler, as in generate.", show_default="the model's own")
     ] = None,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
-    device: Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Edit audio files and print the results' paths: the whole clip, a region, a continuation, a loop, a variation, or
     a repair.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from milonga.cli.errors import handle_errors, say, show_page
+from milonga.cli.common import handle_errors, say, show_page
 from milonga.cli.listen import Host, Port
 from milonga.evaluation import EvalConfig
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from milonga.cli.errors import handle_errors, say
+from milonga.cli.common import AsJson, handle_errors, say
 
 listen = typer.Typer(no_args_is_help=True, help="Run a listening test: opinion scores and blind comparisons by people.")
 Folder = Annotated[Path, typer.Argument(metavar="TEST", help="A folder that `milonga listen make` wrote.")]
@@ -107,7 +107,7 @@ def texts() -> None:
 @handle_errors
 def results(
     test: Folder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="text, markdown, latex, csv or json.")
     ] = "text",

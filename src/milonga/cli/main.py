@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from milonga.cli.common import AsJson, Changes, Device, Guidance, ModelName, Steps, handle_errors, say, show_page
+from milonga.cli.common import debug as _debug
 from milonga.cli.distil import distil
 from milonga.cli.edit import edit
-from milonga.cli.errors import debug as _debug
-from milonga.cli.errors import handle_errors, say, show_page
 from milonga.cli.judge import evaluate, studio
 from milonga.cli.listen import listen
 from milonga.cli.nano import nano
@@ -64,15 +64,9 @@ def generate(
             "existing clips are not generated again.",
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the Hub.")
-    ] = "nano",
-    steps: Annotated[
-        int | None, typer.Option(help="Number of denoising steps.", show_default="the model's own")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale.", show_default="the model's own")
-    ] = None,
+    model: ModelName = "nano",
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same clips.", min=0)] = 0,
     number: Annotated[int, typer.Option("-n", help="Clips per prompt.")] = 1,
     best_of: Annotated[
@@ -106,7 +100,7 @@ def generate(
         str, typer.Option(help="fp32, bf16, or auto: whichever this machine was measured to be faster in.")
     ] = "fp32",
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
-    device: Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Generate clips from prompts and print their paths; clips.jsonl beside them lists their settings."""
     from milonga.cli.generate import check, generate_best, generate_clips, read_prompts
@@ -164,9 +158,7 @@ def run(
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage.")] = None,
     engine: Annotated[str, typer.Option(help="Where sharded work runs: local or ray.")] = "local",
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")
-    ] = None,
+    changes: Changes = None,
     rehearse: Annotated[
         bool,
         typer.Option(
@@ -208,9 +200,7 @@ def train(
         str, typer.Argument(metavar="RECIPE", help="A run folder, a .toml file, or a shipped recipe's name.")
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to train in.", show_default="runs/NAME")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")
-    ] = None,
+    changes: Changes = None,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Train also where more than half of the clips or pairs cannot be used."),
@@ -233,7 +223,7 @@ def train(
 @handle_errors
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a run's progress."""
     from milonga.experiment import manifest as state
@@ -252,7 +242,7 @@ def pair(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe's [pair].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Pair a run's stored scores again with other thresholds, without generating clips or loading models."""
     from milonga.experiment import pair as pairing

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from milonga.cli.errors import handle_errors
+from milonga.cli.common import AsJson, handle_errors
 
 nano = typer.Typer(no_args_is_help=True, help="Train and measure the weights that ship with Milonga.")
 
@@ -38,7 +38,7 @@ def nano_benchmark(
     ranked: Annotated[
         int, typer.Option(help="Held-out captions whose eight clips rankers order; 0: none.", min=0)
     ] = 160,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure nano's scorers on real clips and its base model on held-out captions, with 95 % intervals."""
     import json

@@ -64,7 +64,9 @@ class Registry:
 
     def generator_of(self, name: str, denoiser: "Denoiser", seconds: float | None = None) -> Model:
         """A model that generates with the weights that a denoiser has at the moment of each call."""
-        return models.generator_of(name, denoiser, self.device, seconds)
+        from milonga.models.generator import generator_of
+
+        return generator_of(name, denoiser, self.device, seconds)
 
     def tuned(
         self,

@@ -1,7 +1,7 @@
 """A run from its recipe to its report: each stage does what is missing in the run folder, and nothing twice."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -90,8 +90,7 @@ def train(
         parts = parts or Registry(device=recipe.workers.device)
         recipe = with_precision(recipe, folder, parts)
         context = Context(recipe, folder, parts, engine_named("local", recipe.workers))
-        for training in pending_trainings(context):
-            training()
+        train_systems(context)
     return [folder.path / system.name for system in recipe.train.systems]
 
 
@@ -101,26 +100,22 @@ def with_precision(recipe: Recipe, run: Run, parts: Registry) -> Recipe:
     """
     if recipe.models.precision != "auto":
         return recipe
-    before = read_manifest(run)
-    name = recipe.models.model
+    before, name = read_manifest(run), recipe.models.model
     chosen = before["recipe"]["models"].get("precision", "fp32") if before else parts.choose_precision(name)
     return recipe.model_copy(update={"models": recipe.models.model_copy(update={"precision": chosen})})
 
 
-def pending_trainings(context: Context) -> Iterator[Callable[[], None]]:
-    """The training of each system that is not finished, from the base by its phases; a begun one resumes."""
+def train_systems(context: Context) -> None:
+    """Trains every system of the recipe that is not finished, by its phases; a begun one resumes."""
     from milonga.experiment.online import OnlineTrainer
 
     for system in context.recipe.train.systems:
-        if not (context.run.path / "checkpoints" / system.name / "model").exists():
-            online = system.data == "online"
-            yield OnlineTrainer(context, system).train if online else partial(train_system, context, system)
-
-
-def train_systems(context: Context) -> None:
-    """Trains every system of the recipe that is not finished, one after the other."""
-    for training in pending_trainings(context):
-        training()
+        if (context.run.path / "checkpoints" / system.name / "model").exists():
+            continue
+        if system.data == "online":
+            OnlineTrainer(context, system).train()
+        else:
+            train_system(context, system)
 
 
 def steps_of(context: Context) -> dict[str, Callable[[], None]]:

@@ -399,7 +399,7 @@ def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO, secon
     object that is a model already; None for the model's own.
     """
     from milonga.models.denoiser import Denoiser
-    from milonga.models.generator import TangoModel
+    from milonga.models.generator import TangoModel, generator_of
     from milonga.models.tango import TangoPipeline
 
     if isinstance(model, str | Path):
@@ -432,15 +432,6 @@ def object_fingerprint(model: Any) -> str:
     components = getattr(whole, "components", None) or {"": whole}
     hashes = [[k, module_hash(part)] for k, part in sorted(components.items()) if isinstance(part, nn.Module)]
     return content_id(hashes or [type(model).__qualname__, getattr(model, "name", "")])
-
-
-def generator_of(name: str, denoiser: "Denoiser", device: Any = None, seconds: float | None = None) -> Model:
-    """A model that generates with the weights that a denoiser has at the moment of each call, on the network's device
-    or on another one, clips of the model's own length or of `seconds`.
-    """
-    from milonga.models import generator
-
-    return generator.generator_of(name, denoiser, device, seconds)
 
 
 def tuned(
@@ -546,12 +537,17 @@ def _trained_system(run: Path, name: str) -> System:
 
 def _no_progress_bars() -> None:
     """Loading takes a second or two: the libraries' own progress bars would only get in the way of ours."""
+    for library in _libraries():
+        library.disable_progress_bar()
+
+
+def _libraries() -> tuple[Any, Any]:
+    """The logging modules of diffusers and transformers."""
     with deferred_imports():
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    return diffusers_logging, transformers_logging
 
 
 def _or_checkpoint_error(place: Path, loader: Callable[[], Any]) -> Any:
@@ -632,16 +628,11 @@ def _nothing_drawn() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the libraries' warnings on loading."""
-    with deferred_imports():
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-    libraries = diffusers_logging, transformers_logging
-    levels = [library.get_verbosity() for library in libraries]
-    for library in libraries:
+    levels = [(library, library.get_verbosity()) for library in _libraries()]
+    for library, _ in levels:
         library.set_verbosity_error()
     try:
         yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
+        for library, level in levels:
             library.set_verbosity(level)

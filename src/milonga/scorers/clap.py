@@ -42,19 +42,11 @@ class ReadingHead:
     bias: np.ndarray
     weight: float
 
-    def agreement(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
+    def agreement(self, audio: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """The mean log-likelihood, at most 0, shape (N,), of what is read from texts (N, D) under that from clips."""
-        logits, wanted = audio @ self.matrix.T + self.bias, text @ self.matrix.T + self.bias
-        yes = 1 / (1 + np.exp(-wanted))
-        return -(yes * np.logaddexp(0, -logits) + (1 - yes) * np.logaddexp(0, logits)).mean(axis=1)
-
-    def agreement_of(self, audio: torch.Tensor, text: np.ndarray) -> torch.Tensor:
-        """The same of clips (N, D) with gradients."""
         matrix, bias = torch.from_numpy(self.matrix).to(audio), torch.from_numpy(self.bias).to(audio)
-        yes = torch.sigmoid(torch.from_numpy(text).to(audio) @ matrix.T + bias)
-        return -torch.nn.functional.binary_cross_entropy_with_logits(
-            audio @ matrix.T + bias, yes, reduction="none"
-        ).mean(1)
+        read, wanted = audio @ matrix.T + bias, torch.sigmoid(text @ matrix.T + bias)
+        return -torch.nn.functional.binary_cross_entropy_with_logits(read, wanted, reduction="none").mean(1)
 
 
 class ClapScorer:
@@ -101,10 +93,8 @@ class ClapScorer:
 
     def wave_rewards(self, waves: torch.Tensor, rate: int, texts: Sequence[str]) -> torch.Tensor:
         """The scores (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them."""
-        words = self.embed_texts(texts)
         audio = self._embed_waves(resample_waves(waves.to(where(self.model)), rate, self.mel.rate))
-        cosines = (audio * torch.from_numpy(words).to(audio)).sum(1)
-        return cosines if self.head is None else cosines + self.head.weight * self.head.agreement_of(audio, words)
+        return self._similarities(audio, torch.from_numpy(self.embed_texts(texts)).to(audio))
 
     def _embed_waves(self, waves: torch.Tensor) -> torch.Tensor:
         """Unit-norm rows (B, D) of waveforms at the model's rate, with gradients."""
@@ -112,7 +102,10 @@ class ClapScorer:
 
     def compare(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
         """The scores, shape (N,), of embeddings of clips and texts, (N, D) each."""
-        cosines = (audio * text).sum(axis=1)
+        return self._similarities(torch.from_numpy(audio), torch.from_numpy(text)).numpy()
+
+    def _similarities(self, audio: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        cosines = (audio * text).sum(1)
         return cosines if self.head is None else cosines + self.head.weight * self.head.agreement(audio, text)
 
 

@@ -144,7 +144,8 @@ class AlignTrainer:
         process calls this alike. `log_path` and `label` are the log's place and the name shown; `sample` is
         `Trainer.sample`. Raises as `Trainer.run` does.
         """
-        from milonga.models.load import as_denoiser, generator_of
+        from milonga.models.generator import generator_of
+        from milonga.models.load import as_denoiser
         from milonga.scorers.load import scorer
         from milonga.training.distributed import Ranks
         from milonga.training.trackers import print_betas, show_training

@@ -193,8 +193,8 @@ def _scales(recipe: Recipe, walked: Run, parts: Registry) -> dict[str, float]:
 def _training_seconds(recipe: Recipe, small: Recipe, walked: Run) -> float | None:
     """The seconds of all the run's training steps, at the pace of the last step that each phase rehearsed.
 
-    None where one system's are not known: it is trained online, on groups, whose clips may be fewer here, for epochs of
-    clips that are not counted yet, or on captions that are sampled in fewer steps here, as on a CPU.
+    None where they are not known: of a system trained online, on groups (of fewer clips here), for epochs of clips that
+    are not counted yet, or on captions that are sampled in fewer steps here, as on a CPU.
     """
     seconds, pairs = 0.0, num_pairs(recipe, Run(Path("runs") / recipe.name))
     for system, brief in zip(recipe.train.systems, small.train.systems, strict=True):

@@ -1,4 +1,4 @@
-"""Error handling that every command shares: failures are one line on stderr, with a matching exit status."""
+"""What commands share: options, and failures in one line on stderr, with a matching exit status."""
 
 import errno
 import functools
@@ -8,12 +8,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from milonga.core.errors import MilongaError, MilongaWarning
 
+ModelName = Annotated[
+    str, typer.Option(help="A model's name or folder, RUN/SYSTEM, or user/name[@revision] on the Hub.")
+]
+Steps = Annotated[int | None, typer.Option(help="Number of denoising steps.", show_default="the model's own")]
+Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance scale.", show_default="the model's own")]
+Device = Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda, cuda:1, mps.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 P = ParamSpec("P")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
 debug = {"on": False}
