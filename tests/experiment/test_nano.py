@@ -177,6 +177,7 @@ def test_what_is_learnt_is_not_learnt_again(
         monkeypatch.setattr(module, name, stopping(getattr(module, name), 0))
     nano.make(work / "work", work / "again")
     assert files(work / "again") == files(work / "out")
+    assert sum(name.endswith("tokenizer.json") for name in files(work / "out")) == 4
     assert not capfd.readouterr().out  # where results go, and the tokenizers' own progress went
 
 

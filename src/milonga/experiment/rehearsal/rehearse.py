@@ -5,7 +5,6 @@ captions stand for all, a phase has two steps and nothing is filtered. On a CPU 
 two clips of a caption, a batch is one example and all is float32 (few CPUs have bf16), so memory is not the real run's.
 """
 
-import json
 import resource
 import sys
 import threading
@@ -27,6 +26,7 @@ from milonga.experiment.rehearsal.stand_ins import noise_clips, noise_pairs, ran
 from milonga.experiment.run import run
 from milonga.maths.devices import device_of
 from milonga.preference.plan import plan
+from milonga.reports.material import read_steps
 
 # Captions of two sounds in an order that strategy 3 can perturb.
 CAPTIONS = ("a dog barks then a bell rings", "rain falls after a man speaks")
@@ -203,7 +203,7 @@ def _training_seconds(recipe: Recipe, small: Recipe, walked: Run) -> float | Non
         if fewer or system.data in ("online", "groups"):
             return None
         log = walked.path / "metrics" / "training" / f"{system.name}.jsonl"
-        paces = [json.loads(line)["samples_per_second"] for line in log.read_text().splitlines()]
+        paces = [row["samples_per_second"] for row in read_steps(log)]
         batch = settings.batch_size * settings.gradient_accumulation_steps
         for phase, pace in zip(system.phases, paces[STEPS - 1 :: STEPS], strict=True):
             if phase.steps:
