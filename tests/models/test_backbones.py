@@ -37,7 +37,8 @@ from milonga.models import load as models
 from milonga.models.adapter import name_base
 from milonga.models.denoiser import SECONDS, Denoiser, module_hash
 from milonga.models.editing import SPLICE, edit, samples_per_row
-from milonga.models.load import BACKBONES, convert
+from milonga.models.load import convert
+from milonga.models.networks import BACKBONES
 from milonga.training.align import AlignConfig, AlignTrainer
 from milonga.training.trainer import train
 

@@ -15,8 +15,9 @@ from milonga.core.records import Prompt, Request
 from milonga.data.examples import PairExamples
 from milonga.models.audioldm import AudioLDM2Denoiser, AudioLDMDenoiser
 from milonga.models.generator import DenoiserModel
-from milonga.models.load import BACKBONES, as_denoiser
-from milonga.models.mel_denoiser import ROWS
+from milonga.models.load import as_denoiser
+from milonga.models.networks import BACKBONES
+from milonga.models.pipeline_denoiser import ROWS
 from milonga.models.tangoflux import PUBLISHED, SECONDS_GENERATED, TangoFluxDenoiser
 from milonga.training.align import AlignConfig, AlignTrainer
 

@@ -3,6 +3,7 @@
 It is sampled, fine-tuned, aligned, interrupted and resumed, saved, loaded and evaluated by the code that serves Tango.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import milonga
 from milonga.core.audio import write_audio
 from milonga.core.records import Clip, Prompt, Request
 from milonga.core.store import Run
@@ -228,6 +230,18 @@ def test_it_is_fine_tuned_and_aligned_and_its_output_folder_is_a_whole_model(ran
     assert len(rows) == rows[-1]["step"]
 
 
+def test_a_run_that_trained_it_is_loaded_by_its_system(tmp_path: Path) -> None:
+    run, tuned = tmp_path / "run", TinyFlow(seed=1)
+    TinyFlow().save_model(tmp_path / "model")
+    tuned.save(run / "checkpoints" / "aligned" / "model")
+    (run / "recipe.toml").touch()
+    base = f"{__name__}:TinyFlow@{tmp_path / 'model'}"
+    (run / "manifest.json").write_text(json.dumps({"recipe": {"models": {"model": base}}}))
+    model = milonga.load(str(run / "aligned"), scheduler="dpm++")
+    assert module_hash(model.denoiser.module) == module_hash(tuned.module) != module_hash(TinyFlow().module)
+    assert type(model.denoiser.process.scheduler).__name__ == "DPMSolverMultistepScheduler"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"reference": "cached", "noise_samples_per_pair": 2}], ids=["copy", "cached"])
 def test_it_is_resumed_bit_for_bit(changes: dict, tmp_path: Path) -> None:
@@ -278,8 +292,6 @@ def test_without_resuming_it_is_trained_again(tmp_path: Path) -> None:
 
 
 def test_its_clips_are_evaluated_like_any_others(tmp_path: Path) -> None:
-    import milonga
-
     model = generator_of("tiny", TinyFlow())
     prompts = [Prompt.of(f"{text} {place}", "test") for place in range(3) for text in WORDS]
     clips = model.generate([Request.of(1, prompt, prompt.text, 2, 1.0) for prompt in prompts])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from milonga.models.denoiser import Conditioning, Network
-from milonga.models.mel_denoiser import MelDenoiser
+from milonga.models.pipeline_denoiser import MelDenoiser
 
 
 class AudioLDMDenoiser(MelDenoiser):

@@ -6,43 +6,28 @@
 
 import importlib
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milonga.core.cache import once
-from milonga.core.deferred import LOADING, deferred_imports
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
 from milonga.core.store import Run, atomic_dir, read_manifest
-from milonga.core.weights import SHIPPED, WRAPPER, adapted, all_finite, read_weights, weights_of
+from milonga.core.weights import SHIPPED, adapted, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 from milonga.maths.devices import AUTO, device_of, placed, where
+from milonga.models import networks
 
 if TYPE_CHECKING:
     from milonga.models.denoiser import Denoiser
     from milonga.models.tango import TangoPipeline
 
-# The classes that a folder's model_index.json names, and the denoisers that generate with them and train them.
-BACKBONES = {
-    "StableAudioPipeline": "milonga.models.stable_audio:StableAudioDenoiser",
-    "TangoFluxPipeline": "milonga.models.tangoflux:TangoFluxDenoiser",
-    "AudioLDMPipeline": "milonga.models.audioldm:AudioLDMDenoiser",
-    "AudioLDM2Pipeline": "milonga.models.audioldm:AudioLDM2Denoiser",
-}
-# AudioLDM 2 as published names GPT-2 without the head that current diffusers asks for; the weights are the same.
-RENAMED = {"GPT2Model": "GPT2LMHeadModel"}
-PUBLISHED = {"tangoflux.safetensors": "TangoFluxPipeline"}  # layouts of their own, by a file of theirs
 NETWORKS = ("text_encoder", "unet", "vae", "vocoder")
 ENCODERS, DENOISING = ("text_encoder", "vae"), ("text_encoder", "unet")  # what encoding needs, and what training does
-# A network's weights: of one variant (fp16) or none, in one file or in parts.
-NETWORK_FILE = re.compile(r"(?:\w+_)?model(?:\.(?P<variant>\w+))??(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
-CUSTOM = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)@(.+)")  # package.module:Class@FOLDER
 
 
 @dataclass(frozen=True)
@@ -130,21 +115,15 @@ def pipeline(
     """
     import torch
 
+    from milonga.models import tango
     from milonga.models.adapter import merge_adapter
     from milonga.models.original.layout import is_original
     from milonga.models.original.load import load_original
-    from milonga.models.tango import (
-        AutoencoderKL,
-        SpeechT5HifiGan,
-        T5EncoderModel,
-        TangoPipeline,
-        UNet2DConditionModel,
-    )  # fmt: skip
 
-    _no_progress_bars()
+    networks.no_progress_bars()
     name, trained = resolved(name, trained)
     folder, dtype = weights_of(name, revision), dtype or torch.float32
-    if backbone := backbone_class(folder):
+    if backbone := networks.backbone_class(folder):
         raise RecipeError(f"{name} is no Tango but a model for {backbone.__name__}: load it by milonga.load")
     if base := adapted(folder):
         pipe = pipeline(base, trained, tokenizer=tokenizer, dtype=dtype, parts=parts)
@@ -155,19 +134,19 @@ def pipeline(
     if is_original(folder):
         pipe = load_original(folder, tokenizer)
         if trained is not None:
-            network = _or_checkpoint_error(trained, lambda: _network(UNet2DConditionModel, trained, dtype))
+            network = networks.checked(trained, lambda: networks.read(tango.UNet2DConditionModel, trained, dtype))
             pipe.register_modules(unet=network)
         unused = {part: getattr(pipe, part).to("meta") for part in sorted(set(NETWORKS) - set(parts))}
         pipe.register_modules(**unused)
         return _as_trained(pipe.to(dtype), trained)
-    kinds = dict(zip(NETWORKS, (T5EncoderModel, UNet2DConditionModel, AutoencoderKL, SpeechT5HifiGan), strict=True))
-    networks = {}
-    for part, kind in kinds.items():
+    kinds = tango.T5EncoderModel, tango.UNet2DConditionModel, tango.AutoencoderKL, tango.SpeechT5HifiGan
+    components = {}
+    for part, kind in zip(NETWORKS, kinds, strict=True):
         place = trained if trained and part == "unet" else folder / part
-        read = _network if part in parts else _shapes
-        networks[part] = _or_checkpoint_error(place, lambda kind=kind, place=place, read=read: read(kind, place, dtype))
-    loader = partial(TangoPipeline.from_pretrained, folder, local_files_only=True, **networks)
-    return _as_trained(_or_checkpoint_error(folder, loader), trained)
+        read = networks.read if part in parts else networks.read_shapes
+        components[part] = networks.checked(place, lambda kind=kind, place=place, read=read: read(kind, place, dtype))
+    loader = partial(tango.TangoPipeline.from_pretrained, folder, local_files_only=True, **components)
+    return _as_trained(networks.checked(folder, loader), trained)
 
 
 def _as_trained(pipe: "TangoPipeline", trained: Path | None) -> "TangoPipeline":
@@ -201,9 +180,9 @@ def load_public(
         dtype = getattr(torch, dtype)
     base, _ = resolved(name)
     _check_precision(name, base, precision, revision)
-    if not CUSTOM.fullmatch(base) and backbone_class(weights_of(base, revision)):
+    if not networks.CUSTOM.fullmatch(base) and networks.backbone_class(weights_of(base, revision)):
         return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
-    if CUSTOM.fullmatch(name):
+    if networks.CUSTOM.fullmatch(base):
         return load(name, scheduler, None, device)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
     pipe = (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device)
@@ -215,7 +194,7 @@ def choose_precision(name: str, device: Any = AUTO) -> str:
     a backbone that has no choice. Of the model only the network is loaded, and dropped again.
     """
     base, trained = resolved(name)
-    if CUSTOM.fullmatch(base) or backbone_class(weights_of(base)):
+    if networks.CUSTOM.fullmatch(base) or networks.backbone_class(weights_of(base)):
         return "fp32"
     pipe = pipeline(base, trained, parts=("unet",))
     placed(pipe.unet, device)
@@ -224,7 +203,7 @@ def choose_precision(name: str, device: Any = AUTO) -> str:
 
 def _check_precision(name: str, base: str, precision: str, revision: str | None = None) -> None:
     """Raises RecipeError for a precision that the model `base` cannot be sampled in."""
-    if precision != "fp32" and (CUSTOM.fullmatch(base) or backbone_class(weights_of(base, revision))):
+    if precision != "fp32" and (networks.CUSTOM.fullmatch(base) or networks.backbone_class(weights_of(base, revision))):
         raise RecipeError(f"{name} has no choice of precision: leave it out, or choose a dtype")
 
 
@@ -245,11 +224,11 @@ def load(
     from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
-    _no_progress_bars()
+    networks.no_progress_bars()
     if own := run_system(name):
         return own.load(scheduler, seconds, device, precision)
     _check_precision(name, name, precision)
-    if CUSTOM.fullmatch(name) or backbone_class(weights_of(name)):
+    if networks.CUSTOM.fullmatch(name) or networks.backbone_class(weights_of(name)):
         return _sampled(name, load_denoiser(name), scheduler, seconds, device)
     return TangoModel(name, pipeline(name), scheduler, seconds, device, precision)
 
@@ -286,8 +265,8 @@ def load_denoiser(
     from milonga.models.tango_denoiser import TangoDenoiser
 
     name, trained = resolved(name, trained)
-    custom = CUSTOM.fullmatch(name)
-    if custom is None and (backbone := backbone_class(weights_of(name, revision))):
+    custom = networks.CUSTOM.fullmatch(name)
+    if custom is None and (backbone := networks.backbone_class(weights_of(name, revision))):
         folder, part = weights_of(name, revision), backbone.network
         if base := adapted(folder):
             whole: Any = load_denoiser(base, trained, dtype=dtype, tokenizer=tokenizer)
@@ -296,12 +275,12 @@ def load_denoiser(
             return type(whole).of(whole.pipe, name)
         places = {} if trained is None else {part: trained}
         if (folder / "model_index.json").is_file():
-            pipe = _or_checkpoint_error(folder, lambda: _stock_pipeline(folder, backbone, places, dtype))
+            pipe = networks.checked(folder, lambda: networks.stock_pipeline(folder, backbone, places, dtype))
             return backbone.of(pipe, name)
         read: Any = backbone.of(backbone.read_published(folder, tokenizer), name)
         read.pipe.to(dtype or torch.float32)
         if trained is not None:
-            _or_checkpoint_error(trained, lambda: read.load(trained))
+            networks.checked(trained, lambda: read.load(trained))
         return read
     if custom is None:
         return TangoDenoiser.of(pipeline(name, trained, revision, tokenizer, dtype, parts), name)
@@ -324,7 +303,7 @@ def convert(source: Path, destination: Path, tokenizer: str | None = None) -> Pa
     """
     from milonga.models.original.load import convert as convert_tango
 
-    backbone = backbone_class(source)
+    backbone = networks.backbone_class(source)
     published = backbone is not None and not (source / "model_index.json").is_file()
     if not published and not hasattr(backbone, "write_published"):
         return convert_tango(source, destination, tokenizer)
@@ -334,44 +313,6 @@ def convert(source: Path, destination: Path, tokenizer: str | None = None) -> Pa
     with atomic_dir(destination) as part:
         (denoiser.save_model if published else denoiser.write_published)(part)
     return destination
-
-
-def backbone_class(folder: Path) -> Any:
-    """The denoiser of `BACKBONES` for a folder's pipeline, or for the one that its adapter changes; None for others."""
-    if base := adapted(folder):
-        return None if CUSTOM.fullmatch(base) else backbone_class(weights_of(base))
-    try:
-        return _backbone(json.loads((folder / "model_index.json").read_text())["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        kinds = [kind for file, kind in PUBLISHED.items() if (folder / file).is_file()]
-        return _backbone(kinds[0]) if kinds else None
-
-
-def _backbone(kind: str) -> Any:
-    if kind not in BACKBONES:
-        return None
-    module, name = BACKBONES[kind].split(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _stock_pipeline(folder: Path, backbone: Any, places: Mapping[str, Path], dtype: Any) -> Any:
-    """The pipeline in a folder of diffusers' layout; networks in `places` come from there. Raises as `_network`."""
-    import diffusers
-    import torch
-    import transformers
-
-    dtype = dtype or torch.float32
-    index = json.loads((folder / "model_index.json").read_text())
-    rooms, parts = (diffusers, transformers, importlib.import_module(backbone.__module__)), {}
-    for part, entry in index.items():
-        name = RENAMED.get(entry[1], str(entry[1])) if isinstance(entry, list) else ""
-        kind = next((getattr(room, name) for room in rooms if hasattr(room, name)), None)
-        if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
-            place = places.get(part, folder / part)
-            parts[part] = _or_checkpoint_error(place, lambda kind=kind, place=place: _network(kind, place, dtype))
-    kind = next(getattr(room, index["_class_name"]) for room in rooms if hasattr(room, index["_class_name"]))
-    with _quiet():  # it does not know its own projection model
-        return kind.from_pretrained(folder, local_files_only=True, **parts)
 
 
 def as_denoiser(model: Any) -> "Denoiser":
@@ -387,7 +328,7 @@ def as_denoiser(model: Any) -> "Denoiser":
     model = getattr(model, "denoiser", model)
     if isinstance(model, Denoiser):
         return model
-    if backbone := _backbone(type(model).__name__):
+    if backbone := networks.backbone_named(type(model).__name__):
         return backbone.of(model)
     raise RecipeError(f"a {type(model).__name__} cannot be trained: give a model's name, a pipeline or a Denoiser")
 
@@ -407,7 +348,7 @@ def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO, secon
     if isinstance(model, TangoPipeline):
         name = str(model.config.get("_name_or_path") or "pipeline")
         return TangoModel(name, model, scheduler, seconds, model.device)
-    if _backbone(type(model).__name__):
+    if networks.backbone_named(type(model).__name__):
         denoiser = as_denoiser(model)
         return _sampled(type(model).__name__, denoiser, scheduler, seconds, where(denoiser.module))
     name = type(model).__name__
@@ -461,7 +402,7 @@ def _tuned(
 
     base, _ = resolved(name)
     _check_precision(name, base, precision)
-    if CUSTOM.fullmatch(base) or backbone_class(weights_of(base)):
+    if networks.CUSTOM.fullmatch(base) or networks.backbone_class(weights_of(base)):
         return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds, device)
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds, device, precision)
 
@@ -480,10 +421,10 @@ def sampling(name: Any) -> tuple[int, float]:
         return config["steps"], config["guidance"]
     if own := run_system(name):
         return own.sampling()
-    if custom := CUSTOM.fullmatch(name):
+    if custom := networks.CUSTOM.fullmatch(name):
         return folder_sampling(Path(custom[3])) if (Path(custom[3]) / "model_index.json").is_file() else (50, 3.0)
     folder = weights_of(name)
-    if backbone := backbone_class(folder):
+    if backbone := networks.backbone_class(folder):
         return backbone.sampling
     if base := adapted(folder):
         return sampling(base)
@@ -533,106 +474,3 @@ def _trained_system(run: Path, name: str) -> System:
     if not trained.is_dir():
         raise RecipeError(f"{run} has trained no system {name!r} yet: see `milonga status {run}`")
     return System(f"{run}/{name}", _base(run), trained)
-
-
-def _no_progress_bars() -> None:
-    """Loading takes a second or two: the libraries' own progress bars would only get in the way of ours."""
-    for library in _libraries():
-        library.disable_progress_bar()
-
-
-def _libraries() -> tuple[Any, Any]:
-    """The logging modules of diffusers and transformers."""
-    with deferred_imports():
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-    return diffusers_logging, transformers_logging
-
-
-def _or_checkpoint_error(place: Path, loader: Callable[[], Any]) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        with deferred_imports(LOADING):
-            return loader()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{place} holds no usable model: {brief(error)}") from None
-
-
-def _network(kind: Any, folder: Path, dtype: Any) -> Any:
-    """A network of class `kind`, from weights of a variant (`model.fp16.safetensors`) where there are no others, and
-    without `module.` before all names. ValueError where files are missing, or tensors, which the libraries fill with
-    random numbers, or are not finite.
-    """
-    names = sorted(file.name for file in folder.glob("*"))
-    weights = [match for name in names if (match := NETWORK_FILE.fullmatch(name))]
-    if "config.json" not in names or not weights:
-        lacking = "weights (.safetensors or .bin)" if "config.json" in names else "config.json"
-        raise ValueError(f"it has no {lacking}" if names else "there is no such folder")
-    variant = None if any(match["variant"] is None for match in weights) else weights[0]["variant"]
-    with _quiet(), _nothing_drawn():  # they would list all keys that do not fit, thirty kilobytes of them
-        network, info = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, variant=variant, output_loading_info=True
-        )
-        unexpected = info["unexpected_keys"]
-        if unexpected and all(key.startswith(WRAPPER) for key in unexpected):
-            tensors = {key: value.to(dtype) for key, value in read_weights(folder / weights[0][0]).items()}
-            missing = network.load_state_dict(tensors, strict=False, assign=True).missing_keys
-            tied = getattr(network, "_tied_weights_keys", None) or ()  # T5's embedding, of which files hold one name
-            if tied:
-                network.tie_weights()
-            info["missing_keys"] = set(missing) - set(tied)
-    if info["missing_keys"]:
-        raise ValueError(f"its weights lack {min(info['missing_keys'])}")
-    damaged = [name for name, value in network.state_dict().items() if not all_finite(value)]
-    if damaged:
-        raise ValueError(f"{damaged[0]} has NaN or infinite values")
-    return network.eval()
-
-
-def _shapes(kind: Any, folder: Path, dtype: Any) -> Any:
-    """A network of class `kind` without weights, on the `meta` device: its config and its shapes."""
-    import torch
-
-    with torch.device("meta"):
-        if hasattr(kind, "load_config"):  # diffusers' classes have it, those of transformers have not
-            network: Any = kind.from_config(kind.load_config(folder, local_files_only=True))
-        else:
-            network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-    return torch.nn.Module.to(network, dtype=dtype).eval()  # diffusers' own `to` warns
-
-
-@contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """Without random numbers for what has no memory yet (torch's `meta` device), in this thread.
-
-    Nothing would come of them, but torch imports its symbolic mathematics for them, a second of CPU.
-    """
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Undrawn(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if func is torch.nn.init.normal_:  # what an embedding draws
-                tensor = kwargs.get("tensor", args[0] if args else None)
-                if tensor is not None and tensor.is_meta:
-                    return tensor
-            return func(*args, **kwargs)
-
-    with Undrawn():
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' warnings on loading."""
-    levels = [(library, library.get_verbosity()) for library in _libraries()]
-    for library, _ in levels:
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, level in levels:
-            library.set_verbosity(level)

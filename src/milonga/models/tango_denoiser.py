@@ -20,7 +20,7 @@ from milonga.core.ids import content_id
 from milonga.core.store import read_json, write_json
 from milonga.maths.devices import autocast
 from milonga.models.denoiser import Conditioning, Network, Precision
-from milonga.models.mel_denoiser import MelDenoiser
+from milonga.models.pipeline_denoiser import MelDenoiser
 
 if TYPE_CHECKING:
     from milonga.models.tango import TangoPipeline
