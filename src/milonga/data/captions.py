@@ -20,6 +20,7 @@ SOUND_SUFFIXES = (
 )  # fmt: skip
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 MULTI = ":multi"  # the end of a source of captions of several sounds
+WORLD = re.compile(rf"world:(train|tune|test):(\d+)({MULTI})?")  # captions of the small world, or its clips
 LIMIT = 1000  # draws in a row that gave a caption already drawn, before a world source is called exhausted
 
 _TEMPORAL = re.compile(r"\b(while|as|before|after|then|followed)\b", re.IGNORECASE)  # the evaluation's words, §5.5
@@ -167,10 +168,9 @@ def prompt_source(source: str, draw: int | None = None) -> list[Prompt]:
     installed, DataError for a file or data set that cannot be used.
     """
     kind, _, rest = source.removesuffix(MULTI).partition(":")
-    multi = source.endswith(MULTI)
     name, _, count = rest.rpartition(":") if rest.rpartition(":")[2].isdecimal() else (rest, "", "")
-    if kind == "world" and name in ("train", "tune", "test") and count:
-        return world_prompts(name, int(count), multi, draw)
+    if world := WORLD.fullmatch(source):
+        return world_prompts(world[1], int(world[2]), bool(world[3]), draw)
     if not name or kind not in ("audiocaps", "captions", "dataset"):
         raise RecipeError(
             f"{source!r} is no source of captions: write world:train:600 or audiocaps:FILE.csv[:COUNT], "
@@ -189,15 +189,12 @@ def prompt_source(source: str, draw: int | None = None) -> list[Prompt]:
         prompts = _prompts(caption_texts(Path(name)), Path(name).name)
     else:
         prompts = _dataset_prompts(name)
-    prompts = [prompt for prompt in prompts if "multi-concept" in prompt.tags] if multi else prompts
+    prompts = [prompt for prompt in prompts if "multi-concept" in prompt.tags] if source.endswith(MULTI) else prompts
     if not count:
         return prompts
-
-    def place(prompt: Prompt) -> str:
-        """Of more than COUNT those with the smallest ids, or hashes: the same choice whatever the order."""
-        return prompt.id if draw is None else content_id("draw", draw, prompt.id)
-
-    return sorted(prompts, key=place)[: int(count)]
+    # Of more than COUNT those with the smallest ids, or hashes: the same choice whatever the order.
+    ranked = sorted(prompts, key=lambda prompt: prompt.id if draw is None else content_id("draw", draw, prompt.id))
+    return ranked[: int(count)]
 
 
 def world_prompts(split: str, count: int, multi: bool = False, draw: int | None = None) -> list[Prompt]:

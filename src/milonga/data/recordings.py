@@ -30,6 +30,7 @@ from milonga.data.audio_alpaca import SHORTEST, alpaca_files, count_pairs, embed
 from milonga.data.captions import (
     CAPTION_COLUMNS,
     SOUND_SUFFIXES,
+    WORLD,
     caption_columns,
     captions_of,
     clip_names,
@@ -74,7 +75,7 @@ def clip_entries(source: str) -> Iterator[Entry]:
     world renders. Raises RecipeError for a source of another form, DataError for one that cannot be used.
     """
     kind, _, rest = source.partition(":")
-    if kind == "world":
+    if WORLD.fullmatch(source):
         return (Entry(prompt.text, (prompt.text,), prompt) for prompt in prompt_source(source))
     if kind == "clips" and rest:
         return entries(*_paths(rest))
