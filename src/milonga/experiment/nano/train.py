@@ -43,7 +43,7 @@ with deferred_imports():
     from transformers import ClapModel, PreTrainedTokenizerFast, SpeechT5HifiGan
 
 SEED = 1
-CLIPS = 42000
+CLIPS = 54000
 CODED = 8  # every eighth clip is also used as it comes out of VAE and vocoder
 STEPS, GUIDANCE = 8, 3.0  # the pipeline's default sampling
 CHANNELS_LAST = torch.channels_last  # up to twice as fast for narrow convolutions on a CPU

@@ -75,7 +75,7 @@ class TaggerSpec:
 # The second shares no clip with the first, nor with a CLAP: what rewards must not err as what measures does.
 TAGGERS = (
     TaggerSpec("tagger", seed=1, first=0, last=30000, channels=(8, 24, 48, 96), steps=2300),
-    TaggerSpec("tagger-b", seed=2, first=36000, last=42000, channels=(8, 16, 32, 64), steps=1200),
+    TaggerSpec("tagger-b", seed=2, first=36000, last=54000, channels=(8, 20, 40, 80), steps=2300),
 )
 
 
@@ -111,7 +111,7 @@ class ClapSpec:
 
 
 MISSES_CLIPS = 6000
-AGREEMENT = 1.0  # weight of the heads' agreement in the scores of those that rank, chosen on captions of `train`
+AGREEMENT = 0.3  # weight of the heads' agreement in the scores of those that rank, chosen on `tune` (docs/nano.md)
 CLAPS = (
     ClapSpec("clap-a", seed=11, first=0, last=12000, width=64, ranks=True),
     ClapSpec("clap-b", seed=12, first=12000, last=24000, width=64, ranks=True),
