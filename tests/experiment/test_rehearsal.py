@@ -128,7 +128,7 @@ def test_a_rehearsal_of_the_small_world_evaluates_every_system(name: str, tmp_pa
     recipe = load_recipe(name, ["train.systems.1.settings.draft_steps=2"] if name == "nano" else ())
     rows = rehearse(recipe, tmp_path / name)
     if name == "nano":  # both trainings count
-        seconds = 800 * 32 / paces(tmp_path / name, "continued")[1] + 200 * 12 / paces(tmp_path / name, "aligned")[1]
+        seconds = 1600 * 32 / paces(tmp_path / name, "continued")[1] + 200 * 12 / paces(tmp_path / name, "aligned")[1]
         assert rows[-3]["real_seconds"] == pytest.approx(seconds)
     assert [row["stage"] for row in rows][-3:] == ["train", "evaluate", "report"]
     summaries = read_json(tmp_path / name / "metrics" / "summary.json")
