@@ -180,10 +180,10 @@ def load_public(
         dtype = getattr(torch, dtype)
     base, _ = resolved(name)
     _check_precision(name, base, precision, revision)
-    if not networks.CUSTOM.fullmatch(base) and networks.backbone_class(weights_of(base, revision)):
-        return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
     if networks.CUSTOM.fullmatch(base):
         return load(name, scheduler, None, device)
+    if not networks.is_tango(base, revision):
+        return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
     pipe = (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device)
     return pipe if precision == "fp32" else pipe.set_precision(precision)
@@ -194,7 +194,7 @@ def choose_precision(name: str, device: Any = AUTO) -> str:
     a backbone that has no choice. Of the model only the network is loaded, and dropped again.
     """
     base, trained = resolved(name)
-    if networks.CUSTOM.fullmatch(base) or networks.backbone_class(weights_of(base)):
+    if not networks.is_tango(base):
         return "fp32"
     pipe = pipeline(base, trained, parts=("unet",))
     placed(pipe.unet, device)
@@ -203,7 +203,7 @@ def choose_precision(name: str, device: Any = AUTO) -> str:
 
 def _check_precision(name: str, base: str, precision: str, revision: str | None = None) -> None:
     """Raises RecipeError for a precision that the model `base` cannot be sampled in."""
-    if precision != "fp32" and (networks.CUSTOM.fullmatch(base) or networks.backbone_class(weights_of(base, revision))):
+    if precision != "fp32" and not networks.is_tango(base, revision):
         raise RecipeError(f"{name} has no choice of precision: leave it out, or choose a dtype")
 
 
@@ -228,7 +228,7 @@ def load(
     if own := run_system(name):
         return own.load(scheduler, seconds, device, precision)
     _check_precision(name, name, precision)
-    if networks.CUSTOM.fullmatch(name) or networks.backbone_class(weights_of(name)):
+    if not networks.is_tango(name):
         return _sampled(name, load_denoiser(name), scheduler, seconds, device)
     return TangoModel(name, pipeline(name), scheduler, seconds, device, precision)
 
@@ -348,10 +348,10 @@ def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO, secon
     if isinstance(model, TangoPipeline):
         name = str(model.config.get("_name_or_path") or "pipeline")
         return TangoModel(name, model, scheduler, seconds, model.device)
-    if networks.backbone_named(type(model).__name__):
-        denoiser = as_denoiser(model)
-        return _sampled(type(model).__name__, denoiser, scheduler, seconds, where(denoiser.module))
     name = type(model).__name__
+    if networks.backbone_named(name):
+        denoiser = as_denoiser(model)
+        return _sampled(name, denoiser, scheduler, seconds, where(denoiser.module))
     return generator_of(name, model, seconds=seconds) if isinstance(model, Denoiser) else model
 
 
@@ -390,19 +390,13 @@ def tuned(
 
 @once
 def _tuned(
-    name: str,
-    trained: Path,
-    scheduler: str | None,
-    seconds: float | None,
-    device: Any,
-    precision: str,
-    _written: int,
+    name: str, trained: Path, scheduler: str | None, seconds: float | None, device: Any, precision: str, _written: int
 ) -> Model:
     from milonga.models.generator import TangoModel
 
     base, _ = resolved(name)
     _check_precision(name, base, precision)
-    if networks.CUSTOM.fullmatch(base) or networks.backbone_class(weights_of(base)):
+    if not networks.is_tango(base):
         return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds, device)
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds, device, precision)
 

@@ -38,6 +38,11 @@ def backbone_class(folder: Path) -> Any:
         return backbone_named(kinds[0]) if kinds else None
 
 
+def is_tango(name: str, revision: str | None = None) -> bool:
+    """Whether a model is neither a custom backbone nor of the stock ones: a Tango, or no model at all."""
+    return CUSTOM.fullmatch(name) is None and backbone_class(weights_of(name, revision)) is None
+
+
 def backbone_named(kind: str) -> Any:
     """The denoiser of `BACKBONES` for a pipeline's class; None for others."""
     if kind not in BACKBONES:
