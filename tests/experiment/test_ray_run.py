@@ -114,12 +114,21 @@ def test_a_killed_driver_goes_on_and_does_no_finished_shard_again(tmp_path, clus
     assert not list(out.rglob("*.part"))
 
 
-def test_online_training_is_the_same_by_any_engine(tmp_path, cluster, capsys):
-    """The cluster makes and scores the clips of each policy; training waits for them, and says so."""
+@pytest.mark.parametrize(
+    ("overlap", "says"),
+    [
+        ("false", "engine ray makes the clips, and training waits for them: staleness 0"),
+        ("true", "clips are made while the iteration before trains: staleness 1"),
+    ],
+)
+def test_online_training_is_the_same_by_any_engine(tmp_path, cluster, capsys, overlap, says):
+    """The cluster makes and scores the clips of each policy; training waits for them, or is beside them."""
     folder = parts_folder(tmp_path / "tiny")
-    online = parse_recipe(test_online.RECIPE.format(folder=folder), "online.toml", ["online.iterations=1"])
-    for name, engine in (("local", LocalEngine(2)), ("ray", RayEngine(Workers(cpus=1)))):
-        pipeline.run(online, tmp_path / name, until="train", engine=engine)
-    assert "engine ray makes the clips, and training waits for them: staleness 0" in capsys.readouterr().err
+    changes = [f"online.iterations={2 if overlap == 'true' else 1}", f"online.overlap={overlap}"]
+    online = parse_recipe(test_online.RECIPE.format(folder=folder), "online.toml", changes)
+    pipeline.run(online, tmp_path / "local", until="train", engine=LocalEngine(2))
+    capsys.readouterr()
+    pipeline.run(online, tmp_path / "ray", until="train", engine=RayEngine(Workers(cpus=1)))
+    assert says in capsys.readouterr().err
     assert shards(tmp_path / "ray") == shards(tmp_path / "local")
     assert network_bytes(tmp_path / "ray/checkpoints/aligned") == network_bytes(tmp_path / "local/checkpoints/aligned")

@@ -16,7 +16,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from milonga.core.config import Phase, Settings
-from milonga.data.examples import CaptionExamples
+from milonga.data.examples import CaptionExamples, GroupExamples
+from milonga.maths.noise import seeded
 from milonga.models.denoiser import Process
 from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.training import trainer
@@ -26,6 +27,7 @@ PAIRS, SEED = 7, 3  # an odd number: the last step of an epoch cannot be shared 
 PHASES = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=100.0))
 GUARDED = (Phase(loss="sft", epochs=1), Phase(loss="sdpo", epochs=1, beta=100.0))
 DRAFT = (Phase(loss="draft", steps=4),)
+GROUPS = (Phase(loss="dgpo", epochs=2, beta=50.0),)
 PLAIN = Settings(
     batch_size=2,
     gradient_accumulation_steps=2,
@@ -50,6 +52,8 @@ TRAININGS |= {
     "draft": SAMPLED.model_copy(update={"trust_region": 0.1}),
     "draft, fsdp": SAMPLED.model_copy(update={"trust_region": 0.1, "fsdp": True}),
 }
+GUIDED = PLAIN.model_copy(update={"prior_weight": 0.0, "train_guidance": 2.0, "trust_region": 0.1})
+TRAININGS |= {"groups": GUIDED, "groups, fsdp": GUIDED.model_copy(update={"fsdp": True})}
 
 
 class Sounding(TangoDenoiser):
@@ -93,6 +97,12 @@ def run(folder: Path, settings: Settings) -> list[dict]:
         captions = CaptionExamples([f"caption {row}" for row in range(PAIRS)], pairs.conditioning, tiny.SHAPE, SEED)
         model = Sounding(model.module, sampler, model.empty)
         trainer.train(model, captions, DRAFT, settings, SEED, folder, rows.append, scorers=[Level()])
+        return rows
+    if "groups" in folder.name:
+        latents = torch.randn(PAIRS, 4, *tiny.SHAPE, generator=seeded(SEED, "groups"))
+        rewards = torch.rand(PAIRS, 4, generator=seeded(SEED, "rewards"))
+        groups = GroupExamples(latents, rewards, pairs.conditioning)
+        trainer.train(model, groups, GROUPS, settings, SEED, folder, rows.append)
         return rows
     phases = GUARDED if settings.safeguard == "parameters" else PHASES
     trainer.train(model, pairs, phases, settings, SEED, folder, rows.append)
