@@ -155,10 +155,7 @@ def measured(folder: Path, debs: Path | None, epochs: int) -> list[str]:
     jobs = [
         ("fine-tuned", train),
         ("made by the base", ("generate", "--prompts", "held-out.csv", *steps, "--out", "made-base")),
-        (
-            "made by it",
-            ("generate", "--prompts", "held-out.csv", *steps, "--model", *tuned),
-        ),
+        ("made by it", ("generate", "--prompts", "held-out.csv", *steps, "--model", *tuned)),
         ("evaluated", ("evaluate", *folders, "--weights", "nano", "--no-cache", "--out", "leaderboard")),
         (
             "a listening test",

@@ -13,6 +13,7 @@ import small_networks
 
 import milonga
 from milonga.core.audio import write_audio
+from milonga.core.errors import RecipeError
 from milonga.core.records import Clip
 from milonga.maths.losses import LOSSES
 
@@ -79,11 +80,24 @@ def test_a_scorer_is_named_by_module_and_class(page, tmp_path, monkeypatch):
         model=small_networks.pipeline(),
         scorers=["my_scorers:Loudness"],
         strategies=[milonga.Strategy.same_prompt(steps=[2, 3])],
-        thresholds=[],
+        thresholds=[milonga.Threshold("my_scorers:Loudness", min_margin=0.0)],
+        rank_by="my_scorers:Loudness",
         out=tmp_path / "pairs",
     )
     (pair,) = pairs.pairs
-    assert pair.chosen_scores["loudness"] > pair.rejected_scores["loudness"]
+    assert pair.chosen_scores["my_scorers:Loudness"] > pair.rejected_scores["my_scorers:Loudness"]
+
+
+def test_two_scorers_of_one_name_are_refused(page, tmp_path):
+    with pytest.raises(RecipeError, match="two scorers have one name"):
+        milonga.build_pairs(
+            ["a dog barks"],
+            model=small_networks.pipeline(),
+            scorers=[page["Loudness"](), page["Loudness"]()],
+            strategies=[milonga.Strategy.same_prompt(steps=[2, 3])],
+            thresholds=[],
+            out=tmp_path / "pairs",
+        )
 
 
 def test_a_strategy_is_a_value(page, tmp_path):

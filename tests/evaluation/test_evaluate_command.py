@@ -390,10 +390,7 @@ def test_published_weights_load_files_by_the_protocols_rules(
         ),
         (["near", "real", "--captions", "short.csv", "--weights", "nano"], "no caption for 5 clips, clip1 first"),
         (["near", "real", "--captions", "twice.csv", "--weights", "nano"], "line 3: the clip clip0 is there twice"),
-        (
-            ["near", "real", "--captions", "empty.csv", "--weights", "nano"],
-            "line 2: the caption is empty",
-        ),
+        (["near", "real", "--captions", "empty.csv", "--weights", "nano"], "line 2: the caption is empty"),
         (["lost.csv", "--weights", "nano"], "line 2: clip gone.wav is not there"),
         (
             ["near", "few", "real", "--weights", "nano"],

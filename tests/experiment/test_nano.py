@@ -50,11 +50,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(nano, "CLIPS", CLIPS)
     patch.setattr(nano, "CODED", 2)
     patch.setattr(corpus, "SHARD", 3)
-    tasks = (
-        (train_text, "TASK"),
-        (train_codec, "VAE_TASK"),
-        (train_codec, "VOCODER_TASK"),
-    )
+    tasks = ((train_text, "TASK"), (train_codec, "VAE_TASK"), (train_codec, "VOCODER_TASK"))
     for module, name in tasks:
         patch.setattr(module, name, replace(getattr(module, name), **SHORT))
     for module, name in (

@@ -1,5 +1,6 @@
 """`milonga nano benchmark`: each share counts what was right, of all that were measured."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,3 +172,31 @@ def test_the_old_name_of_the_command_is_accepted_with_one_line(monkeypatch: pyte
     assert done.exit_code == old.exit_code == 0
     assert old.stdout == done.stdout
     assert old.stderr == "milonga: `nano exam` is deprecated: use `nano benchmark`\n"
+
+
+def test_targets_stand_beside_what_was_measured_and_the_gate_fails_where_one_is_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, order = "rankers and events on generated clips: no extra", "base order_accuracy"
+    shares = {"share": [1, 1], gate: [1, 1, 0], order: [1, 1, 1, 0], "clap-a against a wrong order": [1, 1]}
+    measured = {name: proportion(np.array(values, float)) for name, values in shares.items()}
+    monkeypatch.setattr(nano_benchmark, "benchmark", lambda clips, captions, seed, ranked: measured)
+    plain, gated, json_rows = (
+        CliRunner().invoke(app, ["nano", "benchmark", *more]) for more in ([], ["--gate"], ["--json"])
+    )
+    assert [one.exit_code for one in (plain, gated, json_rows)] == [0, 1, 0]
+    lines = {line[:53].strip(): line for line in plain.stdout.splitlines()}
+    assert lines[gate].endswith("target 0.75 to 1.00: missed")
+    assert lines[order].endswith("target 0.65 to 0.90")
+    assert "target" not in lines["share"]
+    assert gated.stdout == plain.stdout
+    assert gated.stderr == f"milonga: 1 of 3 targets missed: {gate}\n"
+    targets = {name: row["target"] for name, row in json.loads(json_rows.stdout).items()}
+    assert targets == {
+        "share": None,
+        gate: [0.75, 1.0],
+        order: [0.65, 0.9],
+        "clap-a against a wrong order": [0.95, 1.0],
+    }
+    monkeypatch.setattr(nano_benchmark, "benchmark", lambda *_: {"share": measured["share"]})
+    assert CliRunner().invoke(app, ["nano", "benchmark", "--gate"]).exit_code == 0

@@ -165,11 +165,7 @@ def test_what_is_left_out_stands_in_the_report_and_in_the_card(model, clips, tmp
     (line,) = re.findall(r"network\.load_lora_adapter\(.*\)", card)
     unet, tuned, base = (pipeline(place).unet for place in (model, str(tmp_path / "whole"), model))
     exec(line.replace("FOLDER", str(tmp_path / "whole")), {"network": unet})
-    inputs = (
-        torch.randn(1, 4, 8, 16),
-        torch.tensor([500]),
-        torch.randn(1, 3, unet.config.cross_attention_dim),
-    )
+    inputs = (torch.randn(1, 4, 8, 16), torch.tensor([500]), torch.randn(1, 3, unet.config.cross_attention_dim))
     with torch.no_grad():
         outputs = [network(*inputs).sample for network in (unet, tuned, base)]
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)

@@ -8,15 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milonga.maths.group_losses import (
-    GroupErrors,
-    advantages,
-    awm,
-    crd,
-    dgpo,
-    implicit_policies,
-    nft,
-)
+from milonga.maths.group_losses import GroupErrors, advantages, awm, crd, dgpo, implicit_policies, nft
 from milonga.maths.losses import LOSSES, Errors, dpo
 
 GROUPED = [name for name, spec in LOSSES.items() if spec.groups]

@@ -71,10 +71,7 @@ def test_adapters_stack(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
-    [
-        ({"base_model_name_or_path": None}, "no base_model_name_or_path"),
-        ({"r": 0}, "no usable adapter"),
-    ],
+    [({"base_model_name_or_path": None}, "no base_model_name_or_path"), ({"r": 0}, "no usable adapter")],
 )
 def test_an_adapter_that_cannot_be_used_is_refused(tmp_path: Path, change: dict, words: str) -> None:
     adapter(tmp_path)

@@ -1,5 +1,6 @@
 """Folders in diffusers' layout as other tools leave them: loaded alike, or refused by the name of what is missing."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,26 @@ def test_a_wrapper_before_all_names_is_taken_off_without_a_word(part, folder, sa
     save_file({f"module.{name}": value for name, value in load_file(file).items()}, file, {"format": "pt"})
     assert equal(folder, saved)
     assert "module." not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_a_wrapped_network_in_parts_is_read_whole_and_no_variant_in_its_place(folder, saved):
+    file = weights(folder, "unet")
+    tensors = {f"module.{name}": value for name, value in load_file(file).items()}
+    zeros = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    save_file(zeros, file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")), {"format": "pt"})
+    names = sorted(tensors)
+    halves = {1: names[::2], 2: names[1::2]}
+    for number, half in halves.items():
+        part = file.with_name(f"{file.stem}-{number:05d}-of-00002.safetensors")
+        save_file({name: tensors[name] for name in half}, part, {"format": "pt"})
+    places = {
+        name: f"{file.stem}-{number:05d}-of-00002.safetensors" for number, half in halves.items() for name in half
+    }
+    index = {"metadata": {}, "weight_map": places}
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
+    file.unlink()
+    assert equal(folder, saved)
 
 
 @pytest.mark.slow

@@ -43,6 +43,23 @@ def test_all_weights_together_take_at_most_25_megabytes_and_the_aligned_model_2_
     assert sum(sizes.values()) - aligned <= 25e6
 
 
+def test_the_aligned_model_is_the_base_with_other_weights_and_generates() -> None:
+    import milonga
+
+    base, aligned = milonga.load("nano"), milonga.load("nano-2")
+    changed = [
+        name
+        for name, value in base.unet.state_dict().items()
+        if not np.array_equal(value, aligned.unet.state_dict()[name])
+    ]
+    assert changed
+    clips = [
+        pipe("a dog barks then a bell rings", seeds=7, num_inference_steps=2).audios[0] for pipe in (base, aligned)
+    ]
+    assert all(np.isfinite(clip).all() for clip in clips)
+    assert np.abs(clips[0] - clips[1]).max() > 0.01
+
+
 @pytest.mark.slow
 def test_the_parts_are_of_the_big_systems_classes_and_half_precision() -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel

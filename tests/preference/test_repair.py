@@ -117,7 +117,7 @@ def test_the_best_take_without_a_new_fault_and_with_a_higher_score_is_accepted()
 @pytest.mark.parametrize(
     ("after", "reason"),
     [
-        (heard(Dog=(0, 8)), "the fault remains in all takes"),
+        (heard(Dog=(0, 8)), "the fault remains in the best take"),
         (heard(Dog=(0, 8), Bell=(10, 20), Rain=(2, 4)), "new faults in the best take: extra Rain 0.10-0.20 s"),
         (heard(0.51, Dog=(0, 8), Bell=(10, 20)), "the score does not rise"),
     ],

@@ -10,14 +10,7 @@ from milonga.core.config import RewardModel
 from milonga.core.errors import DataError
 from milonga.core.records import Clip, Event, Label, Prompt
 from milonga.preference.candidates import label_clips
-from milonga.preference.reward import (
-    _auc,
-    fit_reward,
-    is_held_out,
-    predict_rewards,
-    reward_features,
-    reward_report,
-)
+from milonga.preference.reward import _auc, fit_reward, is_held_out, predict_rewards, reward_features, reward_report
 
 SETTINGS = RewardModel(val_fraction=0.3)
 

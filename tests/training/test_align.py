@@ -74,6 +74,46 @@ def test_a_pipeline_is_trained_in_place(pairs: PairDataset, tmp_path: Path) -> N
     assert torch.equal(milonga.load(str(tmp_path / "tuned")).unet.conv_in.weight, pipe.unet.conv_in.weight)
 
 
+def test_a_training_that_is_begun_again_starts_from_the_model_as_it_was(
+    parts: Path, pairs: PairDataset, tmp_path: Path
+) -> None:
+    trainer = AlignTrainer(str(parts / "tango"), pairs, config(tmp_path / "tuned"))
+    first = milonga.load(str(trainer.train())).unet.state_dict()
+    again = milonga.load(str(trainer.train(resume_from_checkpoint=False))).unet.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_a_training_that_was_interrupted_goes_on_in_the_same_process(
+    parts: Path, pairs: PairDataset, tmp_path: Path
+) -> None:
+    class Stops(milonga.TrainerCallback):
+        def on_step(self, row: dict) -> None:
+            if row["step"] == 2 and not stopped:
+                stopped.append(2)
+                raise KeyboardInterrupt
+
+    stopped: list[int] = []
+    settings = {"checkpoint_every": 1}
+    trainer = AlignTrainer(str(parts / "tango"), pairs, config(tmp_path / "cut", **settings), callbacks=[Stops()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    cut = milonga.load(str(trainer.train())).unet.state_dict()
+    AlignTrainer(str(parts / "tango"), pairs, config(tmp_path / "whole", **settings)).train()
+    whole = milonga.load(str(tmp_path / "whole")).unet.state_dict()
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())
+
+
+def test_an_object_that_was_trained_in_place_is_not_trained_again_as_if_it_were_new(
+    pairs: PairDataset, tmp_path: Path
+) -> None:
+    trainer = AlignTrainer(small_networks.pipeline(), pairs, config(tmp_path / "tuned"))
+    trainer.train()
+    trainer.train()  # it has finished: nothing to do
+    with pytest.raises(RecipeError, match="this TangoPipeline has been trained in place: load it again"):
+        trainer.train(resume_from_checkpoint=False)
+    assert (tmp_path / "tuned" / "finished.json").is_file()
+
+
 @pytest.mark.slow
 def test_a_finished_training_is_not_taken_for_another(parts: Path, pairs: PairDataset, tmp_path: Path) -> None:
     model, folder = str(parts / "tango"), tmp_path / "tuned"

@@ -60,6 +60,24 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
 
 
+def test_a_batch_of_one_caption_that_no_scorer_can_read_teaches_nothing(tmp_path: Path) -> None:
+    class Picky(Level):
+        def wave_rewards(self, waves: Tensor, rate: int, texts: Sequence[str]) -> Tensor:
+            read = [text != "a dog" for text in texts]
+            rewards = torch.full((len(waves),), torch.nan)
+            if any(read):  # else there is no gradient at all
+                rewards[read] = super().wave_rewards(waves[read], rate, [text for text in texts if text != "a dog"])
+            return rewards
+
+    cut = SETTINGS.model_copy(update={"batch_size": 1, "gradient_accumulation_steps": 4})
+    trained(tmp_path / "whole", scorers=[Picky()])
+    trained(tmp_path / "parts", cut, scorers=[Picky()])
+    for whole, parts in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert [parts[name] for name in ("loss", "grad_norm")] == pytest.approx(
+            [whole[name] for name in ("loss", "grad_norm")], rel=1e-3
+        )
+
+
 @pytest.mark.slow
 def test_the_reward_of_the_clips_rises_to_its_optimum(tmp_path: Path) -> None:
     trained(tmp_path, steps=60)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import milonga
 from milonga.core.audio import write_audio
+from milonga.core.errors import RecipeError
 from milonga.core.records import Clip, Prompt, Request
 from milonga.core.store import Run
 from milonga.data.encode import encode_captions
@@ -240,6 +241,14 @@ def test_a_run_that_trained_it_is_loaded_by_its_system(tmp_path: Path) -> None:
     model = milonga.load(str(run / "aligned"), scheduler="dpm++")
     assert module_hash(model.denoiser.module) == module_hash(tuned.module) != module_hash(TinyFlow().module)
     assert type(model.denoiser.process.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert milonga.load(str(run / "aligned")).denoiser is not milonga.load(str(run / "aligned")).denoiser
+
+
+@pytest.mark.parametrize("option", [{"dtype": "bfloat16"}, {"revision": "main"}, {"tokenizer": "folder"}])
+def test_options_that_its_class_does_not_take_are_refused(option: dict[str, str], tmp_path: Path) -> None:
+    TinyFlow().save_model(tmp_path / "model")
+    with pytest.raises(RecipeError, match="loaded by its own class: leave revision, tokenizer and dtype out"):
+        milonga.load(f"{__name__}:TinyFlow@{tmp_path / 'model'}", **option)
 
 
 @pytest.mark.slow

@@ -84,12 +84,21 @@ def test_patience_counts_epochs_without_a_better_accuracy() -> None:
     assert "best 0.700" in str(found[5])
 
 
-def test_a_new_phase_begins_its_running_means_anew() -> None:
+def test_a_new_phase_begins_its_running_means_and_its_patience_anew() -> None:
     memory: dict[str, float] = {}
     told([row(delta_winner=9.0)] * 30, memory)
+    assert should_stop(memory, row(val_accuracy=0.9), Settings(patience=1)) is None
     reset(memory)
     update_running_means(memory, row())
     assert memory["delta_winner"] == GOOD["delta_winner"]
+    assert should_stop(memory, row(val_accuracy=0.6), Settings(patience=1)) is None
+
+
+def test_labelled_clips_which_have_no_margin_end_training_by_their_winners_error_too() -> None:
+    memory: dict[str, float] = {}
+    liked = row(delta_winner=0.04, winner_worse=0.4, margin=None, saturation=None)
+    assert told([liked] * SPAN, memory) == [None] * SPAN
+    assert "0.04 above the reference's" in str(should_stop(memory, liked, Settings(early_stop_winner_error=0.03)))
 
 
 @given(st.floats(1e-6, 10.0), st.floats(0.01, 0.49))
@@ -153,6 +162,11 @@ def test_auto_beta_alarms_and_an_early_end_are_resumed_exactly(tmp_path: Path) -
     assert [(one["loss"], one["beta"], one["alert"]) for one in rest] == [
         (one["loss"], one["beta"], one["alert"]) for one in whole[12:]
     ]
+
+
+def test_a_sharded_network_is_not_sampled_while_it_trains(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="sharded over ranks cannot be sampled"):
+        run(tmp_path, Settings(batch_size=4, fsdp=True), sample=lambda step: {"scorer": 0.0})
 
 
 def test_patience_needs_held_out_pairs_and_ends_when_they_are_not_judged_better(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def test_what_is_stopped_with_an_option_on_is_resumed_to_the_same_losses_and_wei
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_short_last_step_leaves_released_ranks_without_examples(tmp_path: Path) -> None:
+    phases = (Phase(loss="sft", epochs=1), Phase(loss="dpo", epochs=1, beta=100.0))
+    settings = but(batch_size=2, gradient_accumulation_steps=2, released_ranks=4)
+    rows = run(tmp_path, settings, phases, model=tiny.model(), examples=tiny.pairs(9, prior=False))
+    assert len(rows) == 6
+    assert all(math.isfinite(one["loss"]) for one in rows)
+
+
 def stop_at(step: int):
     def stop(row: dict) -> None:
         if row["step"] == step:

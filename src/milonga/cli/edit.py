@@ -25,8 +25,7 @@ def edit(
         list[Path], typer.Argument(metavar="IN...", help="Audio files, of any rate and channels.", show_default=False)
     ],
     prompt: Annotated[
-        str | None,
-        typer.Option(help="What the edited sound should be.", show_default="the file's own, from its tags"),
+        str | None, typer.Option(help="What the edited sound should be.", show_default="the file's own, from its tags")
     ] = None,
     region: Annotated[
         str | None, typer.Option(metavar="FROM-TO", help="Repaint these seconds only, such as 1.2-2.0.")

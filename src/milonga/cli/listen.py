@@ -84,8 +84,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     url: Annotated[
-        str | None,
-        typer.Option(help="Address at which raters reach the server, such as https://lab.org/listen."),
+        str | None, typer.Option(help="Address at which raters reach the server, such as https://lab.org/listen.")
     ] = None,
 ) -> None:
     """Serve the test until interrupted and print the admin page's link. All ratings are saved."""

@@ -221,10 +221,7 @@ def train(
 
 @app.command()
 @handle_errors
-def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    as_json: AsJson = False,
-) -> None:
+def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: AsJson = False) -> None:
     """Show a run's progress."""
     from milonga.experiment import manifest as state
 
@@ -268,8 +265,7 @@ def export(
         typer.Option(help="Fraction of captions whose pairs form the validation split.", show_default="0.05"),
     ] = None,
     adapter: Annotated[
-        int | None,
-        typer.Option(metavar="RANK", help="With --system: export a LoRA adapter of this rank."),
+        int | None, typer.Option(metavar="RANK", help="With --system: export a LoRA adapter of this rank.")
     ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Upload to the Hugging Face Hub under this name.")

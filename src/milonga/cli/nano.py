@@ -38,21 +38,30 @@ def nano_benchmark(
     ranked: Annotated[
         int, typer.Option(help="Held-out captions whose eight clips rankers order; 0: none.", min=0)
     ] = 160,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 1 where a target is missed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure nano's scorers on real clips and its base model on held-out captions, with 95 % intervals."""
+    """Measure nano's scorers on real clips and its base model on held-out captions, with 95 % intervals and targets."""
     import json
     from dataclasses import asdict
 
-    from milonga.experiment.nano.benchmark import benchmark
+    from milonga.experiment.nano.benchmark import benchmark, target
 
     intervals = benchmark(clips, captions, seed, ranked)
+    wanted = {name: limits for name in intervals if (limits := target(name))}
+    missed = [name for name, (least, most) in wanted.items() if not least <= intervals[name].value <= most]
     if as_json:
-        typer.echo(json.dumps({name: asdict(interval) for name, interval in intervals.items()}, indent=1))
-        return
-    for name, interval in intervals.items():
-        limits = f"[{interval.low:.3f}, {interval.high:.3f}]"
-        typer.echo(f"{name:<42} {interval.value:.3f}  {limits}  n {interval.n}")
+        rows = {name: {**asdict(interval), "target": wanted.get(name)} for name, interval in intervals.items()}
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        for name, interval in intervals.items():
+            limits, aim = f"[{interval.low:.3f}, {interval.high:.3f}]", ""
+            if name in wanted:
+                aim = "  target {:.2f} to {:.2f}".format(*wanted[name]) + (": missed" if name in missed else "")
+            typer.echo(f"{name:<53} {interval.value:.3f}  {limits}  n {interval.n:<6}{aim}".rstrip())
+    if missed:
+        typer.echo(f"milonga: {len(missed)} of {len(wanted)} targets missed: {', '.join(missed)}", err=True)
+        raise typer.Exit(int(gate))
 
 
 @nano.command("exam", hidden=True)

@@ -78,11 +78,7 @@ def alpaca_row(pair: Pair, audio: Mapping[str, bytes], guidance: Mapping[str, fl
     return (
         row
         | dict(zip(REGION, pair.region or (None, None), strict=True))
-        | {
-            "model": origin.model,
-            "model_hash": origin.model_hash,
-            "scorer_hashes": dict(origin.scorer_hashes),
-        }
+        | {"model": origin.model, "model_hash": origin.model_hash, "scorer_hashes": dict(origin.scorer_hashes)}
     )
 
 

@@ -189,11 +189,7 @@ class CaptionExamples:
     num_prior = 0
 
     def __init__(
-        self,
-        captions: Sequence[str],
-        conditioning: Conditioning | ConditioningRows,
-        shape: Sequence[int],
-        seed: int,
+        self, captions: Sequence[str], conditioning: Conditioning | ConditioningRows, shape: Sequence[int], seed: int
     ) -> None:
         if conditioning.rows != len(captions):
             raise DataError(f"{len(captions)} captions have {conditioning.rows} rows of conditioning: encode these")

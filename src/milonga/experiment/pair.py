@@ -105,9 +105,8 @@ def sweep_text(result: Sweep) -> str:
     rows = [("scorer", "bound", "value", "", "kept", "share")]
     for one in result.trials:
         value = "off" if one.value is None else f"{one.value:g}"
-        rows.append(
-            (one.scorer, one.bound, value, "*" if one.present else "", str(one.count), _share(one.count, result.pairs))
-        )
+        share = f"{one.count / result.pairs:.1%}" if result.pairs else "-"
+        rows.append((one.scorer, one.bound, value, "*" if one.present else "", str(one.count), share))
     head = f"{result.accepted} of {result.pairs} pairs kept as it is (*); one bound moved, the others as they are:"
     return "\n".join([head, "", aligned(rows), *_flips_text(result.flips)])
 
@@ -149,7 +148,3 @@ def _pairing(pairs: Sequence[Pair], recipe: Recipe) -> Pairing:
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _share(count: int, of: int) -> str:
-    return f"{count / of:.1%}" if of else "-"

@@ -199,7 +199,7 @@ class Online(Record):
     pair: Pairing | None = None
     reference: Literal["previous", "base"] = "previous"
     prompts: tuple[Name, ...] = ()
-    noises: Count = 1
+    noises: Count = 2
     every: Count = 1
     patience: Count = 1
     min_gain: float = Field(default=0.0, ge=0.0, le=2.0)

@@ -1,7 +1,7 @@
 """A run from its recipe to its report: each stage does what is missing in the run folder, and nothing twice."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,8 @@ def train(
         parts = parts or Registry(device=recipe.workers.device)
         recipe = with_precision(recipe, folder, parts)
         context = Context(recipe, folder, parts, engine_named("local", recipe.workers))
-        train_systems(context)
+        for training in trainings(context):
+            training()
     return [folder.path / system.name for system in recipe.train.systems]
 
 
@@ -105,20 +106,17 @@ def with_precision(recipe: Recipe, run: Run, parts: Registry) -> Recipe:
     return recipe.model_copy(update={"models": recipe.models.model_copy(update={"precision": chosen})})
 
 
-def train_systems(context: Context) -> None:
-    """Trains every system of the recipe that is not finished, by its phases; a begun one resumes."""
+def trainings(context: Context) -> Iterator[Callable[[], object]]:
+    """What trains each system of the recipe that is not finished, by its phases; a begun one resumes."""
     from milonga.experiment.online import OnlineTrainer
 
     for system in context.recipe.train.systems:
-        if (context.run.path / "checkpoints" / system.name / "model").exists():
-            continue
-        if system.data == "online":
-            OnlineTrainer(context, system).train()
-        else:
-            train_system(context, system)
+        if not (context.run.path / "checkpoints" / system.name / "model").exists():
+            online = system.data == "online"
+            yield OnlineTrainer(context, system).train if online else partial(train_system, context, system)
 
 
-def steps_of(context: Context) -> dict[str, Callable[[], None]]:
+def steps_of(context: Context) -> dict[str, Callable[[], object]]:
     """The body of each stage by name."""
     builder = context.pair_builder()
     return {
@@ -129,7 +127,7 @@ def steps_of(context: Context) -> dict[str, Callable[[], None]]:
         "pair": builder.pair,
         "label": partial(label, context),
         "reward": partial(reward, context),
-        "train": partial(train_systems, context),
+        "train": lambda: [training() for training in trainings(context)],
         "evaluate": partial(evaluate, context),
         "report": partial(report, context),
     }

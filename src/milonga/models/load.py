@@ -16,7 +16,7 @@ from milonga.core.cache import once
 from milonga.core.errors import CheckpointError, RecipeError, brief
 from milonga.core.ids import content_id
 from milonga.core.protocols import Model
-from milonga.core.store import Run, atomic_dir, read_manifest
+from milonga.core.store import atomic_dir, read_json
 from milonga.core.weights import SHIPPED, adapted, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
 from milonga.maths.devices import AUTO, device_of, placed, where
@@ -39,11 +39,7 @@ class System:
     trained: Path | None = None
 
     def load(
-        self,
-        scheduler: str | None = None,
-        seconds: float | None = None,
-        device: Any = AUTO,
-        precision: str = "fp32",
+        self, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO, precision: str = "fp32"
     ) -> Any:
         """The model, ready to generate, with its own scheduler and length or with these, in a precision; loaded once
         and cached.
@@ -180,8 +176,8 @@ def load_public(
         dtype = getattr(torch, dtype)
     base, _ = resolved(name)
     _check_precision(name, base, precision, revision)
-    if networks.CUSTOM.fullmatch(base):
-        return load(name, scheduler, None, device)
+    if networks.CUSTOM.fullmatch(base) and (revision or tokenizer or dtype is not None):
+        raise RecipeError(f"{name} is loaded by its own class: leave revision, tokenizer and dtype out")
     if not networks.is_tango(base, revision):
         return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
@@ -209,11 +205,7 @@ def _check_precision(name: str, base: str, precision: str, revision: str | None 
 
 @once
 def load(
-    name: str,
-    scheduler: str | None = None,
-    seconds: float | None = None,
-    device: Any = AUTO,
-    precision: str = "fp32",
+    name: str, scheduler: str | None = None, seconds: float | None = None, device: Any = AUTO, precision: str = "fp32"
 ) -> Model:
     """A model ready to generate on a device, with its own scheduler and length or with these, in a precision; loaded
     once and cached.
@@ -459,8 +451,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _base(run: Path) -> str:
-    manifest = read_manifest(Run(run))
-    return manifest["recipe"]["models"]["model"] if manifest else "nano"
+    return read_json(run / "manifest.json")["recipe"]["models"]["model"]
 
 
 def _trained_system(run: Path, name: str) -> System:

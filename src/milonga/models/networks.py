@@ -11,6 +11,7 @@ from typing import Any
 from milonga.core.deferred import LOADING, deferred_imports
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.weights import WRAPPER, adapted, all_finite, read_weights, weights_of
+from milonga.maths.devices import out_of_memory
 
 # The classes that a folder's model_index.json names, and the denoisers that generate with them and train them.
 BACKBONES = {
@@ -94,7 +95,9 @@ def checked(place: Path, loader: Callable[[], Any]) -> Any:
         with deferred_imports(LOADING):
             return loader()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{place} holds no usable model: {brief(error)}") from None
+        if out_of_memory(error):
+            raise
+        raise CheckpointError(f"{place} holds no usable model: {brief(error)}") from error
 
 
 def read(kind: Any, folder: Path, dtype: Any) -> Any:
@@ -114,7 +117,10 @@ def read(kind: Any, folder: Path, dtype: Any) -> Any:
         )
         unexpected = info["unexpected_keys"]
         if unexpected and all(key.startswith(WRAPPER) for key in unexpected):
-            tensors = {key: value.to(dtype) for key, value in read_weights(folder / weights[0][0]).items()}
+            own = [match[0] for match in weights if match["variant"] == variant]
+            files = [name for name in own if name.endswith(".safetensors")] or own  # all parts, of one format
+            read = (item for name in files for item in read_weights(folder / name).items())
+            tensors = {key: value.to(dtype) for key, value in read}
             missing = network.load_state_dict(tensors, strict=False, assign=True).missing_keys
             tied = getattr(network, "_tied_weights_keys", None) or ()  # T5's embedding, of which files hold one name
             if tied:

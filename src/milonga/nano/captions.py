@@ -80,7 +80,7 @@ _THEN_MIXED = {
         {c0}, then {c1} | {c0}, and then {c1} | {c0}, followed by {n1} | {n0}, followed by {n1}
         {n0}, then {n1} | first {c0}, then {c1} | after {c0}, {c1} | before {c1}, {c0}
         {c1}, after {c0}
-    """),
+    """)
 }
 
 

@@ -121,9 +121,7 @@ KNOWN: dict[str, Known] = {
         also="sound ring gun shot fire",
     ),
     "Applause": _known(
-        "applause",
-        "audience|crowd|people & applaud|clap",
-        also="round give hand group crowd audience people",
+        "applause", "audience|crowd|people & applaud|clap", also="round give hand group crowd audience people"
     ),
 }
 

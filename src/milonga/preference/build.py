@@ -15,22 +15,12 @@ from typing import Any
 
 from milonga.core.audio import clips_of
 from milonga.core.config import Strategy, Threshold, Workers
-from milonga.core.errors import DataError, StoreError
+from milonga.core.errors import DataError, RecipeError, StoreError
 from milonga.core.ids import content_id
 from milonga.core.progress import Advance, tracked
 from milonga.core.protocols import Engine, Model, Perturber, Scorer
 from milonga.core.records import Candidate, Pair, Prompt, Refusal, Request
-from milonga.core.store import (
-    Run,
-    Shards,
-    complete,
-    cut,
-    read_manifest,
-    shard_name,
-    software,
-    write_json,
-    write_text,
-)
+from milonga.core.store import Run, Shards, complete, cut, read_manifest, shard_name, software, write_json, write_text
 from milonga.core.weights import RANKERS
 from milonga.data.pairs import RunPairs, kept_pairs
 from milonga.maths.devices import AUTO
@@ -109,7 +99,7 @@ class PairBuilder:
         """Latents and scores of each request, from the log-mel picture that the model's autoencoder decodes.
 
         There is no vocoder and no audio. False, with nothing done, where the model decodes no picture, a scorer reads
-        others, or clips have been generated already.
+        others, or clips have been generated otherwise; their scores are there or not.
         """
         model, scorers = self.load_model(), self.load_scorers()
         picture = getattr(model, "mel_config", None)
@@ -230,6 +220,8 @@ def build_pairs(
     model = str(model) if isinstance(model, Path) else model
     model_name = model if isinstance(model, str) else getattr(as_model(model, device=device), "name", "model")
     names = {scorer if isinstance(scorer, str) else scorer.name: scorer for scorer in scorers}
+    if len(names) < len(scorers):
+        raise RecipeError("two scorers have one name: give each a `name` of its own")
     limits = [limit.model_copy(update={"scorer": _scorer_named(limit.scorer, list(names))}) for limit in thresholds]
     run = Run(Path(out))
     recipe = {

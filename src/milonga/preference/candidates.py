@@ -235,12 +235,13 @@ def best_of(
         for number in range(n)
     ]
     loaded = [load_scorer(part, device) if isinstance(part, str) else part for part in parts]
-    clips = [clip for start in range(0, n, batch_size) for clip in generator.generate(requests[start:][:batch_size])]
+    made = {request.id: clip for request, clip in generate_clips(requests, generator.generate, batch_size)}
+    clips = [made[request.id] for request in requests]
     return rank_clips(clips, score_clips(clips, [words] * n, loaded, batch_size))
 
 
 def search_scorers(model: Any, scorers: Sequence[Any]) -> Sequence[Any]:
-    """The scorers that choose among a model's clips: those named, else nano's for nano and what was trained from it.
+    """The scorers that choose among a model's clips: those named, else nano's for nano's names and its runs' systems.
 
     Raises RecipeError for another model without scorers: nano's are never used on foreign audio unless they are named.
     """

@@ -249,7 +249,7 @@ def _reason(after: Diagnosis, before: Diagnosis) -> str:
     if new:
         return f"new faults in the best take: {', '.join(map(str, new))}"
     if len(after.faults) == len(before.faults):
-        return "the fault remains in all takes"
+        return "the fault remains in the best take"
     return f"the score does not rise ({before.score:.3f} to {after.score:.3f})"
 
 

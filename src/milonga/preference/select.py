@@ -35,12 +35,7 @@ class Clusters:
 
 
 def select(
-    prompts: Sequence[Prompt],
-    embedder: TextEmbedder,
-    clusters: int,
-    per_cluster: int,
-    seed: int,
-    nearest: bool = True,
+    prompts: Sequence[Prompt], embedder: TextEmbedder, clusters: int, per_cluster: int, seed: int, nearest: bool = True
 ) -> list[Prompt]:
     """τ1: up to `per_cluster` prompts from each of `clusters` k-means clusters, in the order given (§4.1.1: 70 of 200).
 

@@ -74,11 +74,7 @@ class EventScorer:
     """
 
     def __init__(
-        self,
-        name: str,
-        tagger: FrameTagger,
-        read: Callable[[str], Scene | None],
-        kin: Mapping[str, str] | None = None,
+        self, name: str, tagger: FrameTagger, read: Callable[[str], Scene | None], kin: Mapping[str, str] | None = None
     ) -> None:
         self.name = name
         self.tagger = tagger

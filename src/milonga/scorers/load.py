@@ -149,6 +149,10 @@ def class_scorer(name: str) -> Any:
         raise RecipeError(f"scorer {name!r} cannot be made ({brief(error)}): name an importable class") from error
     if not (isinstance(getattr(built, "name", None), str) and callable(getattr(built, "score", None))):
         raise RecipeError(f"scorer {name!r} is no scorer: it needs `name` and `score(clips, texts)`")
+    try:
+        built.name = name  # thresholds and rankings call it as the recipe does
+    except AttributeError:
+        raise RecipeError(f"scorer {name!r}: its `name` must be an attribute that can be set") from None
     return built
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from milonga.core.errors import RecipeError
 from milonga.core.records import Clip
@@ -84,9 +83,7 @@ class PasstEmbedder:
         """Embeddings (N, D) and class logits (N, 527) of N clips, each as it is alone. AudioError as PANNs'."""
         waves = [metric_waveform(clip, self.rate) for clip in clips]
         with redirect_stdout(sys.stderr):
-            rows = map_by_length(self._rows, waves, BATCH, device=where(self.network))
+            embed = self.network.get_scene_embeddings
+            rows = map_by_length(lambda batch: list(embed(batch).float()), waves, BATCH, device=where(self.network))
         table = torch.stack(rows).cpu().numpy()
         return table[:, CLASSES:], table[:, :CLASSES]
-
-    def _rows(self, batch: Tensor) -> list[Tensor]:
-        return list(self.network.get_scene_embeddings(batch).float())

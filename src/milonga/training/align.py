@@ -106,7 +106,7 @@ class AlignTrainer:
         self.config, self.ref_model, self.callbacks = config, ref_model, list(callbacks)
         self.compute_metrics, self.scorers = compute_metrics, scorers
         self._denoiser: Denoiser | None = None
-        self._trained = False  # by this trainer: its denoiser has not its starting weights any more
+        self._begun = False  # a training of this trainer: its denoiser no longer has its starting weights
 
     @property
     def denoiser(self) -> "Denoiser":
@@ -140,7 +140,8 @@ class AlignTrainer:
 
         With `resume_from_checkpoint` a training that was interrupted continues from its newest checkpoint, and one that
         has finished returns at once; StoreError names what differs where the folder's training had other data, settings
-        or seed. Without it the folder's training files are deleted first. Under torchrun or `accelerate launch` every
+        or seed. Without it the folder's training files are deleted first, and a model that was given by name is loaded
+        again; RecipeError for an object, which has been trained in place. Under torchrun or `accelerate launch` every
         process calls this alike. `log_path` and `label` are the log's place and the name shown; `sample` is
         `Trainer.sample`. Raises as `Trainer.run` does.
         """
@@ -153,6 +154,11 @@ class AlignTrainer:
 
         config, ranks, folder = self.config, Ranks(), self.folder
         name = label or config.output_dir.name
+        if self._begun and not (resume_from_checkpoint and self.finished):
+            if not isinstance(self.model, str | Path):
+                kind = type(self.model).__name__
+                raise RecipeError(f"this {kind} has been trained in place: load it again, and give it to a new trainer")
+            self._denoiser = None
         if not resume_from_checkpoint and ranks.is_main:
             for path in (config.output_dir / "finished.json", *(folder / file for file in TRAINING_FILES)):
                 if path.is_dir():
@@ -160,7 +166,7 @@ class AlignTrainer:
                 else:
                     path.unlink(missing_ok=True)
         ranks.wait()
-        if self._trained and self.finished:
+        if self._begun and self.finished:
             return config.output_dir
         examples, val = self.examples(ranks)
         sampler = sample
@@ -170,6 +176,7 @@ class AlignTrainer:
             def sampler(step: int) -> dict[str, float]:
                 return {key: float(value) for key, value in metrics(generator).items()}
 
+        self._begun = True
         if ranks.is_main:
             print_betas(config.phases, examples)
         trackers, facts = config.trackers if ranks.is_main else (), config.model_dump(mode="json")
@@ -186,7 +193,6 @@ class AlignTrainer:
         if config.save_whole_model and ranks.is_main and not self.finished:
             self._write_model(config.output_dir)
         ranks.wait()
-        self._trained = True
         return config.output_dir
 
     def examples(self, ranks: Any = None) -> "tuple[Examples, Examples | None]":

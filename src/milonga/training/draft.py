@@ -52,7 +52,7 @@ def check_scorers(scorers: Sequence[Any], phases: Sequence[Phase], settings: Set
 
 
 class DraftStep(TrainStep):
-    """A `TrainStep` whose examples are captions: it samples their clips, and the loss is less their reward."""
+    """A `TrainStep` whose examples are captions: it samples their clips, and the loss is their reward negated."""
 
     def __init__(self, *parts: Any) -> None:
         """The arguments of `TrainStep`, the scorers, and the training's folder, which keeps the scales of rewards."""
@@ -89,6 +89,7 @@ class DraftStep(TrainStep):
         latents, distances = self._sampled(batch, [("draft", number, row) for row in indices])
         scores = self._scores(latents, batch)
         losses = loss_spec(micro.phase.loss).function(self._rewards(scores), beta)
+        losses = losses + 0.0 * latents.flatten(1).sum(1)  # a gradient also where no scorer can read a caption
         if distances is not None:
             losses = losses + self._settings.trust_region * distances
         self._backward((losses * micro.counts).sum(), step)

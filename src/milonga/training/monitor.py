@@ -148,19 +148,20 @@ def update_grad_limit(monitor: MonitorState, settings: Settings, norm: float) ->
 
 
 def update_running_means(monitor: MonitorState, row: Row) -> None:
-    """Moves the running means towards a step's values."""
-    if row["margin"] is None:
+    """Moves the running means towards a step's values; labelled clips have neither margin nor saturation."""
+    known = {name: row[name] for name in WATCHED if row[name] is not None}
+    if not known:
         return
     seen = monitor.get("seen", 0.0)
     share = max(1 / SPAN, 1 / (seen + 1))
-    for name in WATCHED:
-        monitor[name] = (1 - share) * monitor.get(name, 0.0) + share * (row[name] or 0.0)
+    for name, value in known.items():
+        monitor[name] = (1 - share) * monitor.get(name, 0.0) + share * value
     monitor["seen"] = seen + 1
 
 
 def reset(monitor: MonitorState) -> None:
-    """Drops the running means at the end of a phase: they say nothing about the next one."""
-    for name in (*WATCHED, "seen", "baseline", "grad_limit"):
+    """Drops the running means and the best accuracy at the end of a phase: they say nothing about the next one."""
+    for name in (*WATCHED, "seen", "baseline", "grad_limit", "best", "waited"):
         monitor.pop(name, None)
 
 
@@ -176,7 +177,7 @@ def alert(monitor: MonitorState, row: Row) -> str | None:
             f"denoised worse than by the reference (by {rise:.3g} on average); lower learning_rate, raise beta, or use "
             "sdpo or crpo"
         )
-    if monitor.get("seen", 0) >= SPAN and monitor["saturation"] < SATURATED:
+    if monitor.get("seen", 0) >= SPAN and monitor.get("saturation", 1.0) < SATURATED:
         texts["saturated"] = (
             f"the model already separates the pairs (gradient factor {monitor['saturation']:.3f}): more steps mostly "
             "over-optimise; stop here, lower beta, or bring new pairs"

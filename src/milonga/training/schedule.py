@@ -148,8 +148,6 @@ def check_training(
             raise DataError(f"{phase.loss!r} weighs each example by a reward, but the examples have none: give weights")
     if settings.pair_weights == "gap":
         _check_gaps(examples)
-    if settings.fsdp and settings.sample_every:
-        raise RecipeError("a network sharded over ranks cannot be sampled: set sample_every = 0 or fsdp = false")
     if settings.patience and val is None:
         raise RecipeError("patience needs validation pairs, but there are none: set val_fraction")
     if val is not None and (len(val) == 0 or val.batch([0], 0).loser is None):

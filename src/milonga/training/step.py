@@ -149,9 +149,10 @@ class TrainStep:
     def _micro_batches(self, step: Step) -> list[MicroBatch]:
         """This rank's share of a step. The released trainer's other ranks never leave the first phase."""
         size, blocks = len(step.indices), self._settings.released_ranks
+        cuts = min(size, blocks)  # of a short last step the first ranks have one example each, the others none
         micro_batches = []
         for block in range(blocks):
-            places = range(size * block // blocks, size * (block + 1) // blocks)
+            places = range(min(size, size * block // cuts), min(size, size * (block + 1) // cuts))
             phase = step.phase if block == 0 else self._first
             for mine, counts in self._ranks.shard(places, self._settings.batch_size) if places else ():
                 micro_batches.append(MicroBatch(phase, mine, torch.tensor(counts, device=self._device)))
@@ -225,25 +226,29 @@ class TrainStep:
         Without an `old` policy the reference is it. The errors that are logged are those of each group's best clip, as
         winner, and of its worst, as loser.
         """
-        signs = batch.advantages
-        assert signs is not None
+        advantages = batch.advantages
+        assert advantages is not None
         assert self._reference is not None
         reference_errors, reference = self._reference.reference_errors(noisy, keys)
-        known = reference_errors.reshape(signs.shape)
+        known = reference_errors.reshape(advantages.shape)
         errors = GroupErrors(
-            noisy.mse(predictions).reshape(signs.shape), signs, known,
-            known if old is None else noisy.mse(old).reshape(signs.shape), ratio_clip=self._settings.ratio_clip,
+            noisy.mse(predictions).reshape(advantages.shape), advantages, known,
+            known if old is None else noisy.mse(old).reshape(advantages.shape), ratio_clip=self._settings.ratio_clip,
         )  # fmt: skip
         sampler = reference if old is None else old
         if spec.needs_implicit and sampler is not None:
             positive, negative = implicit_policies(predictions, sampler, beta)
-            both = noisy.mse(positive).reshape(signs.shape), noisy.mse(negative).reshape(signs.shape)
+            both = noisy.mse(positive).reshape(advantages.shape), noisy.mse(negative).reshape(advantages.shape)
             errors = replace(errors, positive=both[0], negative=both[1])
         losses, distances = spec.function(errors, beta), None
         if reference is not None:
-            distances = (predictions - reference).pow(2).flatten(1).mean(1).reshape(signs.shape).mean(1)
+            distances = (predictions - reference).pow(2).flatten(1).mean(1).reshape(advantages.shape).mean(1)
             losses = losses + self._settings.trust_region * distances
-        rows, best, worst = torch.arange(len(signs), device=signs.device), signs.argmax(1), signs.argmin(1)
+        rows, best, worst = (
+            torch.arange(len(advantages), device=advantages.device),
+            advantages.argmax(1),
+            advantages.argmin(1),
+        )
         policy = errors.policy.detach()
         logged = Errors(policy[rows, best], policy[rows, worst], known[rows, best], known[rows, worst])
         return logged, losses, distances

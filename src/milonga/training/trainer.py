@@ -24,11 +24,11 @@ import torch
 
 from milonga.core.config import Phase, Settings
 from milonga.core.errors import MilongaError, RecipeError, brief
-from milonga.core.store import Run
+from milonga.core.store import Run, atomic_dir
 from milonga.data.examples import Examples
 from milonga.maths.devices import AUTO
 from milonga.models.denoiser import Denoiser, module_hash
-from milonga.training.checkpoint import Checkpoints, TrainState, atomic_dir
+from milonga.training.checkpoint import Checkpoints, TrainState
 from milonga.training.distil import DistilStep
 from milonga.training.distributed import Ranks
 from milonga.training.draft import DraftStep, check_scorers
@@ -124,6 +124,10 @@ class Trainer:
         """
         check_training(self.examples, self.phases, self.settings, self.val)
         check_scorers(self.scorers, self.phases, self.settings)
+        if self.settings.fsdp and self.sample is not None:  # one rank alone would wait for the others' shards
+            raise RecipeError(
+                "a network sharded over ranks cannot be sampled: leave compute_metrics out, or fsdp = false"
+            )
         ranks, settings, finished = Ranks(self.device), self.settings, self.folder / "model"
         with Run(self.folder).lock() if ranks.is_main else nullcontext():
             if ranks.is_main:
