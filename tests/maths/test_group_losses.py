@@ -142,7 +142,7 @@ def test_what_a_loss_needs_it_asks_for(name: str) -> None:
             spec.function(full, 0.0)
 
 
-@pytest.mark.parametrize(("name", "beta"), [("dgpo", 20.0), ("awm", 0.0), ("crd", 1.0)])
+@pytest.mark.parametrize(("name", "beta"), [("dgpo", 20.0), ("awm", 0.0), ("crd", 1.0), ("nft", 1.0)])
 def test_a_toy_policy_finds_the_rewarded_clips(name: str, beta: float) -> None:
     """Clips are numbers, a policy is its mean, a clip's error its squared distance from it, the reward is highest at 2:
     the mean must come to lie near 2 from 0, whatever the loss, when clips are drawn from the policy itself."""
@@ -153,7 +153,11 @@ def test_a_toy_policy_finds_the_rewarded_clips(name: str, beta: float) -> None:
     for _ in range(200):
         clips = mean.detach() + torch.randn(16, 8, generator=chance, dtype=torch.float64)
         signs = advantages(-((clips - 2.0) ** 2))
-        errors = GroupErrors((clips - mean) ** 2, signs, (clips - reference) ** 2, ((clips - mean) ** 2).detach())
+        two = implicit_policies(mean.expand(16, 8), reference.expand(16, 8), beta or 1.0)
+        implicit = [(clips - answer) ** 2 for answer in two]
+        errors = GroupErrors(
+            (clips - mean) ** 2, signs, (clips - reference) ** 2, ((clips - mean) ** 2).detach(), *implicit
+        )
         optimizer.zero_grad()
         LOSSES[name].function(errors, beta).mean().backward()
         optimizer.step()
