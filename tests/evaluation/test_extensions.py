@@ -17,6 +17,7 @@ from milonga.evaluation import metrics
 from milonga.evaluation.metrics import Metric, register
 from milonga.scorers import load
 
+SCORE = "score own_scorers:Loudness"
 OWN_SCORER = """
 import numpy as np
 
@@ -94,7 +95,7 @@ def test_a_scorer_class_outside_the_package_enters_an_evaluation(
     done = CliRunner().invoke(app, [*words, "--scorer", "own_scorers:Loudness", "--no-cache", "--resamples", "100"])
     assert done.exit_code == 0, done.output
     rows = {(row["system"], row["metric"]): row for row in json.loads(done.stdout)["summary"]}
-    assert rows["far", "score loudness"]["value"] > rows["reference", "score loudness"]["value"] > 0.1
+    assert rows["far", SCORE]["value"] > rows["reference", SCORE]["value"] > 0.1
     assert load.fingerprint("own_scorers:Loudness") == load.fingerprint("own_scorers:Loudness")
     with pytest.raises(RecipeError, match="cannot be made"):
         load.scorer("own_scorers:Quietness")

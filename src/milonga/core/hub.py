@@ -84,6 +84,8 @@ def fetch_file(source: str, folder: Path, sha256: str = "") -> Path:
     A file from an address is stored in `folder` under its own name. Raises CheckpointError where it cannot be
     downloaded or is `offline` and not on this machine, RecipeError for what is none of the three.
     """
+    from huggingface_hub.utils import WeakFileLock
+
     if Path(source).is_file():
         return Path(source)
     absent = CheckpointError(f"{source} is not on this machine: --fetch would download it")
@@ -94,7 +96,9 @@ def fetch_file(source: str, folder: Path, sha256: str = "") -> Path:
                 raise absent
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                _download(_Remote(source, path.name, source, sha256), path)
+                with WeakFileLock(folder / f".{path.name}.lock"):  # another process may be at it
+                    if not path.is_file():
+                        _download(_Remote(source, path.name, source, sha256), path)
             except OSError as error:
                 raise CheckpointError(f"{source} cannot be downloaded: {brief(error)}") from None
         return path

@@ -66,7 +66,7 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
     processes that make the same thing may both finish. Raises StoreError when the disk refuses; what was at `path`
     before is then still there.
     """
-    part = _temporary(path)
+    part, before = _temporary(path), _temporary(path).with_suffix(".before")
     try:
         part.mkdir(parents=True)
         yield part
@@ -75,14 +75,18 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
             if file.is_file() and access & ~file.stat().st_mode:  # safetensors' own are for nobody but their owner
                 file.chmod(access)
             _sync(file)
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
+        if replace and path.is_dir():
+            path.rename(before)
         try:
             part.rename(path)
         except OSError:
+            if before.is_dir():
+                before.rename(path)
             if replace or not path.is_dir():
                 raise
         _sync(path.parent)
+        if before.is_dir():
+            before.rename(part)  # by this name it goes now, or after a kill when the folder's run is locked again
     except Exception as error:
         # safetensors and torch tell of a full disk by errors of their own.
         if isinstance(error, OSError) or re.search("No space left|PytorchStreamWriter failed", str(error)):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from milonga.core.audio import flac_bytes, from_flac, read_audio
 from milonga.core.errors import AudioError, DataError, brief
@@ -222,6 +223,24 @@ def embedded_audio(cell: Any, folder: Path) -> Path | bytes | Clip:
     raise AudioError("holds no audio: neither bytes nor path nor array")
 
 
+def clips_by_path(files: Sequence[Path]) -> list[Path]:
+    """The audio files that a data set names by their path and that are there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = set[Path]()
+    for file in files:
+        schema = pq.read_schema(file)
+        for side in {"chosen", "rejected"} & set(schema.names):
+            kind = schema.field(side).type
+            if pa.types.is_struct(kind) and kind.get_field_index("path") < 0:
+                continue
+            names = pq.ParquetFile(file).read([f"{side}.path" if pa.types.is_struct(kind) else side])[side]
+            texts = (name["path"] if isinstance(name, dict) else name for name in names.to_pylist())
+            found |= {file.parent / text for text in texts if isinstance(text, str) and (file.parent / text).is_file()}
+    return sorted(found)
+
+
 def paired_clips(
     row: Mapping[str, Any], where: str, folder: Path = Path(), seconds: float | None = None
 ) -> PairedClips:
@@ -249,7 +268,9 @@ def paired_clips(
     if chosen.rate == rejected.rate and np.array_equal(chosen.waveform, rejected.waveform):
         raise DataError(f"{where}: winner and loser of {prompt!r} are the same clip")
     fields: dict[str, Any] = {name: "" if row.get(name) is None else str(row[name]) for name in TEXTS}
-    fields |= {name: row.get(name) or 0 for name in NUMBERS} | {name: row.get(name) or {} for name in SCORES}
+    fields |= {name: row.get(name) or 0 for name in NUMBERS}
+    for name in SCORES:  # sets that were joined have null for the scorers of the other
+        fields[name] = {scorer: score for scorer, score in (row.get(name) or {}).items() if score is not None}
     for side, clip in (("chosen", chosen), ("rejected", rejected)):
         data = row[side].get("bytes") if isinstance(row[side], dict) else None
         digest = sha256(data or clip.waveform.tobytes()).hexdigest()
@@ -258,4 +279,8 @@ def paired_clips(
         fields["region"] = tuple(float(row[name]) for name in REGION)
     fields["prompt_id"] = fields["prompt_id"] or content_id(prompt)
     fields["id"] = fields["id"] or content_id(fields["strategy"], fields["chosen_id"], fields["rejected_id"])
-    return PairedClips(Pair(prompt=prompt, **fields), chosen, rejected)
+    try:
+        return PairedClips(Pair(prompt=prompt, **fields), chosen, rejected)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise DataError(f"{where}: {'.'.join(map(str, wrong['loc']))} is unusable: {wrong['msg']}") from None

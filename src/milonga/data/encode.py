@@ -18,10 +18,18 @@ from milonga.core.ids import content_id, derive_seed, file_hash
 from milonga.core.progress import tracked
 from milonga.core.records import Clip, Pair, Refusal
 from milonga.core.store import Run, cut, read_manifest, shard_name
-from milonga.data.audio_alpaca import alpaca_files, checked_pairs, count_pairs
+from milonga.data.audio_alpaca import alpaca_files, checked_pairs, clips_by_path, count_pairs
 from milonga.data.corrections import run_pairs
 from milonga.data.pairs import kept_pairs, score_gaps
-from milonga.data.recordings import Recording, clip_entries, count_entries, decoded, fingerprint, report_left_out
+from milonga.data.recordings import (
+    Recording,
+    clip_entries,
+    count_entries,
+    decoded,
+    file_hashes,
+    fingerprint,
+    report_left_out,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -49,7 +57,10 @@ def encode_pairs(
     from milonga.data.examples import PairExamples
 
     files = alpaca_files(data, split)
-    run = Run(work / content_id(denoiser.fingerprint, [[file.name, file_hash(file)] for file in files]))
+    clips = clips_by_path(files)
+    known = [[file.name, file_hash(file)] for file in files]
+    known += [[str(clip), digest] for clip, digest in zip(clips, file_hashes(clips), strict=True)]
+    run = Run(work / content_id(denoiser.fingerprint, known))
     total, rows = count_pairs(files), checked_pairs(data, split, LONGEST)
     if not total:
         raise DataError(f"{data} holds no pairs")

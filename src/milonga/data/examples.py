@@ -13,7 +13,7 @@ from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
 from milonga.maths.group_losses import advantages
 from milonga.maths.noise import seeded
-from milonga.models.denoiser import Conditioning, ConditioningRows, Posterior, pad_tokens
+from milonga.models.denoiser import SECONDS, Conditioning, ConditioningRows, Posterior, pad_tokens
 
 Latents = Tensor | Posterior
 NO_PRIOR = "these examples have no prior-preservation clips: give real clips, or set prior_weight = 0"
@@ -399,7 +399,8 @@ def _contents(examples: Any) -> list[Any]:
         case PairExamples():
             texts = examples.conditioning if examples.captions is None else list(examples.captions)
             parts = (examples.winners, examples.losers, examples._weights, examples._desirable, examples._groups)
-            return [*parts, texts, *(part for part in (examples._gaps, examples._regions) if part is not None)]
+            more = (examples._gaps, examples._regions, examples._prior)
+            return [*parts, texts, *(part for part in more if part is not None)]
         case GroupExamples():
             return [examples._latents, examples._advantages, examples._conditioning]
         case CaptionedClips() if not callable(examples._captions):
@@ -419,7 +420,7 @@ def _contents(examples: Any) -> list[Any]:
 def _caption_id(caption: Conditioning) -> str:
     """A hash of an example's encoded caption, without its padding: examples of one caption share it."""
     digest, mask = sha256(), caption.get("mask")
-    for name in sorted(caption.keys() - {"mask"}):
+    for name in sorted(caption.keys() - {"mask", SECONDS}):
         row = caption[name][0]
         digest.update((row if mask is None or row.shape[:1] != mask[0].shape else row[mask[0]]).numpy().tobytes())
     return digest.hexdigest()

@@ -80,13 +80,14 @@ def table2(pairs: Sequence[Pair], scorer: str) -> list[Row]:
 def score_gaps(pairs: Sequence[Pair]) -> list[float]:
     """By how much each winner beats its loser: the mean over scorers of the margin in units of their mean margin.
 
-    A margin below zero, of a scorer that prefers the loser, counts as none. The mean over pairs is 1; a pair that no
-    scorer scored has NaN.
+    A margin below zero, of a scorer that prefers the loser, counts as none; where all do, as in a pair that a person
+    swapped, the gap is that of a typical pair. The mean over pairs is 1; a pair that no scorer scored has NaN.
     """
     margins = [
         {
-            name: max(0.0, pair.chosen_scores[name] - pair.rejected_scores[name])
+            name: max(0.0, margin)
             for name in pair.chosen_scores.keys() & pair.rejected_scores.keys()
+            if math.isfinite(margin := pair.chosen_scores[name] - pair.rejected_scores[name])
         }
         for pair in pairs
     ]
@@ -95,7 +96,9 @@ def score_gaps(pairs: Sequence[Pair]) -> list[float]:
         for name in {name for own in margins for name in own}
     }
     gaps = [
-        sum(own[name] / means[name] if means[name] else 1.0 for name in sorted(own)) / len(own) if own else math.nan
+        (sum(own[name] / means[name] if means[name] else 1.0 for name in sorted(own)) / len(own) or 1.0)
+        if own
+        else math.nan
         for own in margins
     ]
     known = [gap for gap in gaps if not math.isnan(gap)]

@@ -75,8 +75,11 @@ def _plain(name: str) -> str:
     return re.sub(r"\s+", "_", name.strip().lower())
 
 
+NO = ("", "0", "0.0", "false", "no", "none", "nan")
+
+
 def _is_excluded(cells: dict[str, Any]) -> bool:
-    marked = any(str(cells.get(name) or "").strip() for name in ("excluded", "check"))
+    marked = any(str(cells.get(name) or "").strip().lower() not in NO for name in ("excluded", "check"))
     return marked or "excluded" in str(cells.get("in_relate_dataset")).lower() or cells.get("audio_type") == "anchor"
 
 

@@ -209,11 +209,11 @@ def fingerprint(source: str) -> str:
     tables = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in TABLE_SUFFIXES)
     files = {entry.source for entry in clip_entries(source) if isinstance(entry.source, Path)}
     return content_id(
-        [file_hash(file) for file in tables], _file_hashes([file for file in sorted(files) if file.is_file()])
+        [file_hash(file) for file in tables], file_hashes([file for file in sorted(files) if file.is_file()])
     )
 
 
-def _file_hashes(files: Sequence[Path]) -> list[str]:
+def file_hashes(files: Sequence[Path]) -> list[str]:
     """The SHA-256 of each file; those of files that are as they were come from the user's cache."""
     stats = [file.stat() for file in files]
     keys = [content_id("file", str(f.resolve()), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]

@@ -246,6 +246,6 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
             for batch in table.iter_batches(BATCH, columns=names, use_threads=False):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path}, row {number}", cells)
+                    yield Row(f"{path}, row {number}", {_column_name(name): cell for name, cell in cells.items()})
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {brief(error)}") from error

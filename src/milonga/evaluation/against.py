@@ -16,7 +16,7 @@ from milonga.data.ratings import PREFERENCE, Opinion, read_opinions
 from milonga.evaluation.compute import Numbers
 from milonga.evaluation.inputs import EvalInputs
 from milonga.evaluation.metrics import CEILING
-from milonga.maths.agreement import LEAST_SYSTEMS, Opinions, ceiling, clip_agreement, system_agreement
+from milonga.maths.agreement import LEAST_CLIPS, LEAST_SYSTEMS, Opinions, ceiling, clip_agreement, system_agreement
 from milonga.maths.bootstrap import no_progress
 
 MOST_DRAWS = 400  # of captions: each costs a sort of all clips for each metric
@@ -98,6 +98,10 @@ def agreement(
     for scale in ratings.scales:
         own = [(opinion, sides) for opinion, sides in ratings.placed if opinion.scale == scale]
         rated = list(dict.fromkeys(side for _, sides in own for side in sides))
+        if len(rated) < LEAST_CLIPS:
+            notes.append(f"{scale}: {len(rated)} rated clips, and agreement needs {LEAST_CLIPS}")
+            advance(1)
+            continue
         arrays = _arrays(own, rated, ratings.captions)
         scores = np.array([[cells.get(name, {}).get(clip, np.nan) for clip in rated] for name in names])
         known = np.asarray(np.isfinite(scores).any(axis=1))

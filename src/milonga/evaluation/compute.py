@@ -224,7 +224,9 @@ class Numbers:
         real = self.plan.reference.columns.get(metric.feature, {}) if self.plan.reference else {}
         needs_real = metric.reference and self.plan.paired
         return [
-            key for key in keys if key in own and own[key].size and (not needs_real or self._real(key, real) in real)
+            key
+            for key in keys
+            if key in own and own[key].size and (not needs_real or np.size(real.get(self._real(key, real), ())))
         ]
 
     def _rows(self, metric: Metric, system: SystemFeatures, keys: Sequence[str]) -> Rows:

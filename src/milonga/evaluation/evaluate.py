@@ -68,7 +68,8 @@ def evaluate(sources: Sequence[str], reference: Path | None, captions: Path | No
         raise DataError(f"no clip has a value of {titles}: give clips, captions or a reference that they apply to")
     agreements, notes = [], []
     if ratings is not None:
-        fixed = {(row.system, row.metric): row.value for row in summaries if row.split == OVERALL}
+        sets = {metric.name for metric in features.metrics if metric.kind == "set"}
+        fixed = {(s.system, s.metric): s.value for s in summaries if s.split == OVERALL and s.metric in sets}
         with tracked("agreement", len(ratings.scales)) as advance:
             agreements, notes = agreement(ratings, numbers, fixed, advance)
     warnings = [
@@ -126,7 +127,7 @@ def with_weights(config: EvalConfig, inputs: EvalInputs) -> EvalConfig:
     metrics = _named_metrics(config)
     features = {row.feature for row in metrics or all_metrics()}
     if config.weights == "published":
-        if "clap" in features and inputs.prompts and not config.scorers:
+        if features & {"clap", "clap embedding"} and inputs.prompts and not config.scorers:
             clap = extract.weights_file(extract.PUBLISHED["clap"], config.fetch)
             config = replace(config, scorers=(f"laion-clap:{clap}",))
         if features & {"embedding", "logits"}:

@@ -129,12 +129,16 @@ def load_inputs(sources: Sequence[str], reference: Path | None, captions: Path |
     Raises StoreError, DataError or RecipeError, each in one line, for anything else.
     """
     paths = [_named(source) for source in sources]
+    if captions is not None and len(paths) == 1 and (paths[0][1].is_file() or (paths[0][1] / "evaluate").is_dir()):
+        raise RecipeError(f"{paths[0][1]} has captions of its own: leave out --captions")
     if len(paths) == 1 and paths[0][1].is_file():
         return from_table(paths[0][1], reference)
     for _, path in paths:
         if not path.is_dir():
             raise StoreError(f"{path} is not there, or no folder: give a run, folders of audio files, or one .csv")
     if len(paths) == 1 and (paths[0][1] / "evaluate" / "prompts").is_dir():
+        if reference is not None:
+            raise RecipeError(f"{paths[0][1]} is a run with real clips of its own: leave out --reference")
         return from_run(paths[0][1])
     if reference is None and len(paths) > 1:
         paths, reference = paths[:-1], paths[-1][1]
@@ -231,7 +235,12 @@ def from_table(path: Path, reference: Path | None) -> EvalInputs:
     folders: dict[str, list[str]] = {}
     for row, system in rows:
         folders.setdefault(system, []).append(str(_parent(row.file)))
-    common = {system: os.path.commonpath(parents) for system, parents in folders.items()}
+    if REFERENCE in folders:
+        raise DataError(f"{path}: {REFERENCE!r} is what real clips are called: put them in the column reference")
+    try:
+        common = {system: os.path.commonpath(parents) for system, parents in folders.items()}
+    except ValueError:
+        raise DataError(f"{path}: some clips have absolute paths and others relative ones: write all alike") from None
     inputs, first, finder = EvalInputs(path.stem, {}), dict[str, ClipCaption](), FileFinder(path.parent)
     for row, system in rows:
         key = str(_parent(row.file).relative_to(common[system] or ".") / row.key)

@@ -13,6 +13,7 @@ import numpy as np
 NEWTON_STEPS = 50
 TOLERANCE = 1e-8  # of the gradient's largest entry
 START = (-0.7, -0.7, -1.2, -1.2)  # logarithms of the random effects' standard deviations, where the search begins
+SEPARATED = 15.0  # log odds of three millions to one: what a fit runs away to
 SMALLEST = np.log(1e-3)  # a standard deviation below this is zero
 
 
@@ -26,12 +27,14 @@ class OrdinalFit:
     deviations: tuple[float, ...]
 
     def difference(self, a: int, b: int) -> tuple[float, float, float]:
-        """(a − b in log odds, its standard error, two-sided p) by Wald's test."""
+        """(a − b in log odds, its standard error, two-sided p) by Wald's test; error and p are NaN where the marks do
+        not overlap, so that no odds are too large."""
         from scipy.stats import norm
 
         contrast = np.zeros(len(self.effects))
         contrast[a], contrast[b] = 1, -1
         value, error = float(contrast @ self.effects), float(np.sqrt(contrast @ self.covariance @ contrast))
+        error = error if abs(value) < SEPARATED else np.nan
         return value, error, 2 * float(norm.sf(abs(value) / error))
 
 

@@ -211,7 +211,7 @@ def _ordinal(test: Test, rated: Sequence[Rating]) -> list[OpinionDifference]:
         own, values = on_scale(rated, scale)
         systems = [name for name in test.systems if any(rating.a == name for rating in own)]
         raters, prompts = (np.unique(labels, return_inverse=True)[1] for labels in _raters_and_prompts(own))
-        if len(systems) < 2 or min(raters.max(), prompts.max()) < 1:
+        if len(systems) < 2 or min(raters.max(), prompts.max()) < 1 or len(set(values.tolist())) < 2:
             continue
         fit = fit_ordinal(values, np.array([systems.index(rating.a) for rating in own]), raters, prompts)
         for i, j in combinations(sorted(range(len(systems)), key=lambda place: -fit.effects[place]), 2):
@@ -255,7 +255,8 @@ def _preferences(test: Test, compared: Sequence[Rating]) -> list[Preference]:
     adjusted = _holm([row[-1].p for row in rows])
     return [
         Preference(
-            a=a, b=b, rate=rate.value + 0.5, low=rate.low + 0.5, high=rate.high + 0.5, p=p,
+            a=a, b=b, rate=rate.value + 0.5, low=float(np.clip(rate.low + 0.5, 0, 1)),
+            high=float(np.clip(rate.high + 0.5, 0, 1)), p=p,
             wins=int((votes == 1).sum()), losses=int((votes == 0).sum()), ties=int((votes == 0.5).sum()),
             **_counts(own),
         )

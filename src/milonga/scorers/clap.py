@@ -93,9 +93,12 @@ class ClapScorer:
 
     def wave_rewards(self, waves: torch.Tensor, rate: int, texts: Sequence[str]) -> torch.Tensor:
         """The scores (B,) of waveforms (B, samples) at `rate` Hz, with gradients by them."""
-        own = resample_waves(waves.to(where(self.model)), rate, self.mel.rate)
-        audio = audio_features(self.model, window(log_mel(own, self.mel), self.frames))
+        audio = self._embed_waves(resample_waves(waves.to(where(self.model)), rate, self.mel.rate))
         return self._similarities(audio, torch.from_numpy(self.embed_texts(texts)).to(audio))
+
+    def _embed_waves(self, waves: torch.Tensor) -> torch.Tensor:
+        """Unit-norm rows (B, D) of waveforms at the model's rate, with gradients (LAION has its own front end)."""
+        return audio_features(self.model, window(log_mel(waves, self.mel), self.frames))
 
     def compare(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
         """The scores, shape (N,), of embeddings of clips and texts, (N, D) each."""

@@ -142,7 +142,7 @@ class LaionClap(ClapScorer):
         pictures = mels[:, None].expand(-1, 4 if self.fused else 1, -1, -1)
         longer = torch.zeros(len(wave), 1, dtype=torch.bool, device=device)
         output: Any = self.model.get_audio_features(pictures, is_longer=longer)
-        return output.pooler_output
+        return unit_rows(output.pooler_output)
 
     @property
     def fused(self) -> bool:

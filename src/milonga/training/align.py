@@ -207,10 +207,12 @@ class AlignTrainer:
         return train_val_split(examples, self.config.val_fraction, self.config.seed)
 
     def save_model(self, folder: str | Path) -> Path:
-        """Writes the trained model into `folder`, which `milonga.load` reads; gives the folder.
+        """Writes the trained model into a new `folder`, which `milonga.load` reads; gives the folder.
 
-        Raises RecipeError before the training has finished.
+        Raises RecipeError before the training has finished, and for a folder that holds anything.
         """
+        if Path(folder).is_dir() and any(Path(folder).iterdir()):
+            raise RecipeError(f"{folder} holds files already: name a new folder (train() has saved in output_dir)")
         with atomic_dir(Path(folder)) as part:
             self._save_to(part)
         return Path(folder)
