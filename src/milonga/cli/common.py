@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
+from pydantic import ValidationError
 
 from milonga.core.errors import MilongaError, MilongaWarning
 
@@ -43,6 +44,9 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
         except typer.Exit:
             raise
         except Exception as error:  # users get one line; --debug prints the traceback
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                raise _failed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 place = error.filename or "the disk"
                 raise _failed(f"{place}: {error.strerror}; make room, or choose another place") from error

@@ -213,7 +213,7 @@ def train(
     from milonga.experiment.recipe import load_recipe
     from milonga.experiment.run import train as train_systems
 
-    folder = Path(target) if Path(target).is_dir() else out
+    folder = out or (Path(target) if Path(target).is_dir() else None)
     overrides = [*(changes or ()), *(["train.allow_missing=true"] if allow_missing else [])]
     for system in train_systems(load_recipe(target, overrides), folder, overwrite=overwrite):
         typer.echo(system)

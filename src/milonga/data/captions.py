@@ -280,7 +280,7 @@ def reference(prompt: Prompt) -> Clip:
     from milonga.nano.world import CLASSES, render
 
     if prompt.scene is None or not {label for group in prompt.scene for label in group} <= set(CLASSES):
-        raise DataError(f"{prompt.text!r}: the world does not know its sounds, so it has no real clip")
+        raise DataError(f"{prompt.text!r}: the world does not know its sounds, so it has no real clip: take clips:…")
     clip = render(prompt.scene, derive_seed(0, "reference", prompt.id)).clip
     return Clip(normalise(clip.waveform), clip.rate)
 

@@ -67,7 +67,8 @@ class _Pool:
         self.losses: Counter[str] = Counter()
         self.under_way: dict[Any, tuple[Any, str]] = {}
         self.free: list[Any] = []
-        wanted = min(workers.count or _room(ray, workers), len(shards))
+        room = _room(ray, workers)  # EngineError where no worker fits
+        wanted = min(workers.count or room, len(shards))
         for actor in [*free, *(self._actor() for _ in range(wanted - len(free)))]:
             self._begin(actor, "")
 

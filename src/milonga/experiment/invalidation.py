@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.errors import StoreError
-from milonga.core.store import Run
+from milonga.core.store import Run, read_manifest
 from milonga.experiment.overrides import flat
 from milonga.experiment.recipe import TAGGER, Recipe
 
@@ -186,7 +186,11 @@ def _spared(run: Run, changed: list[str], stages: set[str], searches: Collection
     systems = {key.removeprefix(SYSTEMS).removeprefix(MODELS).partition(".")[0] for key in changed}
     some, untrained = all(key.startswith((SYSTEMS, MODELS)) for key in changed), stages <= set(STAGES[3:8])
     if set(changed) <= ENDS:
-        systems, some = {path.name for path in (run.path / "rounds").glob("*/")}, True
+        systems, some = {path.name for path in (run.path / "rounds").glob("*/")} - {"base"}, True
+        stored = read_manifest(run) or {"recipe": {"train": {"systems": []}}}
+        starts = {row["name"]: row.get("start") for row in stored["recipe"]["train"]["systems"]}
+        while more := {name for name, start in starts.items() if start in systems} - systems:
+            systems |= more
     of_systems = (*CLIPS, *POOLS)
     searched, pooled = (all(key.startswith(prefix) for key in changed) for prefix in (SEARCH, (SEARCH, POOL)))
 

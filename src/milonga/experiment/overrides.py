@@ -91,7 +91,7 @@ def modernised(data: dict[str, Any], source: str) -> dict[str, Any]:
                 _deprecated(source, f"{place}.{old}", f"{place}.{new}")
                 table[new] = table.pop(old)
     for table in _tables(data, ["label"]):
-        if "truth" in table.get("sources", ()):
+        if isinstance(table.get("sources"), list) and "truth" in table["sources"]:
             _deprecated(source, 'label.sources = ["truth"]', '["tagger"]')
             table["sources"] = ["tagger" if name == "truth" else name for name in table["sources"]]
     for place in ("plan.strategies.*", "online.strategies.*", "train", "train.systems.*.settings"):

@@ -62,11 +62,13 @@ class Registry:
             denoiser.load(trained)
         return denoiser
 
-    def generator_of(self, name: str, denoiser: "Denoiser", seconds: float | None = None) -> Model:
+    def generator_of(
+        self, name: str, denoiser: "Denoiser", seconds: float | None = None, scheduler: str | None = None
+    ) -> Model:
         """A model that generates with the weights that a denoiser has at the moment of each call."""
         from milonga.models.generator import generator_of
 
-        return generator_of(name, denoiser, self.device, seconds)
+        return generator_of(name, denoiser, self.device, seconds, scheduler)
 
     def tuned(
         self,
@@ -79,7 +81,7 @@ class Registry:
         """A model with a trained network from another folder."""
         if name not in self.objects:
             return models.tuned(name, trained, scheduler, seconds, self.device, precision)
-        return self.generator_of(name, self.load_denoiser(name, trained), seconds)
+        return self.generator_of(name, self.load_denoiser(name, trained), seconds, scheduler)
 
     def scorer(self, name: str) -> Any:
         """A scorer."""

@@ -251,7 +251,12 @@ def _changes(before: dict[str, Any], earlier: Recipe | None, after: dict[str, An
     old = before["recipe"] if earlier is None else earlier.model_dump(mode="json")
     keys, prints = changed_keys(old, after["recipe"]), (before["fingerprints"], after["fingerprints"])
     # Clips that only one of them names are another recipe's, or the manifest is older than their hash.
-    first, second = ({f"{CLIP_SOURCES}{name}" for name in one.get("train", {}).get("clips", {})} for one in prints)
+    # So are scorers: `models.scorers` and a system's own `scorers` say when others are named.
+    first, second = (
+        {f"{CLIP_SOURCES}{name}" for name in one.get("train", {}).get("clips", {})}
+        | {f"models.scorers.{name}" for name in one["models"]["scorers"]}
+        for one in prints
+    )
     return sorted({*keys, *changed_keys(*prints)} - (first ^ second))
 
 

@@ -153,6 +153,8 @@ def curve(context: Context, search: Search, prompts: Sequence[Prompt]) -> list[S
         for name, rows in groups.items()
     }
     seconds = [_seconds(context, search.system, what) for what in ("clips", "score")]
+    own = next((one.steps for one in context.recipe.train.systems if one.name == search.system), None)
+    passes = (own or table.steps) * (2 if table.guidance > 1 else 1)
     points = []
     for metric in all_metrics():
         if metric.kind != "clip" or metric.feature not in ("clap", "events"):
@@ -178,7 +180,7 @@ def curve(context: Context, search: Search, prompts: Sequence[Prompt]) -> list[S
                     search=search.name, system=search.system, scorers=context.recipe.search_scorers(search),
                     chosen=search.n, metric=metric.name, n=n, value=value.value, low=value.low, high=value.high,
                     gain=gain.value, gain_low=gain.low, gain_high=gain.high, captions=value.n,
-                    passes=n * table.steps * (2 if table.guidance > 1 else 1),
+                    passes=n * passes,
                     seconds=n * (seconds[0] + (seconds[1] if n > 1 else 0.0)),
                 )
             )  # fmt: skip

@@ -115,9 +115,9 @@ def evaluate(context: Context) -> None:
         shards.write_records(ONE, list(prompts_by_id.values()), Prompt)
     prompts = shards.read_records(Prompt)
     systems = context.recipe.sampled_systems
+    store_references(context, prompts)  # what has no real clip is told before any other is made
     for name in systems:
         generate_eval_clips(context, name, prompts)
-    store_references(context, prompts)
     for name in [*systems, "reference"]:
         store_features(context, name, prompts)
     if context.recipe.evaluate.search:

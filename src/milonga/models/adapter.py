@@ -32,6 +32,8 @@ def merge_adapter(module: nn.Module, folder: Path) -> None:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         scale = config["lora_alpha"] / config["r"]
+        if other := [name for name in ("use_rslora", "alpha_pattern", "rank_pattern") if config.get(name)]:
+            raise ValueError(f"its scale by {other[0]} is not known here: merge it by PEFT")
         tensors: dict[str, Any] = {_plain(name): value.float() for name, value in read_weights(path).items()}
         downs = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
         if not downs or len(tensors) != 2 * len(downs):
@@ -81,7 +83,11 @@ def _change(base: nn.Module, path: str, layer: nn.Module) -> torch.Tensor | None
     """How a layer's weight differs from the base's, float32; None for a layer that an adapter does not reach."""
     if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "groups", 1) > 1:
         return None
-    change = (layer.weight - base.get_parameter(f"{path}.weight")).detach().float()
+    try:
+        own = base.get_parameter(f"{path}.weight")
+    except AttributeError:
+        raise RecipeError(f"{path} is no layer of the base, as in a distilled network: export it whole") from None
+    change = (layer.weight - own).detach().float()
     return change if change.any() else None
 
 

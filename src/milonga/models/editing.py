@@ -290,7 +290,7 @@ def edit(
     hop, axis, model_rate = samples_per_row(denoiser), denoiser.time_axis, denoiser.sampling_rate
     samples, first, last, shift = _placed(samples, rate, hop / model_rate, region, extend, loop, strength)
     if not strength:
-        return np.stack([samples] * len(seeds))
+        return np.stack([np.roll(samples, -shift, axis=0)] * len(seeds))
     per_row, size = hop * rate / model_rate, denoiser.latent_shape[axis]
     begin, end, total = math.floor(first / per_row), math.ceil(last / per_row), math.ceil(len(samples) / per_row)
     wanted = max(size, end - begin + size // 4)  # an eighth of a window on each side at the least

@@ -1,5 +1,7 @@
 """Models that make clips from requests: Tango's pipeline, and any `Denoiser`."""
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +12,9 @@ from milonga.core.errors import RecipeError
 from milonga.core.records import Clip, Prompt, Request
 from milonga.maths.devices import AUTO, device_of, placed, where
 from milonga.maths.mel import MelSettings
-from milonga.models.denoiser import SECONDS, Denoiser, TimelinePart
+from milonga.models.denoiser import SECONDS, Denoiser, Process, TimelinePart
 from milonga.models.editing import Canvas, decode, samples_per_row
-from milonga.models.schedulers import prepare_scheduler
+from milonga.models.schedulers import prepare_scheduler, scheduler_named
 from milonga.models.tango import AudioPipelineOutput, StepCallback, TangoPipeline, clip_seeds, repeated
 from milonga.models.tango_denoiser import TangoDenoiser, is_consistency_model
 
@@ -37,13 +39,15 @@ class TangoModel:
         precision: str | None = None,
     ) -> None:
         self.name = name
-        self.pipeline = pipeline.to(device_of(device))
+        pipeline = pipeline.to(device_of(device))
         self.rate = pipeline.sampling_rate
         pipeline.set_progress_bar_config(disable=True)
         self.seconds = seconds
         # A consistency model has a sampler of its own.
         if scheduler is not None and not is_consistency_model(pipeline.unet):
+            pipeline = copy.copy(pipeline)  # the caller's keeps its own
             pipeline.set_scheduler(scheduler)
+        self.pipeline = pipeline
         if precision is not None:
             pipeline.set_precision(precision)
 
@@ -126,6 +130,8 @@ class DenoiserModel:
         seconds = timeline[-1][1] if timeline else self.seconds
         if seconds is None and SECONDS in denoiser.empty:  # the model's own default
             seconds = float(denoiser.empty[SECONDS][0])
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise RecipeError(f"a clip's length is a positive number of seconds, not {seconds}")
         samples = hop * trained if seconds is None else round(seconds * self.rate)
         rows = max(1 if getattr(denoiser, "any_length", False) else trained, -(-samples // hop))
         words = [request.words for request in requests]
@@ -169,22 +175,24 @@ class DenoiserModel:
             Request.of(0, Prompt.of(text, "call"), text, steps, guidance).model_copy(update={"seed": int(seed)})
             for text, seed in zip(words, own, strict=True)
         ]
-        device = where(self.denoiser.module)
-        model = DenoiserModel(self.name, self.denoiser, audio_length_in_s or self.seconds, device)
+        seconds = self.seconds if audio_length_in_s is None else audio_length_in_s
+        model = DenoiserModel(self.name, self.denoiser, seconds, where(self.denoiser.module))
         clips = model.generate(requests, negative=negative_prompt)
         audios: Any = [clip.waveform if clip.channels is None else clip.channels for clip in clips]
         return AudioPipelineOutput(audios=audios)
 
 
 def generator_of(
-    name: str, denoiser: Denoiser, device: Any = None, seconds: float | None = None
+    name: str, denoiser: Denoiser, device: Any = None, seconds: float | None = None, scheduler: str | None = None
 ) -> "TangoModel | DenoiserModel":
     """A model that generates with the weights that a denoiser has at the moment of each call, on the network's device
-    or on another one, clips of the model's own length or of `seconds`.
+    or on another one, clips of the model's own length or of `seconds`, with its own scheduler or another one.
     """
     device = where(denoiser.module) if device is None else device
     if isinstance(denoiser, TangoDenoiser):
-        return TangoModel(name, denoiser.pipe, seconds=seconds, device=device)
+        return TangoModel(name, denoiser.pipe, scheduler, seconds, device)
+    if scheduler is not None:
+        denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
     return DenoiserModel(name, denoiser, seconds, device)
 
 

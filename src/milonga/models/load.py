@@ -19,7 +19,7 @@ from milonga.core.protocols import Model
 from milonga.core.store import atomic_dir, read_json
 from milonga.core.weights import SHIPPED, adapted, weights_of
 from milonga.core.weights import fingerprint as weights_fingerprint
-from milonga.maths.devices import AUTO, device_of, placed, where
+from milonga.maths.devices import AUTO, device_of, placed
 from milonga.models import networks
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def load_public(
     """`milonga.load`: a pipeline, or a generator for what is not a Tango."""
     import torch
 
+    from milonga.models.generator import generator_of
     from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
@@ -179,7 +180,8 @@ def load_public(
     if networks.CUSTOM.fullmatch(base) and (revision or tokenizer or dtype is not None):
         raise RecipeError(f"{name} is loaded by its own class: leave revision, tokenizer and dtype out")
     if not networks.is_tango(base, revision):
-        return _sampled(name, load_denoiser(name, None, revision, dtype, tokenizer), scheduler, None, device)
+        denoiser = load_denoiser(name, None, revision, dtype, tokenizer)
+        return generator_of(name, denoiser, device, scheduler=scheduler)
     pipe = pipeline(name, revision=revision, tokenizer=tokenizer, dtype=dtype)
     pipe = (pipe if scheduler is None else pipe.set_scheduler(scheduler)).to(device)
     return pipe if precision == "fp32" else pipe.set_precision(precision)
@@ -212,7 +214,7 @@ def load(
 
     Raises RecipeError for an unknown scheduler or precision, and for any with a model that has no choice.
     """
-    from milonga.models.generator import TangoModel
+    from milonga.models.generator import TangoModel, generator_of
     from milonga.models.schedulers import check_scheduler
 
     check_scheduler(scheduler)
@@ -221,19 +223,8 @@ def load(
         return own.load(scheduler, seconds, device, precision)
     _check_precision(name, name, precision)
     if not networks.is_tango(name):
-        return _sampled(name, load_denoiser(name), scheduler, seconds, device)
+        return generator_of(name, load_denoiser(name), device, seconds, scheduler)
     return TangoModel(name, pipeline(name), scheduler, seconds, device, precision)
-
-
-def _sampled(name: str, denoiser: "Denoiser", scheduler: str | None, seconds: float | None, device: Any) -> Any:
-    """A denoiser as a model on a device, with its own scheduler and length or with these."""
-    from milonga.models.denoiser import Process
-    from milonga.models.generator import DenoiserModel
-    from milonga.models.schedulers import scheduler_named
-
-    if scheduler is not None:
-        denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
-    return DenoiserModel(name, denoiser, seconds, device)
 
 
 def load_denoiser(
@@ -343,8 +334,8 @@ def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO, secon
     name = type(model).__name__
     if networks.backbone_named(name):
         denoiser = as_denoiser(model)
-        return _sampled(name, denoiser, scheduler, seconds, where(denoiser.module))
-    return generator_of(name, model, seconds=seconds) if isinstance(model, Denoiser) else model
+        return generator_of(name, denoiser, None, seconds, scheduler)
+    return generator_of(name, model, None, seconds, scheduler) if isinstance(model, Denoiser) else model
 
 
 def object_fingerprint(model: Any) -> str:
@@ -384,12 +375,12 @@ def tuned(
 def _tuned(
     name: str, trained: Path, scheduler: str | None, seconds: float | None, device: Any, precision: str, _written: int
 ) -> Model:
-    from milonga.models.generator import TangoModel
+    from milonga.models.generator import TangoModel, generator_of
 
     base, _ = resolved(name)
     _check_precision(name, base, precision)
     if not networks.is_tango(base):
-        return _sampled(trained.parent.name, load_denoiser(name, trained), scheduler, seconds, device)
+        return generator_of(trained.parent.name, load_denoiser(name, trained), device, seconds, scheduler)
     return TangoModel(trained.parent.name, pipeline(name, trained), scheduler, seconds, device, precision)
 
 

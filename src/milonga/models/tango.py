@@ -407,7 +407,7 @@ def clip_seeds(words: Sequence[str], seeds: int | Sequence[int] | None, count: i
 
     Raises RecipeError for what is no seed, or another number of them.
     """
-    numbers = [seeds] if isinstance(seeds, int | np.integer) else list(seeds or ())
+    numbers = [seeds] if isinstance(seeds, int | np.integer) else [] if seeds is None else list(seeds)
     for seed in numbers:
         if not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
             raise RecipeError(f"a seed is a whole number of at most 64 bits, not {seed!r}")

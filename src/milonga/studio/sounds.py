@@ -25,7 +25,7 @@ from milonga.core.audio import (
 from milonga.core.errors import AudioError
 from milonga.core.ids import slug
 from milonga.core.records import Clip
-from milonga.core.store import Run, write_bytes
+from milonga.core.store import PART, Run, write_bytes
 from milonga.listening_test.export import as_csv
 from milonga.listening_test.material import amplified, playback_gain
 from milonga.maths.clip_view import clip_view, loudness
@@ -62,7 +62,8 @@ class Sounds:
 
     def file(self, name: str) -> Path | None:
         """The file of an upload, or of an edit of one; None for any other take."""
-        return next(iter((self.folder / "files").glob(f"{name}.*")), None)
+        files = (self.folder / "files").glob(f"{name}.*")
+        return next((file for file in files if file.suffix != PART), None)
 
     def clip(self, take: Take) -> Clip:
         """A take's original."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from milonga.core.config import Phase, Workers
-from milonga.core.errors import MilongaError
+from milonga.core.errors import MilongaError, StoreError
 from milonga.core.records import Prompt, Request
 from milonga.core.store import Run, complete, write_json
 from milonga.engines.local import LocalEngine
@@ -41,9 +41,12 @@ def rehearse(recipe: Recipe, out: Path | None = None, parts: Registry | None = N
 
     A row has the stage, its seconds, the most memory in bytes (of the accelerator, or of the process), the bytes it
     wrote, and `real_seconds` and `real_bytes` of the whole run, None where they do not grow with it or are not known.
-    The rows are stored in rehearsal.json. Raises what `run` raises: a stage that fails here fails there too.
+    The rows are stored in rehearsal.json. Raises StoreError for a folder that
+    holds a run, and what `run` raises: a stage that fails here fails there too.
     """
     folder = out or Path("runs") / f"{recipe.name}-rehearsal"
+    if (folder / "manifest.json").exists():  # finished stages would cost no time, and a real run would be cleared
+        raise StoreError(f"{folder} holds a run: rehearse in a new folder (--out), or delete it")
     device = device_of(recipe.workers.device)
     parts = parts or Registry(device=device)
     small, objects = _shrunk(recipe, folder, parts, on_cpu=device.type == "cpu")
