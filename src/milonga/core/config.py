@@ -47,7 +47,7 @@ class Strategy(Record):
 
 
 class Threshold(Record):
-    """What a pair must meet by one scorer (§4.1.2 of the paper), in cosine similarity. The defaults refuse nothing.
+    """What a pair must meet by one scorer (§4.1.2 of the paper), in cosine similarity. The defaults refuse no cosine.
 
     The winner scores at least `min_winner_score` (the paper's α) and the loser at least `min_loser_score` (β); the
     winner's score less the loser's lies from `min_margin` to `max_margin` (both the paper's Δ).
