@@ -41,6 +41,10 @@ def generate(*words: str) -> Callable[[Path], list[str]]:
     return lambda at: [*GENERATE, "--model", str(at / "tango"), *words]
 
 
+def distil(*words: str) -> Callable[[Path], list[str]]:
+    return lambda at: ["distil", str(at / "tango"), "clips:nowhere", "--out", str(at / "student"), *words]
+
+
 def of_model(name: str) -> Callable[[Path], list[str]]:
     return lambda at: [*GENERATE, "--model", name]
 
@@ -97,6 +101,8 @@ DOORS: list[tuple[str, int, Callable[[Path], list[str]], str]] = [
     ("a revision out of reach", 1, of_model("some/one@v2"), "cannot be reached, and was not fetched before"),
     ("a folder without a model", 1, lambda at: [*GENERATE, "--model", str(at)], "model_index.json is missing"),
     ("out is a file", 1, lambda at: [*generate("--out", str(at / "tango/model_index.json"))(at)], "model_index.json"),
+    ("a rate below nothing", 1, distil("--learning-rate", "-1"), "^milonga: learning_rate: .* be greater than 0$"),
+    ("a rate that is no number", 1, distil("--learning-rate", "nan"), "^milonga: learning_rate: .* a finite number$"),
     ("an unknown recipe", 1, lambda at: ["run", "demmo"], "no recipe demmo"),
     ("an unknown engine", 1, lambda at: ["run", "smoke", "--engine", "spark"], "spark"),
     ("a recipe's unknown scheduler", 1, lambda at: ["run", "smoke", "--set", "models.scheduler=heun"], "scheduler"),

@@ -1,11 +1,14 @@
 """Repositories of the hub, from a server of the test's own: what is fetched, what goes on, and what is refused."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +210,25 @@ def test_a_published_file_is_resumed_and_checked(hub: Hub, tmp_path: Path) -> No
         fetch_file(address, tmp_path / "others", "0" * 64)
     with pytest.raises(CheckpointError, match="cannot be downloaded"):
         fetch_file(f"{hub.url}/{NAME}/resolve/main/nothing.bin", tmp_path / "others", digest)
+
+
+def test_two_who_want_one_published_file_at_once_both_get_it_whole(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, digest = f"{hub.url}/{NAME}/resolve/main/model.bin", hashlib.sha256(DATA).hexdigest()
+    real, meeting = milonga_hub._stream, threading.Barrier(2)
+
+    def met(*words: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(timeout=0.3)
+        return real(*words)
+
+    monkeypatch.setattr(milonga_hub, "_stream", met)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: fetch_file(address, tmp_path / "weights", digest), range(2)))
+    assert paths == [tmp_path / "weights" / "model.bin"] * 2
+    assert paths[0].read_bytes() == DATA
+    assert len(hub.got()) == 1
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

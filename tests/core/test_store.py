@@ -223,6 +223,24 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("held", [["new"], ["old", "new"]], ids=["the new one", "either"])
+def test_where_a_folder_cannot_be_moved_the_old_one_stays_as_it_was(tmp_path, monkeypatch, held):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("precious")
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if any((self / name).exists() for name in held):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(StoreError, match=r"cannot write .*model: Device or"), atomic_dir(tmp_path / "model") as part:
+        (part / "new").touch()
+    assert [str(file.relative_to(tmp_path)) for file in sorted(tmp_path.rglob("*"))] == ["model", "model/old"]
+    assert (tmp_path / "model" / "old").read_text() == "precious"
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(_: int) -> None:
         raise KeyboardInterrupt

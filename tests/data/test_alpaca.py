@@ -1,5 +1,6 @@
 """Audio-alpaca's layout: what is written reads back to the same pairs and clips, and the published columns suffice."""
 
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from milonga.core.audio import flac_bytes
 from milonga.core.errors import DataError
 from milonga.core.ids import content_id
-from milonga.core.records import Clip, Pair, Prompt, Request
-from milonga.data.audio_alpaca import PUBLISHED, Origin, alpaca_table, read_alpaca
+from milonga.core.records import Clip, Pair, Prompt, Refusal, Request
+from milonga.data.audio_alpaca import PUBLISHED, Origin, alpaca_table, checked_pairs, read_alpaca
 from milonga.data.pairs import read_pairs
 
 RATE = 16000
@@ -131,6 +132,40 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path):
         with pytest.raises(DataError, match=told) as error:
             list(read_alpaca(path))
         assert "\n" not in str(error.value)
+
+
+def test_of_sets_that_were_joined_each_pair_keeps_the_scores_that_it_has(tmp_path):
+    won, lost = [{"a": 0.5}, {"b": 0.25}], [{"a": 0.25}, {"b": -0.5}]
+    shards = [
+        pq.read_table(
+            published(tmp_path / f"{n}.parquet", 1, n, chosen_scores=pa.array([w]), rejected_scores=pa.array([x]))
+        )
+        for n, (w, x) in enumerate(zip(won, lost, strict=True))
+    ]
+    joined = pa.concat_tables(shards, promote_options="permissive")
+    assert joined["chosen_scores"].to_pylist() == [{"a": 0.5, "b": None}, {"a": None, "b": 0.25}]
+    pq.write_table(joined, tmp_path / "joined.parquet")
+    pairs = [one.pair for one in read_alpaca(tmp_path / "joined.parquet")]
+    assert [pair.chosen_scores for pair in pairs] == won
+    assert [pair.rejected_scores for pair in pairs] == lost
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "told"),
+    [
+        ("chosen_steps", [50.0, 12.5, 50.0], "chosen_steps is unusable: .*integer"),
+        ("rejected_scores", [{"a": "0.5"}, {"a": "high"}, None], r"rejected_scores\.a is unusable: .*number"),
+    ],
+)
+def test_a_row_with_unusable_metadata_is_refused_and_the_others_are_read(tmp_path, column, cells, told):
+    path = published(tmp_path / "x.parquet", **{column: pa.array(cells)})
+    first, refused, last = checked_pairs(path)
+    assert isinstance(refused, Refusal)
+    assert re.search(f"row 2: {told}", refused.reason)
+    assert "\n" not in refused.reason
+    assert [one.pair.prompt for one in (first, last)] == ["a sound 0", "a sound 2"]
+    with pytest.raises(DataError, match=f"row 2: {told}"):
+        list(read_alpaca(path))
 
 
 @settings(deadline=None, max_examples=3)

@@ -1,5 +1,6 @@
 """A data set of pairs becomes training examples: encoded once, resumed, and never mistaken for another's."""
 
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import small_networks
 import soundfile
+import synthetic_run
 import torch
 
 from milonga.core.config import Phase, Settings
-from milonga.core.errors import DataError
+from milonga.core.errors import DataError, MilongaWarning
 from milonga.data import encode
 from milonga.data.audio_alpaca import read_alpaca
+from milonga.data.corrections import corrected
 from milonga.data.encode import encode_pairs
+from milonga.data.pairs import score_gaps
 from milonga.maths.mel import fit, log_mel, normalise
 from milonga.models.load import load_denoiser
 from milonga.training.trainer import train
@@ -110,6 +114,53 @@ def test_other_data_and_other_weights_are_encoded_anew(model, data, tmp_path):
     small_networks.pipeline(seed=1).save_pretrained(other)
     encode_pairs(load_denoiser(str(other)), data, tmp_path / "work")
     assert len(list((tmp_path / "work").iterdir())) == 3
+
+
+@pytest.mark.parametrize("kind", [SOUND, pa.string()], ids=["cells with a path", "paths alone"])
+def test_clips_that_a_set_names_by_path_are_encoded_anew_when_added_or_replaced(model, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("MILONGA_CACHE", str(tmp_path / "cache"))
+    folder, work, denoiser = tmp_path / "set", tmp_path / "work", load_denoiser(model)
+    folder.mkdir()
+    columns: dict = {"prompt": small_networks.WORDS[:3], "strategy": ["1.1"] * 3}
+    for side in ("chosen", "rejected"):
+        names = [f"{side}-{n}.wav" for n in range(3)]
+        columns[side] = pa.array([{"path": name} for name in names] if kind == SOUND else names, kind)
+        for n, name in enumerate(names):
+            (folder / name).write_bytes(wav(2 * n + 10 * (side == "rejected"), 16000))
+    pq.write_table(pa.table(columns), folder / "train-0.parquet")
+    (folder / "rejected-1.wav").unlink()
+    with pytest.warns(MilongaWarning, match="left out 1 of 3 pairs"):
+        assert len(encode_pairs(denoiser, folder, work)[0]) == 2
+    (folder / "rejected-1.wav").write_bytes(wav(20, 16000))
+    pairs, added = encode_pairs(denoiser, folder, work)
+    assert len(pairs) == 3
+    (folder / "chosen-0.wav").write_bytes(wav(22, 16000))
+    _, replaced = encode_pairs(denoiser, folder, work)
+    same = [torch.equal(old, new) for old, new in zip(added.winners.mean, replaced.winners.mean, strict=True)]
+    assert same == [False, True, True]
+    encode_pairs(denoiser, folder, work)
+    assert len(list(work.iterdir())) == 3
+
+
+def test_a_pair_that_a_person_swapped_weighs_as_a_typical_pair():
+    margins = [0.1, 0.2, 0.2, 0.3, 0.4]
+    pairs = [synthetic_run.make_pair(n, {"a": 0.4 + margin}, {"a": 0.4}) for n, margin in enumerate(margins)]
+    pairs[1] = corrected(pairs[1], "swap")
+    gaps = score_gaps(pairs)
+    assert gaps[0] < gaps[1] < gaps[4]
+    assert sum(gaps) / len(gaps) == pytest.approx(1)
+
+
+def test_scores_that_are_no_number_count_in_no_gap():
+    rows = [({"a": 0.6, "b": 9.0}, {"a": 0.2, "b": 5.0}), ({"a": 0.3, "b": 4.0}, {"a": 0.1, "b": 2.0})]
+    half, none = {"a": math.nan, "b": 7.0}, dict.fromkeys("ab", math.nan)
+    rest = [synthetic_run.make_pair(n, *row) for n, row in enumerate(rows)]
+    alone = synthetic_run.make_pair(2, {"b": 7.0}, {"b": 1.0})
+    partly = synthetic_run.make_pair(2, half, {"a": 0.2, "b": 1.0})
+    unknown = synthetic_run.make_pair(3, none, {"a": 0.2, "b": 1.0})
+    gaps = score_gaps([*rest, partly, unknown])
+    assert gaps[:3] == pytest.approx(score_gaps([*rest, alone]))
+    assert math.isnan(gaps[3])
 
 
 def test_a_split_that_is_not_there_is_told(model, data, tmp_path):

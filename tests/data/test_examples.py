@@ -16,8 +16,9 @@ from milonga.data.examples import (
     Subset,
     filter_by_strategy,
     fingerprint,
+    train_val_split,
 )
-from milonga.models.denoiser import Conditioning, ConditioningRows, Posterior
+from milonga.models.denoiser import SECONDS, Conditioning, ConditioningRows, Posterior
 
 
 def captions(states: torch.Tensor) -> Conditioning:
@@ -69,6 +70,26 @@ def test_prior_clips_are_the_real_clips_or_an_error() -> None:
     assert tiny.pairs().prior_batch([3], 0).loser is None
     with pytest.raises(DataError, match="no prior-preservation clips"):
         tiny.pairs(prior=False).prior_batch([0], 0)
+
+
+def test_a_fingerprint_tells_pairs_by_their_prior_clips_too() -> None:
+    latents, states = torch.ones(4, 1, 2, 2), torch.ones(4, 3, 2)
+    clips = [PairExamples(torch.full((3, 1, 2, 2), value), None, captions(states[:3])) for value in (0.0, 9.0, 9.0)]
+    none, zeros, nines, again = (
+        fingerprint(PairExamples(latents, latents, captions(states), prior=prior)) for prior in (None, *clips)
+    )
+    assert len({none, zeros, nines}) == 3
+    assert nines == again
+
+
+def test_all_pairs_of_a_caption_are_on_one_side_of_a_split_whatever_their_clips_lengths() -> None:
+    names = torch.arange(10.0).repeat_interleave(4)
+    told = captions(names[:, None, None].expand(40, 3, 2)) | {SECONDS: torch.linspace(3.0, 8.0, 40)}
+    latents = names[:, None, None, None].expand(40, 1, 2, 2)
+    parts = train_val_split(PairExamples(latents, latents, Conditioning(told)), 0.2, seed=0)
+    train, val = ([] if part is None else part.batch(range(len(part)), 0).winner[:, 0, 0, 0].tolist() for part in parts)
+    assert (len(train), len(val)) == (32, 8)
+    assert not set(train) & set(val)
 
 
 def captioned(seed: int = 3) -> CaptionedClips:

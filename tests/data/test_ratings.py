@@ -1,7 +1,10 @@
 """Tables of people's ratings: ours, and the shapes in which others are published."""
 
+import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from milonga.core.errors import DataError
@@ -57,6 +60,25 @@ def test_published_shapes_are_read_as_they_are(tmp_path: Path, text, expected, e
     fields = ("clip", "system", "caption", "rater", "scale", "value", "other")
     assert sorted(tuple(getattr(row, name) for name in fields) for row in opinions) == sorted(expected)
     assert dropped == excluded
+
+
+@pytest.mark.parametrize("column", ["excluded", "check"])
+def test_a_mark_that_says_no_excludes_nothing(tmp_path: Path, column: str):
+    path = tmp_path / "t.csv"
+    cells = ["0", "0.0", "False", "no", " ", "1", "True", "screened"]
+    path.write_text(f"clip,rater,score,{column}\n" + "".join(f"{n}.wav,r,4,{cell}\n" for n, cell in enumerate(cells)))
+    opinions, excluded = read_opinions(path)
+    assert [opinion.clip for opinion in opinions] == [f"{n}.wav" for n in range(5)]
+    assert excluded == 3
+
+
+def test_marks_of_a_parquet_table_are_truth_values_or_numbers(tmp_path: Path):
+    for marks in ([False, True, None], [0, 1, None], [0.0, 1.0, math.nan]):
+        cells = {"clip": ["a.wav", "b.wav", "c.wav"], "score": [4, 2, 3], "excluded": pa.array(marks)}
+        pq.write_table(pa.table(cells), tmp_path / "t.parquet")
+        opinions, excluded = read_opinions(tmp_path / "t.parquet")
+        assert [opinion.clip for opinion in opinions] == ["a.wav", "c.wav"]
+        assert excluded == 1
 
 
 def test_scales_are_named_where_their_names_are_unusual(tmp_path: Path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milonga.core.errors import DataError
-from milonga.data.captions import captions_of, clip_captions, clip_key
+from milonga.data.captions import caption_texts, captions_of, clip_captions, clip_key
 from milonga.data.tables import read_rows
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -175,6 +175,14 @@ GOOD = [
 def test_what_spreadsheets_and_scripts_write_is_read(name, text, rows, tmp_path):
     (tmp_path / name).write_bytes(text.encode())
     assert [(row["file_name"], row["caption"]) for row in cells_of(tmp_path / name)] == rows
+
+
+def test_known_columns_of_parquet_count_in_any_case_too(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"File_Name": ["a.wav"], " Caption": ["rain"], "Note": ["x"]}), path)
+    assert cells_of(path) == [{"file_name": "a.wav", "caption": "rain", "Note": "x"}]
+    assert list(caption_texts(path)) == ["rain"]
+    assert [(row.key, row.caption) for row in clip_captions(path)] == [("a", "rain")]
 
 
 def test_rows_say_where_they_stand(tmp_path):

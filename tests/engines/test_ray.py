@@ -116,9 +116,11 @@ def test_workers_that_cannot_start_are_an_error_in_one_line():
     assert "\n" not in str(failure.value)
 
 
-def test_what_the_cluster_has_not_is_told():
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_the_cluster_has_not_is_told_however_many_workers_are_asked_for(count):
     with pytest.raises(EngineError, match="needs 1 CPU and 1 GPU, the cluster has 2 CPU, 0 GPU"):
-        list(RayEngine(Workers(gpus=1)).run(lambda shard: 1, SHARDS))
+        list(RayEngine(Workers(gpus=1, count=count)).run(lambda shard: 1, SHARDS))
     assert list(RayEngine(SMALL).run(lambda shard: 1, [])) == []
 
 

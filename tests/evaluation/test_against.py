@@ -120,3 +120,37 @@ def test_our_own_export_is_found_by_system_and_caption(folder: Path):
     assert cells["preference", "score level", "pairs"].n == CAPTIONS
     assert ("preference", "score level", "srcc") not in cells
     assert "ovl" in {row.scale for row in result.agreement}
+
+
+def test_a_scorer_s_agreement_by_system_is_over_the_clips_that_people_rated(folder: Path):
+    """Over all clips the systems' levels are the other way round."""
+    rated = range(CAPTIONS // 2)
+    for place, system in enumerate(SYSTEMS):
+        for number in set(range(CAPTIONS)) - set(rated):
+            soundfile.write(
+                folder / f"{system}/{number}.wav", (0.9 - 0.4 * place) * np.sin(np.arange(16000) / 9), 16000
+            )
+    rows = (folder / "ratings.csv").read_text().splitlines()
+    names = {f"/wav/{system}/{number}.wav" for system in SYSTEMS for number in rated}
+    kept = [row for row in rows[1:] if row.split(",")[0] in names]
+    (folder / "ratings.csv").write_text("\n".join([rows[0], *kept]) + "\n")
+    options: dict[str, Any] = {"scorers": [Level()], "against": folder / "ratings.csv", "resamples": 100}
+    result = milonga.evaluate(folder / "clips.csv", cache=False, **options)
+    means = {row.system: row.value for row in result.summaries if row.metric == "score level"}
+    assert means["a"] > means["b"] > means["c"]
+    by_system = [row for row in result.agreement if (row.level, row.metric) == ("system", "score level")]
+    assert {row.statistic: row.value for row in by_system}["srcc"] == 1.0
+
+
+def test_a_scale_with_too_few_rated_clips_is_a_note_beside_the_others(folder: Path):
+    rows = ["clip,system,rater,ovl,rel"]
+    for number in range(CAPTIONS):
+        rows += [f"{number}.wav,{system},r1,{1 + number % 5},{3 if (system, number) < ('a', 4) else ''}"
+                 for system in SYSTEMS]  # fmt: skip
+    (folder / "few.csv").write_text("\n".join(rows) + "\n")
+    options: dict[str, Any] = {"scorers": [Level()], "against": folder / "few.csv", "resamples": 100}
+    result = milonga.evaluate(folder / "clips.csv", cache=False, **options)
+    assert {row.scale for row in result.agreement} == {"ovl"}
+    told = "rel: 4 rated clips, and agreement needs 5"
+    assert told in result.ratings
+    assert told in str(result)

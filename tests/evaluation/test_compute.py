@@ -135,6 +135,17 @@ def test_a_clip_that_was_not_measured_is_left_out_of_its_metric_alone() -> None:
     assert rows["fd"] == N
 
 
+@pytest.mark.parametrize("short", [KEYS[1], KEYS[-1]])
+def test_a_set_metric_leaves_out_the_clip_whose_real_clip_is_too_short_for_a_row(short: str) -> None:
+    real = SystemFeatures("reference", REAL.columns | {"rows": REAL.columns["rows"] | {short: np.empty((0, 4))}})
+    (row,) = (one for one in summaries([BAD], [METRICS[5]], plan(reference=real)) if one.system == "bad")
+    held = [key for key in KEYS if key != short]
+    stacked = [np.concatenate([one.columns["rows"][key] for key in held]) for one in (BAD, REAL)]
+    assert row.n == N * 2 // 3 - 1
+    assert row.value == pytest.approx(frechet_distance(stacked[0], stacked[1]))
+    assert row.low <= row.value <= row.high
+
+
 def test_a_set_metric_that_is_not_defined_is_left_out_and_a_warning_says_why() -> None:
     alike = dict(REAL.columns) | {"features": dict.fromkeys(KEYS, np.zeros(4))}
     numbers = Numbers([BAD], METRICS, plan(reference=SystemFeatures("reference", alike)))

@@ -20,7 +20,7 @@ from milonga.core.errors import CheckpointError, DataError, RecipeError, StoreEr
 from milonga.core.records import Clip
 from milonga.evaluation import EvalConfig
 from milonga.evaluation import features as extractors
-from milonga.evaluation.evaluate import evaluate
+from milonga.evaluation.evaluate import evaluate, with_weights
 from milonga.evaluation.inputs import AudioRef, load_inputs
 from milonga.evaluation.metrics import get_metric
 from milonga.scorers import panns, vggish
@@ -397,14 +397,17 @@ def test_published_weights_load_files_by_the_protocols_rules(
             "few has 5, reference has 6 clips, all have 5 in common: --force",
         ),
         (["broken", "real", "--weights", "nano"], "clip0.wav: cannot be read as audio"),
+        (["lost.csv", "--captions", "captions.csv"], "lost.csv has captions of its own: leave out --captions"),
+        (["run", "--captions", "captions.csv"], "run has captions of its own: leave out --captions"),
+        (["run", "--reference", "real"], "run is a run with real clips of its own: leave out --reference"),
     ],
 )
 def test_bad_input_is_an_error_in_one_line(
     root: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
-    for name in ("empty", "few", "broken"):
-        (root / name).mkdir(exist_ok=True)
+    for name in ("empty", "few", "broken", "run/evaluate/prompts"):
+        (root / name).mkdir(parents=True, exist_ok=True)
     for number in range(COUNT):
         if number:
             (root / "few" / f"clip{number}.wav").write_bytes((root / "near" / f"clip{number}.wav").read_bytes())
@@ -456,3 +459,14 @@ def test_distances_over_a_second_embedding_are_of_the_first_clap(root: Path) -> 
         assert "nano-judge@" in rows["near", metric].protocol
     with pytest.raises(RecipeError, match="kad_clap needs a CLAP that is named"):
         evaluate(sides, None, None, EvalConfig(tagger="nano-tagger", metrics=("kad_clap",)))
+
+
+@pytest.mark.parametrize("metric", ["kad_clap", "fd_clap"])
+def test_published_weights_are_laion_clap_s_for_a_distance_of_clap_embeddings_alone(
+    root: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extractors, "weights_file", lambda name, fetch: Path(f"/weights/{name}"))
+    inputs = load_inputs([str(root / "near"), str(root / "real")], None, root / "captions.csv")
+    config = with_weights(EvalConfig(weights="published", metrics=(metric,)), inputs)
+    assert config.scorers == (f"laion-clap:/weights/{extractors.PUBLISHED['clap']}",)
+    assert (config.panns, config.vggish) == (None, None)

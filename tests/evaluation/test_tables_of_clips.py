@@ -67,6 +67,14 @@ def test_systems_in_folders_of_their_own_are_compared_by_name(folder):
         (("a,a/x.wav,,rain", "a,a/x.wav,,rain"), r"t\.csv, line 3: a has the clip x twice"),
         (("a,a/gone.wav,,rain",), r"t\.csv, line 2: clip a/gone\.wav is not there"),
         (("a,a/x.wav,gone.wav,rain",), r"t\.csv, line 2: reference gone\.wav is not there"),
+        (
+            ("a,a/x.wav,,rain", "reference,r1/x.wav,,rain"),
+            r"t\.csv: 'reference' is what real clips are called: put them in the column reference",
+        ),
+        (
+            ("a,/clips/dogs/1.wav,,a dog", "a,a/cats/1.wav,,a cat"),
+            r"t\.csv: some clips have absolute paths and others relative ones: write all alike",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_both_rows(rows, message, folder):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import fake_parts
 import numpy as np
 import pytest
 from tiny_parts import parts_folder
@@ -236,6 +237,18 @@ def test_lost_numbers_are_made_again_the_same_from_the_features(run: Run) -> Non
     pipeline.run(parse_recipe((run.path / "recipe.toml").read_text(), "recipe.toml"), run.path)
     assert [file.read_bytes() for file in files] == before
     assert [file.stat().st_mtime_ns for file in sorted((run.path / "features").rglob("*.parquet"))] == stamp
+
+
+def test_captions_without_real_clips_are_told_before_any_clip_is_generated(tmp_path: Path) -> None:
+    class Parts(fake_parts.FakeParts):
+        reference = staticmethod(registry.reference)
+
+    recipe = parse_recipe(fake_parts.RECIPE, "fake.toml", ['evaluate.prompts=["words:3"]'])
+    parts = Parts(fake_parts.NoiseModel(tmp_path / "log"))
+    with pytest.raises(DataError, match=r"'sound number .* so it has no real clip: take clips:"):
+        pipeline.run(recipe, tmp_path / "run", only="evaluate", parts=parts)
+    assert not (tmp_path / "log").exists()
+    assert not list((tmp_path / "run").rglob("evaluate/base/*.parquet"))
 
 
 @pytest.mark.slow

@@ -166,6 +166,32 @@ def test_a_changed_system_is_done_again_alone(tmp_path):
     assert left == {one.format("kept") for one in outputs} | {"rounds/base/x", "evaluate/base/x"}
 
 
+@pytest.mark.parametrize("change", ["online.iterations=9", "online.patience=9", "online.min_gain=0.3"])
+def test_more_iterations_clear_what_starts_from_their_system_and_leave_the_base(tmp_path, change):
+    run, names = Run(tmp_path), ("base", "online", "next", "last", "apart")
+    files = [f"{kind}/{name}/x" for name in names for kind in ("checkpoints", "evaluate", "features", "rounds")]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("x")
+    for name in ("next", "last", "apart"):
+        (tmp_path / f"rounds/{name}/x").unlink()
+        (tmp_path / f"rounds/{name}").rmdir()
+    systems = [
+        SYSTEM.format("online", 1)[:-1] + ', data="online"}',
+        SYSTEM.format("next", 1)[:-1] + ', start="online"}',
+        SYSTEM.format("last", 1)[:-1] + ', start="next"}',
+        SYSTEM.format("apart", 1),
+    ]
+    changes = [f"train.systems=[{', '.join(systems)}]", 'online.prompts=["p"]']
+    before, after = (parse_recipe(RECIPE, "x", [*changes, *more]) for more in ([], [change]))
+    write_json(tmp_path / "manifest.json", {"recipe": before.model_dump(mode="json")})
+    keys = changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json"))
+    assert keys == [change.partition("=")[0]]
+    clear_changed(run, keys, rules_of(before, after))
+    kept = {f"{kind}/{name}/x" for name in ("base", "apart") for kind in ("checkpoints", "evaluate", "features")}
+    assert {file for file in files if (tmp_path / file).exists()} == kept | {"rounds/base/x", "rounds/online/x"}
+
+
 def test_a_model_beside_the_systems_is_evaluated_alone(tmp_path):
     run, names = Run(tmp_path), ("base", "kept", "new", "gone", "reference")
     files = [tmp_path / f"{kind}/{name}/x" for name in names for kind in ("checkpoints", "evaluate", "features")]
@@ -236,6 +262,37 @@ def test_changed_scorers_score_again(tmp_path):
     go(tmp_path, 'models.scorers=["one", "three"]')
     assert times(run, "generate") == clips
     assert run.stage("score").read_records(Candidate)[0].scores.keys() == {"one", "three"}
+
+
+REWARDED = (
+    f'train.systems=[{SYSTEM.format("sft", 1)}, {{name="drafted", data="captions", sources=["words:4"],'
+    ' scorers=["three"], phases=[{loss="draft", steps=1}]}]'
+)
+
+
+def test_a_new_system_with_scorers_of_its_own_leaves_scores_and_pairs(tmp_path, capsys):
+    run = go(tmp_path)
+    before = {stage: times(run, stage) for stage in ("generate", "score", "pair")}
+    go(tmp_path, REWARDED)
+    assert {stage: times(run, stage) for stage in before} == before
+    assert read_json(tmp_path / "manifest.json")["fingerprints"]["models"]["scorers"].keys() == {"one", "two", "three"}
+    assert "models.scorers" not in capsys.readouterr().err
+    go(tmp_path)
+    assert {stage: times(run, stage) for stage in before} == before
+
+
+class RetrainedParts(FakeParts):
+    def fingerprint(self, name: str) -> str:
+        return "retrained" if name == "one" else super().fingerprint(name)
+
+
+def test_scorers_with_other_weights_of_the_same_name_score_again(tmp_path, capsys):
+    run = go(tmp_path)
+    before = times(run, "score")
+    go(tmp_path, REWARDED, parts=RetrainedParts())
+    assert "models.scorers.one, train.systems.drafted" in capsys.readouterr().err
+    assert times(run, "score").keys() == before.keys()
+    assert not times(run, "score").items() & before.items()
 
 
 @pytest.mark.parametrize("change", ["seed=4", "plan.strategies.0.guidance=5", 'prompts.sources=["words:3"]'])

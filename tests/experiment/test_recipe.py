@@ -64,6 +64,10 @@ def test_an_unknown_key_names_the_nearest_known_one(key, told):
     assert told in mistake(key + MINIMAL)
 
 
+def test_a_number_for_a_list_is_told_at_its_key():
+    assert mistake(f"{MINIMAL}[label]\nsources = 3\n") == "x.toml: label.sources = 3: must be a valid array"
+
+
 def test_malformed_toml_has_its_line():
     assert "line 2" in mistake('name = "x"\nseed = = 3\n')
 
@@ -82,6 +86,7 @@ def test_malformed_toml_has_its_line():
         ("pair.rank_by=nobody", 'pair.rank_by = "nobody": must be one of mean, nano-clap-a, nano-clap-b'),
         ('models.scorers=["a", "a"]', 'models.scorers: "a" comes twice'),
         ('train.systems=[{name="base", phases=[{loss="sft", epochs=1}]}]', '"base" is a name that evaluation uses'),
+        ("label.sources=3", "label.sources = 3: must be a valid array"),
         ("plan.strategies.7.guidance=1", "the recipe has no plan.strategies.7"),
         ("seed.x.y=1", "the recipe has no seed.x"),
         ("seed", "write it as key=value"),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_backbones
 import small_networks
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 from milonga.core import weights
@@ -22,7 +24,8 @@ from milonga.data.examples import with_prior_data
 from milonga.experiment.registry import DEFAULT as registry
 from milonga.experiment.registry import Registry
 from milonga.models.generator import TangoModel
-from milonga.models.load import pipeline
+from milonga.models.load import as_denoiser, as_model, pipeline
+from milonga.models.tango_denoiser import TangoDenoiser
 from milonga.scorers.clap import ClapScorer, save_clap
 from milonga.scorers.tagger import EventTagger, save_tagger
 
@@ -141,6 +144,34 @@ def test_clips_have_the_named_length_whatever_the_model_is(saved: Path, tmp_path
     for model in models:
         clip = model.generate([Request.of(1, prompt, prompt.text, 2, 3.0)])[0]
         assert len(clip.waveform) == 3200
+
+
+@pytest.mark.parametrize("name", ["pipeline", "denoiser"])
+def test_an_object_takes_the_scheduler_that_is_asked_for_and_keeps_its_own(name: str, tmp_path: Path) -> None:
+    pipe, folder = small_networks.pipeline(), tmp_path / "aligned" / "unet"
+    small_networks.pipeline(seed=5).unet.save_pretrained(folder)
+    objects = Registry({"pipeline": pipe, "denoiser": TangoDenoiser.of(pipe)})
+    for asked, kind in (("dpm++", DPMSolverMultistepScheduler), (None, DDIMScheduler)):
+        for model in (objects.load(name, asked), objects.tuned(name, folder, asked)):
+            assert type(model.pipeline.scheduler) is kind
+    assert type(pipe.scheduler) is DDIMScheduler
+
+
+def test_a_denoiser_of_another_kind_is_sampled_by_the_scheduler_that_is_asked_for(tmp_path: Path) -> None:
+    denoiser = as_denoiser(small_backbones.make("AudioLDMPipeline"))
+    assert isinstance(as_model(denoiser).denoiser.process.scheduler, DDIMScheduler)
+    denoiser.save(tmp_path / "tuned")
+    tuned = Registry({"mine": denoiser}).tuned("mine", tmp_path / "tuned", "dpm++")
+    assert isinstance(tuned.denoiser.process.scheduler, DPMSolverMultistepScheduler)
+    assert isinstance(as_model(denoiser, "dpm++").denoiser.process.scheduler, DPMSolverMultistepScheduler)
+
+
+def test_a_denoiser_of_another_kind_keeps_its_own_scheduler() -> None:
+    denoiser = as_denoiser(small_backbones.make("AudioLDMPipeline"))
+    objects, own = Registry({"mine": denoiser}), denoiser.process
+    assert isinstance(objects.load("mine", "dpm++").denoiser.process.scheduler, DPMSolverMultistepScheduler)
+    assert denoiser.process is own
+    assert isinstance(objects.load("mine").denoiser.process.scheduler, DDIMScheduler)
 
 
 def test_a_tuned_model_that_was_trained_again_is_loaded_again(saved: Path, tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import small_networks
 import torch
+from fake_parts import RECIPE, FakeParts
 from tiny_parts import parts_folder
 from typer.testing import CliRunner
 
 from milonga.cli.main import app
 from milonga.core.config import Phase
+from milonga.core.errors import StoreError
 from milonga.core.records import Clip, Pair, Prompt, Request
 from milonga.core.store import Run, read_json
-from milonga.experiment.recipe import load_recipe
+from milonga.experiment import run as pipeline
+from milonga.experiment.recipe import load_recipe, parse_recipe
 from milonga.experiment.rehearsal import rehearse as rehearsal
 from milonga.experiment.rehearsal import stand_ins
 from milonga.experiment.rehearsal.cost import sampling_passes, training_passes
@@ -133,6 +136,15 @@ def test_a_rehearsal_of_the_small_world_evaluates_every_system(name: str, tmp_pa
     assert [row["stage"] for row in rows][-3:] == ["train", "evaluate", "report"]
     summaries = read_json(tmp_path / name / "metrics" / "summary.json")
     assert {row["system"] for row in summaries} == {*recipe.sampled_systems, "reference"}
+
+
+@pytest.mark.parametrize("name", ["audio-alpaca", "smoke"])
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(name: str, tmp_path: Path) -> None:
+    run = pipeline.run(parse_recipe(RECIPE, "fake.toml"), tmp_path, until="plan", parts=FakeParts())
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(StoreError, match=f"{tmp_path} holds a run: rehearse in a new folder"):
+        rehearse(load_recipe(name), tmp_path)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_a_stand_in_for_events_has_scores_and_gradients(monkeypatch: Any) -> None:

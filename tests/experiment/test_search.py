@@ -11,12 +11,16 @@ from milonga.core.audio import clips_of
 from milonga.core.errors import RecipeError
 from milonga.core.records import Candidate, Comparison, Prompt, Request, SearchPoint, Summary
 from milonga.core.store import Run
+from milonga.data.captions import world_prompts
+from milonga.engines.local import LocalEngine
 from milonga.evaluation.features import ClipFeatures
 from milonga.evaluation.formatting import run_outcome
 from milonga.experiment import run as pipeline
 from milonga.experiment.invalidation import clear_changed
 from milonga.experiment.manifest import status
 from milonga.experiment.recipe import parse_recipe
+from milonga.experiment.registry import DEFAULT, Context
+from milonga.experiment.search import curve
 from milonga.maths.statistics import mean_z_scores
 from milonga.reports.material import read_rows
 
@@ -118,6 +122,34 @@ def test_the_curve_begins_at_the_pools_mean_and_its_rows_are_in_the_tables(run: 
     compared = {(row.a, row.b) for row in read_rows(run.path / "metrics" / "comparisons.json", Comparison)}
     assert ("best-of-3", "base") in compared
     assert "best-of-2" in (run_outcome(run.path) or "")
+
+
+@pytest.mark.parametrize(("own", "passes"), [("", [4, 8, 12]), (", steps = 7", [14, 28, 42])])
+def test_passes_are_those_of_the_searched_systems_own_steps(own: str, passes: list[int], tmp_path: Path) -> None:
+    text = RECIPE.format(folder="parts").partition("search = [")[0].replace("pool = 6", "pool = 3")
+    text += f"""search = [{{ name = "best", system = "tuned", n = 3 }}]
+[train]
+pairs = ["elsewhere"]
+systems = [{{ name = "tuned", phases = [{{ loss = "sft", epochs = 1 }}]{own} }}]
+"""
+    recipe, run = parse_recipe(text.replace("noises = 2", "noises = 1"), "tiny.toml"), Run(tmp_path)
+    prompts, stream = world_prompts("test", 2), np.random.default_rng(0)
+    requests = [Request.of(5, prompt, prompt.text, 2, 3.0, number) for prompt in prompts for number in range(3)]
+    scores = [
+        Candidate(request=request, scores={name: float(stream.random()) for name in recipe.models.scorers})
+        for request in requests
+    ]
+    features = [
+        ClipFeatures(
+            id=request.id, prompt_id=request.prompt_id, number=request.number, clap=float(stream.random()), events=(),
+            embedding=(), logits=(), silent=False, clipped=False,
+        )
+        for request in requests
+    ]  # fmt: skip
+    run.stage("search/scores/tuned").write_records("00000", scores, Candidate)
+    run.stage("search/features/tuned").write_records("00000", features, ClipFeatures)
+    points = curve(Context(recipe, run, DEFAULT, LocalEngine()), recipe.evaluate.search[0], prompts)
+    assert [point.passes for point in points if point.metric == "clap"] == passes
 
 
 @pytest.mark.slow

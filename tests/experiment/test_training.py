@@ -242,6 +242,21 @@ def test_what_cannot_be_trained_is_told_in_one_line(data, system, error, words, 
         trained(recipe(tmp_path, model, data, system), tmp_path / "out")
 
 
+@pytest.mark.parametrize(("more", "place"), [([], "run"), (["--out", "other"], "other")])
+def test_a_run_folders_systems_are_trained_in_it_or_in_the_folder_that_is_asked_for(more, place, tmp_path, monkeypatch):
+    asked: list[Path | None] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "milonga.experiment.run.train", lambda recipe, out, **options: (asked.append(out), [out / "tuned"])[1]
+    )
+    (tmp_path / "run").mkdir()
+    system = "data = 'clips'\nphases = [{ loss = 'ldm', epochs = 1 }]"
+    Path(recipe(tmp_path / "run", "nano", "clips = 'clips:x'", system)).rename("run/recipe.toml")
+    done = CliRunner().invoke(app, ["train", "run", *more])
+    assert (done.exit_code, done.stdout) == (0, f"{place}/tuned\n")
+    assert asked == [Path(place)]
+
+
 def test_what_is_no_recipe_is_refused_by_the_names_that_ship():
     with pytest.raises(RecipeError, match="tango2-released"):
         load_recipe("tango3")

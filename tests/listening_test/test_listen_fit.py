@@ -115,6 +115,26 @@ def test_too_few_are_refused_with_the_numbers_that_are_needed():
         learn(judgements, ["clap"], seed=0)
 
 
+@pytest.mark.parametrize("seed", [1, 4])
+def test_captions_alone_are_held_out_where_held_out_raters_rated_few_or_none_of_their_clips(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Each rater knows the clips of one caption alone: of those held out, raters and captions meet once or never."""
+    monkeypatch.setattr(fitting, "DECAYS", (300.0,))
+    judgements, worth = simulated(captions=34)
+    judgements.ratings = [(clip, f"r{clip // 3}", float(value)) for clip, value in enumerate(worth)]
+    _, report = learn(judgements, ["clap"], seed)
+    assert report.held_out["fitted"].n == 3 * round(34 / 4)
+    assert "SRCC with captions held out" in str(report)
+
+
+@pytest.mark.parametrize(("raters", "told"), [(7, "captions held out"), (12, "captions and raters held out")])
+def test_the_report_says_where_raters_are_held_out_too(raters: int, told: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fitting, "DECAYS", (300.0,))
+    judgements, _ = simulated(captions=34, raters=raters)
+    assert f"SRCC with {told}" in str(learn(judgements, ["clap"], seed=0)[1])
+
+
 @pytest.mark.slow
 def test_random_raters_teach_nothing_and_the_report_says_so():
     judgements, _ = simulated()

@@ -196,3 +196,31 @@ def test_the_ordinal_model_finds_the_effects_and_spreads_of_its_own_kind():
     assert fit.deviations[0] == pytest.approx(rater.std(), rel=0.4)
     assert fit.deviations[1] == pytest.approx(prompt.std(), rel=0.4)
     assert max(fit.deviations[2:]) < 0.4  # there is no taste in these marks
+
+
+def test_marks_that_do_not_overlap_have_no_error_and_no_p_in_the_ordinal_model():
+    systems, raters, prompts = (
+        grid.ravel() for grid in np.meshgrid(np.arange(2), np.arange(6), np.arange(6), indexing="ij")
+    )
+    value, error, p = fit_ordinal(np.where(systems == 1, 5, 1), systems, raters, prompts).difference(1, 0)
+    assert value > 10
+    assert np.isnan([error, p]).all()
+
+
+def test_scales_with_one_mark_alone_are_left_out_of_the_ordinal_model():
+    base = plan(prompts=4, per_rater=4)
+    rated = [rating for rating in ratings_of(base, 4, 1) if rating.kind != "compare"]
+    alike = [rating.model_copy(update={"ovl": 4, "rel": 3}) for rating in rated]
+    result = compute_results(base, alike, [], ordinal=True)
+    assert {row.metric for row in result.comparisons} == {"ovl", "rel"}
+    assert result.ordinal == ()
+
+
+def test_the_interval_of_a_preference_lies_within_zero_and_one_where_raters_contradict_each_other():
+    base = plan(systems=2, prompts=4, per_rater=4, reference=False)
+    compared = [rating for rating in ratings_of(base, 4, 1) if rating.kind == "compare"]
+    wins = {rater: "s1" if rater == "r0" else "s0" for rater in ("r0", "r1", "r2", "r3")}
+    votes = [one.model_copy(update={"better": "a" if one.a == wins[one.rater] else "b"}) for one in compared]
+    (row,) = compute_results(base, votes, []).preferences
+    assert (row.a, row.rate, row.high) == ("s0", 0.75, 1.0)
+    assert 0 <= row.low < 0.75

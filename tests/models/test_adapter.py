@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import small_networks
 import torch
 from safetensors.torch import load_file, save_file
 
 from milonga.core.errors import CheckpointError, RecipeError
 from milonga.core.weights import fingerprint
 from milonga.maths.noise import seeded
-from milonga.models.adapter import extract_adapter, name_base
+from milonga.models.adapter import extract_adapter, merge_adapter, name_base
 from milonga.models.load import load, load_denoiser, pipeline, sampling
+from milonga.models.tango_denoiser import TangoDenoiser
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -79,6 +81,39 @@ def test_an_adapter_that_cannot_be_used_is_refused(tmp_path: Path, change: dict,
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=words):
         pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_rslora": True}, "its scale by use_rslora is not known here: merge it by PEFT"),
+        ({"alpha_pattern": {"0": 8}}, "its scale by alpha_pattern is not known here"),
+        ({"rank_pattern": {"0": 1}}, "its scale by rank_pattern is not known here"),
+        ({"use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}}, None),
+    ],
+)
+def test_an_adapter_with_scales_of_another_kind_is_refused_and_changes_nothing(tmp_path, change, words) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False))
+    before = network[0].weight.detach().clone()
+    names = {f"0.lora_{name}.weight": torch.ones(shape) for name, shape in (("A", (2, 3)), ("B", (3, 2)))}
+    save_file(names, tmp_path / "pytorch_lora_weights.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4} | change))
+    if words is None:
+        merge_adapter(network, tmp_path)
+        torch.testing.assert_close(network[0].weight.detach(), before + 2 * 2)
+        return
+    with pytest.raises(CheckpointError, match=words) as error:
+        merge_adapter(network, tmp_path)
+    assert "\n" not in str(error.value)
+    assert torch.equal(network[0].weight, before)
+
+
+def test_no_adapter_is_extracted_from_a_distilled_network(tmp_path: Path) -> None:
+    base, student = (TangoDenoiser.of(small_networks.pipeline()) for _ in range(2))
+    student.add_guidance_input(consistent=False)
+    with pytest.raises(RecipeError, match="is no layer of the base, as in a distilled network: export it whole"):
+        extract_adapter(base.module, student.module, 2, tmp_path / "none", "tiny")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

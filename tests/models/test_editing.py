@@ -140,6 +140,9 @@ def test_strength_goes_from_the_input_to_something_else(denoiser):
     samples = sound(SECONDS)
     assert np.array_equal(take(denoiser, samples, strength=0.0), samples)
     assert np.array_equal(take(denoiser, samples, strength=0.0, region=(0.1, 0.3)), samples)
+    for length in (round(1.5 * RATE), round(1.5 * RATE) + 1):
+        long = sound(2.0, channels=2)[:length]
+        assert np.array_equal(take(denoiser, long, strength=0.0, loop=True), long)
     latents, gain = encode(denoiser, samples[:, 0])
     trip = decode(denoiser, latents[None])[0] / gain
     distances = [np.square(take(denoiser, samples, strength=share)[:, 0] - trip).mean() for share in (0.02, 0.3, 1.0)]

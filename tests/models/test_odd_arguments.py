@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import small_networks
 
-from milonga.core.errors import MilongaError, MilongaWarning
+from milonga.core.errors import MilongaError, MilongaWarning, RecipeError
+from milonga.models.generator import DenoiserModel
 from milonga.models.tango import MAX_TOKENS, TangoPipeline
+from milonga.models.tango_denoiser import TangoDenoiser
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,15 @@ def test_an_argument_that_makes_no_sense_is_refused(
     with pytest.raises(MilongaError, match=message) as error:
         pipe(**({"prompt": "a dog", "num_inference_steps": 1, "guidance_scale": 1.0} | arguments))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seconds", [-0.5, 0.0, float("nan"), float("inf")])
+def test_a_length_that_makes_no_sense_is_refused_by_any_denoiser(pipe: TangoPipeline, seconds: float) -> None:
+    model = DenoiserModel("tiny", TangoDenoiser.of(pipe), device="cpu")
+    usual: dict[str, Any] = {"seeds": 0, "num_inference_steps": 1, "guidance_scale": 1.0}
+    with pytest.raises(RecipeError, match=f"a clip's length is a positive number of seconds, not {seconds}"):
+        model("a dog", audio_length_in_s=seconds, **usual)
+    assert model("a dog", audio_length_in_s=0.1, **usual).audios[0].shape == (1600,)
 
 
 def test_a_text_beyond_the_limit_says_how_much_has_no_effect(pipe: TangoPipeline) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small_networks
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from small_networks import SECONDS, WORDS
 
 from milonga.core.errors import DataError, MilongaError, RecipeError
@@ -102,6 +103,24 @@ def test_what_makes_no_sense_is_told_in_one_line(pipeline: TangoPipeline, change
 def test_an_unknown_scheduler_names_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"unknown scheduler 'heun': choose one of ddpm, ddim, dpm\+\+, unipc"):
         TangoModel("tiny", small_networks.pipeline(), "heun")
+
+
+def test_a_model_with_another_scheduler_leaves_the_pipeline_its_own_and_shares_its_networks() -> None:
+    pipeline = small_networks.pipeline()
+    own, expected = pipeline.scheduler, pipeline("a dog barks", seeds=[1]).audios
+    model = TangoModel("tiny", pipeline, "dpm++")
+    assert isinstance(model.pipeline.scheduler, DPMSolverMultistepScheduler)
+    assert pipeline.scheduler is own
+    assert model.pipeline.unet is pipeline.unet
+    assert np.array_equal(pipeline("a dog barks", seeds=[1]).audios, expected)
+    assert np.abs(model.pipeline("a dog barks", seeds=[1]).audios - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("seeds", [[0], [3], [4, 5]])
+def test_seeds_may_be_an_array(pipeline: TangoPipeline, seeds: list[int]) -> None:
+    words = list(WORDS[: len(seeds)])
+    found = pipeline(words, seeds=np.array(seeds), num_inference_steps=1).audios
+    assert np.array_equal(found, pipeline(words, seeds=seeds, num_inference_steps=1).audios)
 
 
 @pytest.mark.slow

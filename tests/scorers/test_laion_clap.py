@@ -82,6 +82,21 @@ def test_a_converted_checkpoint_is_one_of_transformers_and_scores(folders: dict[
     torch.testing.assert_close(ours.float(), theirs.float(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_rewards_of_waves_are_the_scores_of_their_clips_and_pull_at_every_wave(
+    folders: dict[bool, Path], fused: bool
+) -> None:
+    scorer, texts = load_laion(folders[fused], "reward"), WORDS[:2]
+    clips = [Clip(quantised(noise(n, 3.3).waveform), RATE) for n in range(2)]
+    waves = torch.from_numpy(np.stack([clip.waveform for clip in clips])).requires_grad_()
+    rewards = scorer.wave_rewards(waves, RATE, texts)
+    np.testing.assert_allclose(rewards.detach().numpy(), scorer.score(clips, texts), atol=1e-5)
+    rewards.sum().backward()
+    assert waves.grad is not None
+    assert waves.grad.isfinite().all()
+    assert (waves.grad.abs().amax(1) > 0).all()
+
+
 @pytest.mark.slow
 def test_a_row_is_the_same_alone_and_beside_others_of_any_length_and_rate(plain: LaionClap) -> None:
     clips = [noise(0), noise(1, 0.2, 16000), noise(2, 11.0), noise(3, 10.0), noise(4, 3.3)]

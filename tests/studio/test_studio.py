@@ -23,6 +23,7 @@ from milonga.maths.clip_view import clip_view, loudness
 from milonga.studio.clips import SCHEMA, Choice, Take, Takes
 from milonga.studio.export import studio_labels, studio_pairs, studio_prompts
 from milonga.studio.orders import Order
+from milonga.studio.sounds import Sounds
 from milonga.studio.studio import Studio
 from milonga.studio.worker import System
 
@@ -212,6 +213,17 @@ def test_a_file_is_a_take_to_start_from_and_its_edits_keep_its_format(tmp_path, 
     with pytest.raises(AudioError, match=r"notes.txt"):
         studio.upload("notes.txt", "", b"no audio at all")
     assert {path.stem for path in (studio.folder / "files").iterdir()} == {card["id"], edited.id}
+
+
+def test_a_file_that_is_still_being_written_is_no_file_of_a_take(tmp_path):
+    (tmp_path / "files").mkdir()
+    unfinished = [f"{name}.wav.{number}-0123abcd.part" for name in ("half", "whole") for number in range(1, 9)]
+    for name in (*unfinished, "whole.wav"):
+        (tmp_path / "files" / name).write_text("x")
+    sounds = Sounds(tmp_path)
+    assert sounds.file("half") is None
+    assert sounds.file("whole") == tmp_path / "files" / "whole.wav"
+    assert sounds.file("none") is None
 
 
 def test_what_the_player_shows_is_the_originals_level(studio):

@@ -146,6 +146,24 @@ def test_before_the_end_there_is_nothing_to_save_and_without_a_token_nothing_is_
         trainer.push_to_hub("me/tuned")
 
 
+def test_a_model_is_saved_into_a_new_or_an_empty_folder_and_never_over_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = AlignTrainer(small_networks.pipeline(), str(tmp_path), config(tmp_path / "tuned"))
+    monkeypatch.setattr(trainer, "_save_to", lambda part: (part / "model_index.json").write_text("{}"))
+    full, empty = tmp_path / "full", tmp_path / "empty"
+    (full / "training").mkdir(parents=True)
+    (full / "training" / "step").write_text("checkpoint")
+    empty.mkdir()
+    with pytest.raises(RecipeError, match="full holds files already: name a new folder"):
+        trainer.save_model(full)
+    assert [path.name for path in sorted(full.rglob("*"))] == ["training", "step"]
+    assert (full / "training" / "step").read_text() == "checkpoint"
+    for folder in (empty, tmp_path / "new"):
+        assert trainer.save_model(folder) == folder
+        assert [path.name for path in folder.iterdir()] == ["model_index.json"]
+
+
 def test_a_push_uploads_the_model_and_no_checkpoints(
     pairs: PairDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
-from pydantic import ValidationError
 
 from milonga.core.errors import MilongaError, MilongaWarning
 
@@ -44,9 +43,12 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
         except typer.Exit:
             raise
         except Exception as error:  # users get one line; --debug prints the traceback
+            from pydantic import ValidationError
+
             if isinstance(error, ValidationError):
                 first = error.errors()[0]
-                raise _failed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+                place = "".join(f"{part}: " for part in first["loc"])
+                raise _failed(f"{place}{first['msg']}") from error
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 place = error.filename or "the disk"
                 raise _failed(f"{place}: {error.strerror}; make room, or choose another place") from error

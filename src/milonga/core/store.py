@@ -64,7 +64,7 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
 
     A folder at `path` is replaced; without `replace` one that holds anything stays, and the new one is dropped: two
     processes that make the same thing may both finish. Raises StoreError when the disk refuses; what was at `path`
-    before is then still there.
+    before is then still there (after a kill in that moment as NAME….before).
     """
     part, before = _temporary(path), _temporary(path).with_suffix(".before")
     try:
@@ -75,7 +75,7 @@ def atomic_dir(path: Path, replace: bool = True) -> Iterator[Path]:
             if file.is_file() and access & ~file.stat().st_mode:  # safetensors' own are for nobody but their owner
                 file.chmod(access)
             _sync(file)
-        if replace and path.is_dir():
+        if replace and path.is_dir() and not path.is_symlink():
             path.rename(before)
         try:
             part.rename(path)

@@ -6,6 +6,7 @@ read here, by pyarrow and soundfile alone: `datasets` would ask for torchcodec t
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -228,7 +229,7 @@ def clips_by_path(files: Sequence[Path]) -> list[Path]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = set[Path]()
+    paths = set[Path]()
     for file in files:
         schema = pq.read_schema(file)
         for side in {"chosen", "rejected"} & set(schema.names):
@@ -237,8 +238,10 @@ def clips_by_path(files: Sequence[Path]) -> list[Path]:
                 continue
             names = pq.ParquetFile(file).read([f"{side}.path" if pa.types.is_struct(kind) else side])[side]
             texts = (name["path"] if isinstance(name, dict) else name for name in names.to_pylist())
-            found |= {file.parent / text for text in texts if isinstance(text, str) and (file.parent / text).is_file()}
-    return sorted(found)
+            paths |= {
+                file.parent / text for text in texts if isinstance(text, str) and os.path.isfile(file.parent / text)
+            }
+    return sorted(paths)
 
 
 def paired_clips(
@@ -270,13 +273,15 @@ def paired_clips(
     fields: dict[str, Any] = {name: "" if row.get(name) is None else str(row[name]) for name in TEXTS}
     fields |= {name: row.get(name) or 0 for name in NUMBERS}
     for name in SCORES:  # sets that were joined have null for the scorers of the other
-        fields[name] = {scorer: score for scorer, score in (row.get(name) or {}).items() if score is not None}
+        scores = row.get(name) or {}
+        known = isinstance(scores, dict)
+        fields[name] = {scorer: score for scorer, score in scores.items() if score is not None} if known else scores
     for side, clip in (("chosen", chosen), ("rejected", rejected)):
         data = row[side].get("bytes") if isinstance(row[side], dict) else None
         digest = sha256(data or clip.waveform.tobytes()).hexdigest()
         fields[f"{side}_id"] = fields[f"{side}_id"] or content_id(digest)
     if all(row.get(name) is not None for name in REGION):
-        fields["region"] = tuple(float(row[name]) for name in REGION)
+        fields["region"] = tuple(row[name] for name in REGION)
     fields["prompt_id"] = fields["prompt_id"] or content_id(prompt)
     fields["id"] = fields["id"] or content_id(fields["strategy"], fields["chosen_id"], fields["rejected_id"])
     try:

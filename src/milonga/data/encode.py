@@ -6,6 +6,7 @@ shard and resumes where it was stopped.
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import islice
@@ -57,13 +58,14 @@ def encode_pairs(
     from milonga.data.examples import PairExamples
 
     files = alpaca_files(data, split)
-    clips = clips_by_path(files)
-    known = [[file.name, file_hash(file)] for file in files]
-    known += [[str(clip), digest] for clip, digest in zip(clips, file_hashes(clips), strict=True)]
-    run = Run(work / content_id(denoiser.fingerprint, known))
     total, rows = count_pairs(files), checked_pairs(data, split, LONGEST)
     if not total:
         raise DataError(f"{data} holds no pairs")
+    clips = clips_by_path(files)
+    known = [[file.name, file_hash(file)] for file in files]
+    places = [os.path.relpath(clip, files[0].parent) for clip in clips]
+    known += [[place, digest] for place, digest in zip(places, file_hashes(clips), strict=True)]
+    run = Run(work / content_id(denoiser.fingerprint, known))
     names = [shard_name(place, -(-total // SHARD)) for place in range(-(-total // SHARD))]
     shards = run.stage("encode")
     with run.lock():

@@ -412,8 +412,7 @@ def _contents(examples: Any) -> list[Any]:
         case Subset():
             return [examples._examples, examples._places]
         case ConcatExamples():
-            prior = examples._prior if isinstance(examples._prior, CaptionedClips) else None
-            return [*examples._parts, prior]
+            return [*examples._parts, examples._prior]
     return [list(vars(examples.batch([place], 0)).values()) for place in range(len(examples))]
 
 

@@ -91,12 +91,13 @@ def score_gaps(pairs: Sequence[Pair]) -> list[float]:
         }
         for pair in pairs
     ]
+    typical = [own for own in margins if any(own.values())]
     means = {
-        name: sum(own[name] for own in margins if name in own) / sum(name in own for own in margins)
-        for name in {name for own in margins for name in own}
+        name: sum(own[name] for own in typical if name in own) / sum(name in own for own in typical)
+        for name in {name for own in typical for name in own}
     }
     gaps = [
-        (sum(own[name] / means[name] if means[name] else 1.0 for name in sorted(own)) / len(own) or 1.0)
+        (sum(own[name] / means[name] if means.get(name) else 0.0 for name in sorted(own)) / len(own) or 1.0)
         if own
         else math.nan
         for own in margins

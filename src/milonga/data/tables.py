@@ -242,10 +242,11 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as table:
             names = [name for name in table.schema_arrow.names if columns is None or name in columns or _is_known(name)]
+            as_read = {name: name if name in (columns or ()) else _column_name(name) for name in names}
             number = 0
             for batch in table.iter_batches(BATCH, columns=names, use_threads=False):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path}, row {number}", {_column_name(name): cell for name, cell in cells.items()})
+                    yield Row(f"{path}, row {number}", {as_read[name]: cell for name, cell in cells.items()})
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {brief(error)}") from error

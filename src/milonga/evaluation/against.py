@@ -84,8 +84,8 @@ def agreement(
 ) -> tuple[list[Agreement], list[str]]:
     """Every metric's agreement with people on every scale, and what a reader must know about the ratings.
 
-    `fixed` are values of metrics of sets by (system, metric). `advance` is called once a scale. Raises DataError for a
-    scale with too few rated clips.
+    `fixed` are values of metrics of sets by (system, metric). `advance` is called once a scale. A scale with
+    too few rated clips is left out with a note; DataError where all are.
     """
     systems = [*numbers.systems, *([numbers.plan.reference] if numbers.plan.reference else [])]
     cells = {
@@ -94,12 +94,12 @@ def agreement(
         for metric in numbers.metrics if metric.kind == "clip"
     }  # fmt: skip
     names = [metric.name for metric in numbers.metrics]
-    rows, notes = [], []
+    rows, notes, left_out = [], [], []
     for scale in ratings.scales:
         own = [(opinion, sides) for opinion, sides in ratings.placed if opinion.scale == scale]
         rated = list(dict.fromkeys(side for _, sides in own for side in sides))
         if len(rated) < LEAST_CLIPS:
-            notes.append(f"{scale}: {len(rated)} rated clips, and agreement needs {LEAST_CLIPS}")
+            left_out.append(f"{scale}: {len(rated)} rated clips, and agreement needs {LEAST_CLIPS}")
             advance(1)
             continue
         arrays = _arrays(own, rated, ratings.captions)
@@ -116,7 +116,9 @@ def agreement(
             rows += _by_system(scale, names, scores, fixed, rated, arrays, numbers)
         notes.append(_described(scale, own, rated, arrays))
         advance(1)
-    return rows, [*notes, *ratings.notes]
+    if not notes:
+        raise DataError("; ".join(left_out))
+    return rows, [*notes, *left_out, *ratings.notes]
 
 
 def _arrays(

@@ -129,7 +129,8 @@ def load_inputs(sources: Sequence[str], reference: Path | None, captions: Path |
     Raises StoreError, DataError or RecipeError, each in one line, for anything else.
     """
     paths = [_named(source) for source in sources]
-    if captions is not None and len(paths) == 1 and (paths[0][1].is_file() or (paths[0][1] / "evaluate").is_dir()):
+    own = len(paths) == 1 and (paths[0][1].is_file() or (paths[0][1] / "evaluate" / "prompts").is_dir())
+    if own and captions is not None:
         raise RecipeError(f"{paths[0][1]} has captions of its own: leave out --captions")
     if len(paths) == 1 and paths[0][1].is_file():
         return from_table(paths[0][1], reference)

@@ -157,12 +157,29 @@ def check_change(
 def cleared_trainings(run: Run, keys: list[str], rules: Mapping[str, str] = FIRST_CHANGED) -> list[str]:
     """The systems with a training, finished or begun, that `clear_changed` would clear."""
     blamed = [key for key in keys if _stage_of(key, rules) in STAGES[: STAGES.index("train") + 1]]
-    systems = {path.parent.name for path in run.path.glob("checkpoints/*/*")}
-    if not blamed or set(blamed) <= ENDS:
+    if not blamed:
         return []
+    systems = {path.parent.name for path in run.path.glob("checkpoints/*/*")}
+    if set(blamed) <= ENDS:
+        return sorted(systems & _started_from(run, _online(run)))
     if all(key.startswith(SYSTEMS) for key in blamed):
         systems &= {key.removeprefix(SYSTEMS).partition(".")[0] for key in blamed}
     return sorted(systems)
+
+
+def _online(run: Run) -> set[str]:
+    """The systems that the run has trained online."""
+    return {path.name for path in (run.path / "rounds").glob("*/")} - {"base"}
+
+
+def _started_from(run: Run, names: set[str]) -> set[str]:
+    """The systems of the stored recipe whose `start` leads to one of these names."""
+    stored = read_manifest(run) or {"recipe": {"train": {"systems": []}}}
+    starts = {row["name"]: row.get("start") for row in stored["recipe"]["train"]["systems"]}
+    after = set[str]()
+    while more := {name for name, start in starts.items() if start in names | after} - after:
+        after |= more
+    return after
 
 
 def clear_changed(
@@ -186,11 +203,8 @@ def _spared(run: Run, changed: list[str], stages: set[str], searches: Collection
     systems = {key.removeprefix(SYSTEMS).removeprefix(MODELS).partition(".")[0] for key in changed}
     some, untrained = all(key.startswith((SYSTEMS, MODELS)) for key in changed), stages <= set(STAGES[3:8])
     if set(changed) <= ENDS:
-        systems, some = {path.name for path in (run.path / "rounds").glob("*/")} - {"base"}, True
-        stored = read_manifest(run) or {"recipe": {"train": {"systems": []}}}
-        starts = {row["name"]: row.get("start") for row in stored["recipe"]["train"]["systems"]}
-        while more := {name for name, start in starts.items() if start in systems} - systems:
-            systems |= more
+        online = _online(run)
+        systems, some = online | _started_from(run, online), True
     of_systems = (*CLIPS, *POOLS)
     searched, pooled = (all(key.startswith(prefix) for key in changed) for prefix in (SEARCH, (SEARCH, POOL)))
 

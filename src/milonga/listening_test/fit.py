@@ -23,7 +23,7 @@ from milonga.evaluation.against import place_ratings
 from milonga.evaluation.features import mono_clip
 from milonga.evaluation.formatting import format_p
 from milonga.evaluation.inputs import REFERENCE, load_inputs
-from milonga.maths.agreement import Opinions, clip_agreement, correlations, ordered_alike
+from milonga.maths.agreement import LEAST_CLIPS, Opinions, clip_agreement, correlations, ordered_alike
 from milonga.maths.preference_head import Choices, LinearHead, fit_head, z_scores
 from milonga.maths.statistics import Interval
 from milonga.scorers.fitted import cosine_features, feature_rows, save_fitted
@@ -69,6 +69,7 @@ class FitReport:
     held_out: dict[str, Interval]
     behind: dict[str, float]
     decay: float
+    held_raters: bool
 
     def __str__(self) -> str:
         lines = [
@@ -77,7 +78,8 @@ class FitReport:
         if self.screened:
             lines.append(f"left out, as they contradict the others: {', '.join(self.screened)}")
         title = "SRCC" if self.statistic == "srcc" else "pairs"
-        lines.append(f"{title} with captions and raters held out, 95 % intervals")
+        out = "captions and raters" if self.held_raters else "captions"
+        lines.append(f"{title} with {out} held out, 95 % intervals")
         for name, one in self.held_out.items():
             p = self.behind.get(name, np.nan)
             note = "" if np.isnan(p) else f"  p {format_p(p)} of agreeing as well as the best"
@@ -217,6 +219,9 @@ def learn(judgements: Judgements, names: Sequence[str], seed: int) -> tuple[Line
         return [row for row in ratings if belongs(row[0], row[1])], own
 
     known, unknown = part(held_captions, held_raters, held=False), part(held_captions, held_raters, held=True)
+    if len(unknown[1]) <= len({row[0] for row in unknown[0]}) < LEAST_CLIPS:
+        held_raters = set()
+        known, unknown = part(held_captions, held_raters, held=False), part(held_captions, held_raters, held=True)
     decay = _choose_decay(judgements, rows, trusted, known, [text for text in texts if text not in held_captions], seed)
     trial = _fit_rows(rows, trusted, *known, decay, seed)
     scores = np.stack(
@@ -230,6 +235,7 @@ def learn(judgements: Judgements, names: Sequence[str], seed: int) -> tuple[Line
         len(used), len(texts), len(raters), len(choices), tuple(sorted(screened)), statistic,
         {name: row[statistic] for name, row in zip(labels, agreement.rows, strict=True)},
         dict(zip(labels, agreement.behind.tolist(), strict=True)), decay,
+        bool(held_raters) and statistic == "srcc",
     )  # fmt: skip
     return _fit_rows(rows, trusted, ratings, choices, decay, seed), report
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from milonga.core.errors import DataError
 from milonga.core.ids import derive_seed
 from milonga.core.records import Rating, Record
 from milonga.evaluation.inputs import SPLITS
@@ -213,7 +214,13 @@ def _ordinal(test: Test, rated: Sequence[Rating]) -> list[OpinionDifference]:
         raters, prompts = (np.unique(labels, return_inverse=True)[1] for labels in _raters_and_prompts(own))
         if len(systems) < 2 or min(raters.max(), prompts.max()) < 1 or len(set(values.tolist())) < 2:
             continue
-        fit = fit_ordinal(values, np.array([systems.index(rating.a) for rating in own]), raters, prompts)
+        try:
+            fit = fit_ordinal(values, np.array([systems.index(rating.a) for rating in own]), raters, prompts)
+        except np.linalg.LinAlgError:
+            raise DataError(
+                f"{scale}: the marks of some system do not overlap the others', so its odds have no estimate: leave "
+                "out --ordinal"
+            ) from None
         for i, j in combinations(sorted(range(len(systems)), key=lambda place: -fit.effects[place]), 2):
             both = [rating for rating in own if rating.a in (systems[i], systems[j])]
             rows.append((scale, systems[i], systems[j], both, *fit.difference(i, j)))

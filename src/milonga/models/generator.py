@@ -192,6 +192,7 @@ def generator_of(
     if isinstance(denoiser, TangoDenoiser):
         return TangoModel(name, denoiser.pipe, scheduler, seconds, device)
     if scheduler is not None:
+        denoiser = copy.copy(denoiser)  # the caller's keeps its own
         denoiser.process = Process.of(scheduler_named(scheduler, denoiser.process.scheduler.config))
     return DenoiserModel(name, denoiser, seconds, device)
 

@@ -415,4 +415,4 @@ def clip_seeds(words: Sequence[str], seeds: int | Sequence[int] | None, count: i
         return [clip_seed(int(seeds), text, place % count) for place, text in enumerate(words)]
     if seeds is not None and len(seeds) != len(words):
         raise RecipeError(f"{len(words)} clips need as many seeds, not {len(seeds)}")
-    return seeds
+    return None if seeds is None else [int(seed) for seed in seeds]

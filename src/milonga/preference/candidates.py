@@ -235,8 +235,8 @@ def best_of(
         for number in range(n)
     ]
     loaded = [load_scorer(part, device) if isinstance(part, str) else part for part in parts]
-    made = {request.id: clip for request, clip in generate_clips(requests, generator.generate, batch_size)}
-    clips = [made[request.id] for request in requests]
+    by_id = {request.id: clip for request, clip in generate_clips(requests, generator.generate, batch_size)}
+    clips = [by_id[request.id] for request in requests]
     return rank_clips(clips, score_clips(clips, [words] * n, loaded, batch_size))
 
 
