@@ -207,6 +207,16 @@ def test_marks_that_do_not_overlap_have_no_error_and_no_p_in_the_ordinal_model()
     assert np.isnan([error, p]).all()
 
 
+def test_a_system_whose_marks_do_not_overlap_the_others_is_told_when_the_ordinal_model_is_asked_for():
+    base = plan(prompts=4, per_rater=4)
+    rated = [rating for rating in ratings_of(base, 4, 1) if rating.kind != "compare"]
+    best = rated[0].a
+    apart = [one.model_copy(update={"ovl": 5 if one.a == best else 1 + n % 3}) for n, one in enumerate(rated)]
+    with pytest.raises(DataError, match="ovl: the marks of some system do not overlap"):
+        compute_results(base, apart, [], ordinal=True)
+    assert compute_results(base, apart, []).comparisons
+
+
 def test_scales_with_one_mark_alone_are_left_out_of_the_ordinal_model():
     base = plan(prompts=4, per_rater=4)
     rated = [rating for rating in ratings_of(base, 4, 1) if rating.kind != "compare"]

@@ -171,7 +171,8 @@ def test_a_clap_of_the_hub_is_fetched_when_asked_for_and_then_heard_without_aski
     assert hub.asked == []
     assert scores(fetch=True) == scores(fetch=True, clap="nano-clap-a")
     assert {path.split("/")[-1] for path in hub.got()} == {
-        "config.json", "front_end.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "config.json", "front_end.json", "head.safetensors", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     before = len(hub.asked)
     assert scores(fetch=False) == scores(fetch=False, clap="nano-clap-a")

@@ -54,7 +54,8 @@ _PARTS = (
     "feature_extractor", "unet", "transformer", "vae", "vocoder",
 )  # fmt: skip
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_SCORER = ("config.json", "front_end.json", "preprocessor_config.json", "vocab.json", "merges.txt")
+HEAD = "head.safetensors"  # of a CLAP that reads events
+_SCORER = ("config.json", "front_end.json", "preprocessor_config.json", "vocab.json", "merges.txt", HEAD)
 # The front end's weights (pytorch_model_stft.bin) are constants, and config.json is main_config.json again.
 _CONFIGS = ("main_config.json", "vae_config.json", "stft_config.json", "summary.jsonl")
 

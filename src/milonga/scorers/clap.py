@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from milonga.core.deferred import deferred_imports
 from milonga.core.errors import CheckpointError, brief
 from milonga.core.records import Clip
+from milonga.core.weights import HEAD
 from milonga.maths.devices import AUTO, placed, where
 from milonga.maths.mel import MelSettings, log_mel
 from milonga.maths.resampling import resample_waves
@@ -27,8 +28,6 @@ from milonga.scorers.waveform import map_by_length, mel_waveforms
 
 with deferred_imports():
     from transformers import AutoTokenizer, ClapModel, PreTrainedTokenizerBase
-
-HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True)
