@@ -59,9 +59,9 @@ def nano_benchmark(
             if name in wanted:
                 aim = "  target {:.2f} to {:.2f}".format(*wanted[name]) + (": missed" if name in missed else "")
             typer.echo(f"{name:<53} {interval.value:.3f}  {limits}  n {interval.n:<6}{aim}".rstrip())
-    if missed:
+    if gate and missed:
         typer.echo(f"milonga: {len(missed)} of {len(wanted)} targets missed: {', '.join(missed)}", err=True)
-        raise typer.Exit(int(gate))
+        raise typer.Exit(1)
 
 
 @nano.command("exam", hidden=True)
