@@ -27,7 +27,7 @@ import milonga
 
 PACKAGE = Path(milonga.__file__).parent
 LIMITS = {"generate": 4, "run": 8, "train": 7, "evaluate": 6}
-MODULES, LINES, ROOM = 178, 36_766, 15  # a ratchet: new features need room that merging makes
+MODULES, LINES, ROOM = 178, 36_764, 15  # a ratchet: new features need room that merging makes
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 RECIPE = """
 name = "frames"

@@ -26,6 +26,7 @@ SCALES = (
     "usefulness", "content_usefulness", "complexity", "production_complexity", "quality", "production_quality",
     "alignment", "text_alignment", "textual_alignment", "pq", "pc", "ce", "cu", "ta",
 )  # fmt: skip
+NO = ("", "0", "0.0", "false", "no", "none", "nan")  # marks that exclude nothing
 PREFERENCE = "preference"  # the scale of blind comparisons of two systems' clips
 POINTS = {"a": 1.0, "b": 0.0, "same": 0.5}
 
@@ -73,9 +74,6 @@ def read_opinions(path: Path, scales: Sequence[str] = ()) -> tuple[list[Opinion]
 
 def _plain(name: str) -> str:
     return re.sub(r"\s+", "_", name.strip().lower())
-
-
-NO = ("", "0", "0.0", "false", "no", "none", "nan")
 
 
 def _is_excluded(cells: dict[str, Any]) -> bool:

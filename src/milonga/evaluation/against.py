@@ -84,8 +84,8 @@ def agreement(
 ) -> tuple[list[Agreement], list[str]]:
     """Every metric's agreement with people on every scale, and what a reader must know about the ratings.
 
-    `fixed` are values of metrics of sets by (system, metric). `advance` is called once a scale. A scale with
-    too few rated clips is left out with a note; DataError where all are.
+    `fixed` are values of metrics of sets by (system, metric). `advance` is called once a scale. A scale with too few
+    rated clips is left out with a note; DataError where all are.
     """
     systems = [*numbers.systems, *([numbers.plan.reference] if numbers.plan.reference else [])]
     cells = {

@@ -129,18 +129,19 @@ def load_inputs(sources: Sequence[str], reference: Path | None, captions: Path |
     Raises StoreError, DataError or RecipeError, each in one line, for anything else.
     """
     paths = [_named(source) for source in sources]
-    own = len(paths) == 1 and (paths[0][1].is_file() or (paths[0][1] / "evaluate" / "prompts").is_dir())
-    if own and captions is not None:
-        raise RecipeError(f"{paths[0][1]} has captions of its own: leave out --captions")
-    if len(paths) == 1 and paths[0][1].is_file():
-        return from_table(paths[0][1], reference)
+    only = paths[0][1] if len(paths) == 1 else None
+    is_run = only is not None and (only / "evaluate" / "prompts").is_dir()
+    if captions is not None and only is not None and (only.is_file() or is_run):
+        raise RecipeError(f"{only} has captions of its own: leave out --captions")
+    if only is not None and only.is_file():
+        return from_table(only, reference)
     for _, path in paths:
         if not path.is_dir():
             raise StoreError(f"{path} is not there, or no folder: give a run, folders of audio files, or one .csv")
-    if len(paths) == 1 and (paths[0][1] / "evaluate" / "prompts").is_dir():
+    if only is not None and is_run:
         if reference is not None:
-            raise RecipeError(f"{paths[0][1]} is a run with real clips of its own: leave out --reference")
-        return from_run(paths[0][1])
+            raise RecipeError(f"{only} is a run with real clips of its own: leave out --reference")
+        return from_run(only)
     if reference is None and len(paths) > 1:
         paths, reference = paths[:-1], paths[-1][1]
     return from_folders(paths, reference, captions)

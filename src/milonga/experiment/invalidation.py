@@ -175,10 +175,10 @@ def _online(run: Run) -> set[str]:
 def _started_from(run: Run, names: set[str]) -> set[str]:
     """The systems of the stored recipe whose `start` leads to one of these names."""
     stored = read_manifest(run) or {"recipe": {"train": {"systems": []}}}
-    starts = {row["name"]: row.get("start") for row in stored["recipe"]["train"]["systems"]}
     after = set[str]()
-    while more := {name for name, start in starts.items() if start in names | after} - after:
-        after |= more
+    for row in stored["recipe"]["train"]["systems"]:  # a system starts from one before it
+        if row.get("start") in names | after:
+            after.add(row["name"])
     return after
 
 

@@ -313,6 +313,10 @@ class Recipe(Record):
         trained = (system.name for system in self.train.systems)
         return ("base", *trained, *(model.name for model in self.evaluate.models))
 
+    def sampling_steps(self, system: str) -> int:
+        """The steps that evaluation samples a system with: its own, such as a distilled one's, or those of all."""
+        return next((one.steps for one in self.train.systems if one.name == system and one.steps), self.evaluate.steps)
+
     def search_scorers(self, search: Search) -> tuple[str, ...]:
         """The scorers that a search chooses by: its own, or those of `models`."""
         return search.scorers or self.models.scorers

@@ -153,8 +153,7 @@ def curve(context: Context, search: Search, prompts: Sequence[Prompt]) -> list[S
         for name, rows in groups.items()
     }
     seconds = [_seconds(context, search.system, what) for what in ("clips", "score")]
-    own = next((one.steps for one in context.recipe.train.systems if one.name == search.system), None)
-    passes = (own or table.steps) * (2 if table.guidance > 1 else 1)
+    passes = context.recipe.sampling_steps(search.system) * (2 if table.guidance > 1 else 1)
     points = []
     for metric in all_metrics():
         if metric.kind != "clip" or metric.feature not in ("clap", "events"):

@@ -188,8 +188,8 @@ def generate_eval_clips(context: Context, name: str, prompts: Sequence[Prompt], 
     stage, size = f"search/clips/{name}" if pool else f"evaluate/{name}", context.recipe.generate.batch_size
     table = context.recipe.models
     requests = list(pool or eval_requests(context, prompts))
-    steps = next((system.steps for system in context.recipe.train.systems if system.name == name), None)
-    if steps is not None:  # a distilled system's: from the same noise, since ids and seeds stay
+    steps = context.recipe.sampling_steps(name)
+    if steps != context.recipe.evaluate.steps:  # a distilled system's: from the same noise, since ids and seeds stay
         requests = [request.model_copy(update={"steps": steps}) for request in requests]
     parts = cut(requests, context.recipe.plan.shard_size)
     trained = context.run.path / "checkpoints" / name / "model"

@@ -332,10 +332,9 @@ def as_model(model: Any, scheduler: str | None = None, device: Any = AUTO, secon
         name = str(model.config.get("_name_or_path") or "pipeline")
         return TangoModel(name, model, scheduler, seconds, model.device)
     name = type(model).__name__
-    if networks.backbone_named(name):
-        denoiser = as_denoiser(model)
-        return generator_of(name, denoiser, None, seconds, scheduler)
-    return generator_of(name, model, None, seconds, scheduler) if isinstance(model, Denoiser) else model
+    if networks.backbone_named(name) or isinstance(model, Denoiser):
+        return generator_of(name, as_denoiser(model), None, seconds, scheduler)
+    return model
 
 
 def object_fingerprint(model: Any) -> str:

@@ -244,11 +244,8 @@ class TrainStep:
         if reference is not None:
             distances = (predictions - reference).pow(2).flatten(1).mean(1).reshape(advantages.shape).mean(1)
             losses = losses + self._settings.trust_region * distances
-        rows, best, worst = (
-            torch.arange(len(advantages), device=advantages.device),
-            advantages.argmax(1),
-            advantages.argmin(1),
-        )
+        rows = torch.arange(len(advantages), device=advantages.device)
+        best, worst = advantages.argmax(1), advantages.argmin(1)
         policy = errors.policy.detach()
         logged = Errors(policy[rows, best], policy[rows, worst], known[rows, best], known[rows, worst])
         return logged, losses, distances

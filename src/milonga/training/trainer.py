@@ -126,7 +126,7 @@ class Trainer:
         check_scorers(self.scorers, self.phases, self.settings)
         if self.settings.fsdp and self.sample is not None:  # one rank alone would wait for the others' shards
             raise RecipeError(
-                "a network sharded over ranks cannot be sampled: leave compute_metrics out, or fsdp = false"
+                "a network sharded over ranks cannot be sampled: leave out sample_every and compute_metrics, or fsdp"
             )
         ranks, settings, finished = Ranks(self.device), self.settings, self.folder / "model"
         with Run(self.folder).lock() if ranks.is_main else nullcontext():

@@ -41,8 +41,8 @@ def rehearse(recipe: Recipe, out: Path | None = None, parts: Registry | None = N
 
     A row has the stage, its seconds, the most memory in bytes (of the accelerator, or of the process), the bytes it
     wrote, and `real_seconds` and `real_bytes` of the whole run, None where they do not grow with it or are not known.
-    The rows are stored in rehearsal.json. Raises StoreError for a folder that
-    holds a run, and what `run` raises: a stage that fails here fails there too.
+    The rows are stored in rehearsal.json. Raises StoreError for a folder that holds a run, and what `run`
+    raises: a stage that fails here fails there too.
     """
     folder = out or Path("runs") / f"{recipe.name}-rehearsal"
     if (folder / "manifest.json").exists():  # finished stages would cost no time, and a real run would be cleared
